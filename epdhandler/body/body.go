@@ -1,0 +1,208 @@
+package body
+
+import (
+	"bytes"
+	"fmt"
+)
+
+// Field is a top-level member that the proxy reads or writes. All others are
+// passed on as they are.
+type Field uint8
+
+// The fields of requests and, for the last two, of engines' answers.
+const (
+	Model Field = iota
+	Messages
+	Stream
+	StreamOptions
+	MaxTokens
+	MaxCompletionTokens
+	MinTokens
+	ToolChoice
+	MMProcessorKwargs
+	MediaIOKwargs
+	Priority
+	SessionID
+	KVTransferParams
+	ECTransferParams
+	numFields
+)
+
+var fieldNames = [numFields]string{
+	Model:               "model",
+	Messages:            "messages",
+	Stream:              "stream",
+	StreamOptions:       "stream_options",
+	MaxTokens:           "max_tokens",
+	MaxCompletionTokens: "max_completion_tokens",
+	MinTokens:           "min_tokens",
+	ToolChoice:          "tool_choice",
+	MMProcessorKwargs:   "mm_processor_kwargs",
+	MediaIOKwargs:       "media_io_kwargs",
+	Priority:            "priority",
+	SessionID:           "session_id",
+	KVTransferParams:    "kv_transfer_params",
+	ECTransferParams:    "ec_transfer_params",
+}
+
+// String returns the member's name.
+func (f Field) String() string { return fieldNames[f] }
+
+func fieldOf(name []byte) (Field, bool) {
+	for f, n := range fieldNames {
+		if string(name) == n {
+			return Field(f), true
+		}
+	}
+	return 0, false
+}
+
+// place is where a top-level member stands.
+type place struct {
+	value Range
+	// before and after are where the delimiters around the member stand:
+	// "{" or "," before it, "," or "}" behind it. after is 0 if there is no
+	// such member.
+	before, after int
+}
+
+// Body is the index of a JSON object. It refers to the bytes that it was made
+// from, which must not change while it is in use.
+type Body struct {
+	// Items are the media items in document order; only [ParseChat] finds them.
+	Items []Item
+
+	bytes       []byte
+	open, close int // the braces
+	empty       bool
+	fields      [numFields]place
+}
+
+// Parse indexes a JSON object: a completions request, or an engine's answer.
+// Errors are of type *[Error].
+func Parse(b []byte) (*Body, error) {
+	return parse(b, nil)
+}
+
+// ParseChat indexes a chat completions request, whose messages must be a list
+// and hold at most maxItems media items. Errors are of type *[Error].
+func ParseChat(b []byte, maxItems int) (*Body, error) {
+	p := &mediaParser{max: maxItems}
+	body, err := parse(b, p)
+	if err != nil {
+		return nil, err
+	}
+	if !body.Has(Messages) {
+		return nil, &Error{Message: "'messages' is missing", Param: "messages"}
+	}
+	body.Items = p.items
+	return body, nil
+}
+
+func parse(b []byte, media *mediaParser) (*Body, error) {
+	s := &scanner{b: b}
+	body := &Body{bytes: b}
+	if s.peek() != '{' {
+		return nil, notAnObject(s)
+	}
+	body.open = s.i
+	body.empty = true
+	var (
+		seen names
+		last *place
+	)
+	err := s.object(&seen, func(m member) error {
+		body.empty = false
+		if last != nil {
+			last.after, last = m.before, nil
+		}
+		f, known := fieldOf(m.name)
+		start := s.i
+		var err error
+		if media != nil && known && f == Messages {
+			err = media.messages(s)
+		} else {
+			err = s.value()
+		}
+		if known {
+			last = &body.fields[f]
+			*last = place{value: Range{start, s.i}, before: m.before}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	body.close = s.i - 1
+	if last != nil {
+		last.after = body.close
+	}
+	return body, s.end()
+}
+
+// notAnObject tells apart what is no JSON at all from what is another value.
+func notAnObject(s *scanner) error {
+	if len(s.b) == s.i {
+		return &Error{Message: "the body is empty; send a JSON object"}
+	}
+	if err := s.value(); err != nil {
+		return err
+	}
+	if err := s.end(); err != nil {
+		return err
+	}
+	return &Error{Message: "the body must be a JSON object"}
+}
+
+// Has reports whether the body has the field.
+func (b *Body) Has(f Field) bool { return b.fields[f].after != 0 }
+
+// Value returns the field's value as written, nil if the body does not have it.
+func (b *Body) Value(f Field) []byte {
+	if !b.Has(f) {
+		return nil
+	}
+	return b.Slice(b.fields[f].value)
+}
+
+// Slice returns the bytes of a range.
+func (b *Body) Slice(r Range) []byte { return b.bytes[r.Start:r.End:r.End] }
+
+// An Entry is one member of an object, as written.
+type Entry struct {
+	Name  []byte // with quotes
+	Value []byte
+}
+
+// Entries returns the members of a JSON object in order. A value that is no
+// object is an error, and so is a member given twice.
+func Entries(object []byte) ([]Entry, error) {
+	s := &scanner{b: object}
+	if s.peek() != '{' {
+		return nil, &Error{Message: "not a JSON object"}
+	}
+	var (
+		seen    names
+		entries []Entry
+	)
+	err := s.object(&seen, func(m member) error {
+		start := s.i
+		err := s.value()
+		entries = append(entries, Entry{Name: object[m.raw.Start:m.raw.End], Value: object[start:s.i]})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return entries, s.end()
+}
+
+// IsNull reports whether a value is the literal null.
+func IsNull(value []byte) bool { return bytes.Equal(value, []byte("null")) }
+
+// IsObject reports whether a value, as a body holds it, is an object.
+func IsObject(value []byte) bool { return len(value) > 0 && value[0] == '{' }
+
+func partPath(message, part int) string {
+	return fmt.Sprintf("messages[%d].content[%d]", message, part)
+}

@@ -1,0 +1,137 @@
+package body
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestParseAccepts(t *testing.T) {
+	for name, in := range map[string]string{
+		"empty object":           `{}`,
+		"space around":           " \t\r\n{ \"a\" : 1 } \n",
+		"all kinds of values":    `{"a":[1,-0.5e+10,0,true,false,null,"x",{}],"b":{"c":[[]]}}`,
+		"every escape":           `{"a":"\"\\\/\b\f\n\r\t\u00e9\uD83D\uDC4B"}`,
+		"half a surrogate pair":  `{"a":"\ud800"}`,
+		"different halves":       `{"\ud800":1,"\ud801":2}`,
+		"multibyte":              `{"größe":"你好 👋🏽"}`,
+		"DEL":                    "{\"a\":\"\x7f\"}",
+		"duplicates further in":  `{"a":{"b":1,"b":2}}`,
+		"nested as deep as may":  `{"a":` + strings.Repeat("[", MaxDepth-1) + strings.Repeat("]", MaxDepth-1) + `}`,
+		"names that differ":      `{"Model":1,"model":2,"MODEL":3}`,
+		"more names than a list": manyNames(100),
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse([]byte(in))
+			require.NoError(t, err)
+			assert.True(t, json.Valid([]byte(in)), "the test itself is wrong")
+		})
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for name, tc := range map[string]struct{ in, want string }{
+		"nothing":               {"", "the body is empty"},
+		"only space":            {" \n", "the body is empty"},
+		"text":                  {"hello", "not valid JSON: unexpected character at byte 0"},
+		"byte order mark":       {"\ufeff{}", "not valid JSON"},
+		"list":                  {"[]", "must be a JSON object"},
+		"number":                {"1", "must be a JSON object"},
+		"list with a tail":      {"[] x", "unexpected data after the object"},
+		"trailing bytes":        {"{} x", "unexpected data after the object at byte 3"},
+		"two documents":         {"{}{}", "unexpected data after the object at byte 2"},
+		"zero byte behind":      {"{}\x00", "unexpected data after the object"},
+		"ends in an object":     {`{"a":1`, "it ends early, at byte 6"},
+		"ends in a name":        {`{"a`, "it ends early"},
+		"ends in a string":      {`{"a":"x`, "it ends early"},
+		"ends in an escape":     {`{"a":"\`, "it ends early"},
+		"ends in \\u":           {`{"a":"\u00`, "it ends early"},
+		"ends in a list":        {`{"a":[1,`, "it ends early"},
+		"ends in a literal":     {`{"a":tru`, "not valid JSON"},
+		"trailing comma":        {`{"a":1,}`, "expected the name of a member at byte 7"},
+		"trailing comma, list":  {`{"a":[1,]}`, "unexpected character at byte 8"},
+		"no colon":              {`{"a" 1}`, "expected ':'"},
+		"no comma":              {`{"a":1 "b":2}`, "expected ',' or '}'"},
+		"no comma, list":        {`{"a":[1 2]}`, "expected ',' or ']'"},
+		"bare name":             {`{a:1}`, "expected the name of a member"},
+		"leading zero":          {`{"a":01}`, "expected ',' or '}'"},
+		"plus":                  {`{"a":+1}`, "unexpected character"},
+		"lone minus":            {`{"a":-}`, "malformed number"},
+		"no fraction":           {`{"a":1.}`, "malformed number"},
+		"no exponent":           {`{"a":1e}`, "malformed number"},
+		"NaN":                   {`{"a":NaN}`, "unexpected character"},
+		"bad literal":           {`{"a":trux}`, "unexpected literal"},
+		"control character":     {"{\"a\":\"x\ny\"}", "control character in a string at byte 7"},
+		"bad escape":            {`{"a":"\x41"}`, "invalid escape in a string"},
+		"bad hexadecimal":       {`{"a":"\u00g0"}`, "invalid escape in a string"},
+		"invalid UTF-8":         {"{\"a\":\"\xff\"}", "invalid UTF-8 at byte 6"},
+		"overlong UTF-8":        {"{\"a\":\"\xc0\x80\"}", "invalid UTF-8"},
+		"surrogate as UTF-8":    {"{\"a\":\"\xed\xa0\x80\"}", "invalid UTF-8"},
+		"duplicate":             {`{"model":"a","model":"b"}`, "the member 'model' at byte 13 is given twice"},
+		"duplicate, escaped":    {`{"model":"a","m\u006fdel":"b"}`, "the member 'model' at byte 13 is given twice"},
+		"duplicate, surrogates": {`{"\ud83d\ude00":1,"😀":2}`, "given twice"},
+		"duplicate, secret":     {`{"What I Think":1,"What I Think":2}`, "the member at byte 18 is given twice"},
+		"duplicate of many":     {strings.TrimSuffix(manyNames(100), "}") + `,"n7":1}`, "given twice"},
+		"nested too deep":       {`{"a":` + strings.Repeat("[", MaxDepth) + strings.Repeat("]", MaxDepth) + `}`, "nested deeper than 1000 levels"},
+		"nested without end":    {`{"a":` + strings.Repeat(`{"a":`, 100_000), "nested deeper than 1000 levels"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse([]byte(tc.in))
+			var e *Error
+			require.ErrorAs(t, err, &e)
+			assert.Contains(t, e.Message, tc.want)
+		})
+	}
+}
+
+// Long strings are stepped over many bytes at a time: a special character must
+// be seen at every position of such a step.
+func TestParseSeesEveryPosition(t *testing.T) {
+	for n := range 80 {
+		for bad, want := range map[string]string{"\n": "control character", "\xff": "invalid UTF-8", `\x`: "invalid escape"} {
+			_, err := Parse([]byte(`{"a":"` + strings.Repeat("~", n) + bad + strings.Repeat("~", 40) + `"}`))
+			assert.ErrorContains(t, err, fmt.Sprintf("%s%s at byte %d", want, map[bool]string{true: " in a string"}[bad != "\xff"], 6+n))
+		}
+		for _, good := range []string{`\"`, "é", " ", "\x7f", "!"} {
+			in := `{"a":"` + strings.Repeat("~", n) + good + strings.Repeat("~", 40) + `"}`
+			_, err := Parse([]byte(in))
+			assert.NoError(t, err, in)
+		}
+	}
+}
+
+func TestFields(t *testing.T) {
+	b, err := Parse([]byte(`{"m\u006fdel" : "x" , "stream":true,"max_tokens": 1e2 ,"unknown":{"model":"y"}}`))
+	require.NoError(t, err)
+	assert.Equal(t, `"x"`, string(b.Value(Model)))
+	assert.Equal(t, `true`, string(b.Value(Stream)))
+	assert.Equal(t, `1e2`, string(b.Value(MaxTokens)))
+	assert.False(t, b.Has(Messages))
+	assert.Nil(t, b.Value(Messages))
+}
+
+func TestEntries(t *testing.T) {
+	e, err := Entries([]byte(` {"a" : {"x": [1, 2]}, "b\u0062":"<&>" } `))
+	require.NoError(t, err)
+	require.Len(t, e, 2)
+	assert.Equal(t, `"a"`, string(e[0].Name))
+	assert.Equal(t, `{"x": [1, 2]}`, string(e[0].Value))
+	assert.Equal(t, `"b\u0062"`, string(e[1].Name))
+	assert.Equal(t, `"<&>"`, string(e[1].Value))
+	for _, bad := range []string{``, `null`, `[]`, `{"a":1,"a":2}`, `{"a":1} x`} {
+		_, err := Entries([]byte(bad))
+		assert.Error(t, err, bad)
+	}
+}
+
+func manyNames(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `,"n%d":%d`, i, i)
+	}
+	return "{" + b.String()[1:] + "}"
+}

@@ -1,0 +1,157 @@
+package body
+
+import "fmt"
+
+// Item is a media item: one part of a message's content that an encoder turns
+// into embeddings.
+type Item struct {
+	Message, Part int // position in messages, and in that message's content
+
+	// Range is the whole part, from brace to brace.
+	Range Range
+}
+
+// Path is where the item stands in the request, such as "messages[0].content[2]".
+func (i Item) Path() string { return partPath(i.Message, i.Part) }
+
+// mediaKeys are the members that carry media, in the order in which vLLM looks
+// for them in a part that does not tell its type.
+var mediaKeys = [...]string{"image_url", "audio_url", "input_audio", "video_url"}
+
+const inputAudio = "input_audio"
+
+// mediaParser finds the media items of a request's messages.
+type mediaParser struct {
+	items []Item
+	max   int
+}
+
+func (p *mediaParser) messages(s *scanner) error {
+	if s.peek() != '[' {
+		return &Error{Message: "'messages' must be a list", Param: "messages"}
+	}
+	return s.list(func(message int) error {
+		if s.peek() != '{' {
+			return s.value() // for the engine to refuse
+		}
+		var seen names
+		return s.object(&seen, func(m member) error {
+			if string(m.name) != "content" || s.peek() != '[' {
+				return s.value()
+			}
+			return s.list(func(part int) error { return p.part(s, message, part) })
+		})
+	})
+}
+
+// part is what one content part says of itself. Members come in any order, so
+// what it is can be told only at its end.
+type part struct {
+	typ     string // the type, if it is one that carries media or is another string
+	typed   bool   // type is there and not null
+	uuid    bool   // uuid is there and not null
+	present [len(mediaKeys)]bool
+	known   [len(mediaKeys)]bool // the value has a known form
+}
+
+func (p *mediaParser) part(s *scanner, message, index int) error {
+	if s.peek() != '{' {
+		return s.value() // plain strings are text
+	}
+	var (
+		seen names
+		it   part
+	)
+	start := s.i
+	err := s.object(&seen, func(m member) error { return it.member(s, m) })
+	if err != nil {
+		return err
+	}
+	key, ok := it.media()
+	if !ok {
+		return nil
+	}
+	if !it.known[key] {
+		return unknownForm(key, message, index)
+	}
+	if len(p.items) == p.max {
+		return &Error{Message: fmt.Sprintf("the request has more than %d media items", p.max), Param: "messages"}
+	}
+	p.items = append(p.items, Item{Message: message, Part: index, Range: Range{start, s.i}})
+	return nil
+}
+
+func (it *part) member(s *scanner, m member) error {
+	for key, name := range mediaKeys {
+		if string(m.name) == name {
+			return it.mediaValue(s, key)
+		}
+	}
+	switch string(m.name) {
+	case "uuid":
+		it.uuid = s.peek() != 'n'
+	case "type":
+		it.typed = s.peek() != 'n'
+		if s.peek() == '"' {
+			r, err := s.str()
+			it.typ = string(unescape(s.b[r.Start:r.End]))
+			return err
+		}
+	}
+	return s.value()
+}
+
+// mediaValue steps over the value of a member that may carry media. The known
+// forms are {"url": "…"}, for input_audio {"data": "…", …}, and for the URLs also
+// a plain string (vLLM, chat_utils).
+func (it *part) mediaValue(s *scanner, key int) error {
+	payload := "url"
+	if mediaKeys[key] == inputAudio {
+		payload = "data"
+	}
+	it.present[key] = s.peek() != 'n'
+	switch s.peek() {
+	case '"':
+		it.known[key] = payload == "url"
+	case '{':
+		var seen names
+		return s.object(&seen, func(m member) error {
+			if string(m.name) == payload {
+				it.known[key] = s.peek() == '"'
+			}
+			return s.value()
+		})
+	}
+	return s.value()
+}
+
+// media tells which of the media keys the part is about, as vLLM does: its type
+// says so or, if there is none, or there is a uuid, the first key that is there.
+func (it *part) media() (key int, ok bool) {
+	for key, name := range mediaKeys {
+		if it.typ == name {
+			return key, true
+		}
+	}
+	if it.typed && !it.uuid {
+		return 0, false
+	}
+	for key, present := range it.present {
+		if present {
+			return key, true
+		}
+	}
+	return 0, false
+}
+
+func unknownForm(key, message, index int) error {
+	name := mediaKeys[key]
+	want := fmt.Sprintf(`{"url": "…"} or a string`)
+	if name == inputAudio {
+		want = `{"data": "…", "format": "…"}`
+	}
+	return &Error{
+		Message: fmt.Sprintf("the %s in part %d of message %d has no known form: it must be %s", name, index, message, want),
+		Param:   partPath(message, index) + "." + name,
+	}
+}

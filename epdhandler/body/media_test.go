@@ -1,0 +1,132 @@
+package body
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func chat(parts ...string) string {
+	return `{"messages":[{"role":"user","content":[` + strings.Join(parts, ",") + `]}]}`
+}
+
+func TestItems(t *testing.T) {
+	for _, part := range []string{
+		`{"type":"image_url","image_url":{"url":"https://x/y.png","detail":"low"}}`,
+		`{"type":"image_url","image_url":"data:image/png;base64,AAAA"}`,
+		`{"image_url":"https://x/y.png"}`,
+		`{"image_url":{"url":"file:///x.png"}}`,
+		`{"image_url":{"url":"https://x/y.png"},"type":"image_url"}`,
+		`{"type":null,"image_url":"https://x/y.png"}`,
+		`{"type":"audio_url","audio_url":{"url":"https://x/y.wav"}}`,
+		`{"audio_url":"https://x/y.wav"}`,
+		`{"type":"video_url","video_url":{"url":"https://x/y.mp4"}}`,
+		`{"video_url":"https://x/y.mp4"}`,
+		`{"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}}`,
+		`{"input_audio":{"format":"wav","data":"AAAA"}}`,
+		`{"\u0074ype":"\u0069mage_url","\u0069mage_url":{"\u0075rl":"https://x"}}`,
+		`{"type":"text","text":"x","uuid":"u","image_url":"https://x"}`, // vLLM goes by the key where there is a uuid
+		` { "type" : "image_url" , "image_url" : { "url" : "" } } `,
+	} {
+		t.Run(part, func(t *testing.T) {
+			b, err := ParseChat([]byte(chat(`{"type":"text","text":"hi"}`, part, `"plain"`)), 1)
+			require.NoError(t, err)
+			require.Len(t, b.Items, 1)
+			assert.Equal(t, strings.TrimSpace(part), string(b.Slice(b.Items[0].Range)))
+			assert.Equal(t, "messages[0].content[1]", b.Items[0].Path())
+		})
+	}
+}
+
+func TestNoItems(t *testing.T) {
+	for _, part := range []string{
+		`{"type":"text","text":"image_url"}`,
+		`{"type":"text","text":"x","image_url":"https://x"}`,
+		`{"type":"image_embeds","image_embeds":{"a":"AAAA"},"uuid":"u"}`,
+		`{"image_embeds":"AAAA"}`,
+		`{"type":"audio_embeds","audio_embeds":"AAAA"}`,
+		`{"type":"video_embeds","video_embeds":"AAAA"}`,
+		`{"type":5,"image_url":"x"}`,
+		`{"image_url":null}`,
+		`{"IMAGE_URL":"x"}`,
+		`"https://x/y.png"`,
+		`{}`, `null`, `[{"type":"image_url","image_url":"x"}]`,
+	} {
+		t.Run(part, func(t *testing.T) {
+			b, err := ParseChat([]byte(chat(part)), 0)
+			require.NoError(t, err)
+			assert.Empty(t, b.Items)
+		})
+	}
+}
+
+func TestItemsOfAllMessagesInOrder(t *testing.T) {
+	b, err := ParseChat([]byte(`{"model":"m","messages":[
+		{"role":"system","content":"text"},
+		{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":"1"},{"image_url":"2"}]},
+		{"content":[{"type":"video_url","video_url":"3"}],"role":"tool"},
+		"odd", {"role":"assistant","content":null}]}`), 3)
+	require.NoError(t, err)
+	var paths []string
+	for _, i := range b.Items {
+		paths = append(paths, i.Path())
+	}
+	assert.Equal(t, []string{"messages[1].content[1]", "messages[1].content[2]", "messages[2].content[0]"}, paths)
+}
+
+func TestParseChatRefuses(t *testing.T) {
+	item := `{"type":"image_url","image_url":"x"}`
+	for name, tc := range map[string]struct{ in, want, param string }{
+		"no messages":               {`{"model":"m"}`, "'messages' is missing", "messages"},
+		"messages null":             {`{"messages":null}`, "'messages' must be a list", "messages"},
+		"messages an object":        {`{"messages":{}}`, "'messages' must be a list", "messages"},
+		"value missing":             {chat(`{"type":"text","text":""}`, `{"type":"image_url"}`), "image_url in part 1 of message 0 has no known form", "messages[0].content[1].image_url"},
+		"value null":                {chat(`{"type":"image_url","image_url":null,"uuid":"u"}`), "no known form", "messages[0].content[0].image_url"},
+		"value a number":            {chat(`{"type":"video_url","video_url":7}`), `video_url in part 0 of message 0 has no known form: it must be {"url": "…"} or a string`, "messages[0].content[0].video_url"},
+		"value a list":              {chat(`{"audio_url":["x"]}`), "no known form", "messages[0].content[0].audio_url"},
+		"no url":                    {chat(`{"type":"image_url","image_url":{"URL":"x"}}`), "no known form", "messages[0].content[0].image_url"},
+		"url a number":              {chat(`{"type":"image_url","image_url":{"url":1}}`), "no known form", "messages[0].content[0].image_url"},
+		"audio as a string":         {chat(`{"type":"input_audio","input_audio":"AAAA"}`), `it must be {"data": "…", "format": "…"}`, "messages[0].content[0].input_audio"},
+		"audio without data":        {chat(`{"type":"input_audio","input_audio":{"url":"x"}}`), "no known form", "messages[0].content[0].input_audio"},
+		"other key than type":       {chat(`{"type":"image_url","video_url":"x"}`), "image_url in part 0", "messages[0].content[0].image_url"},
+		"too many items":            {chat(item, item, item), "more than 2 media items", "messages"},
+		"duplicate in a message":    {`{"messages":[{"role":"user","content":[],"content":[]}]}`, "'content' at byte", ""},
+		"duplicate in a part":       {chat(`{"type":"text","type":"image_url","image_url":"x"}`), "'type' at byte", ""},
+		"duplicate, escaped name":   {chat(`{"image_url":"x","\u0069mage_url":"y"}`), "'image_url' at byte", ""},
+		"duplicate in media object": {chat(`{"type":"image_url","image_url":{"url":"x","url":"y"}}`), "'url' at byte", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := ParseChat([]byte(tc.in), 2)
+			var e *Error
+			require.ErrorAs(t, err, &e)
+			assert.Contains(t, e.Message, tc.want)
+			assert.Equal(t, tc.param, e.Param)
+		})
+	}
+}
+
+func BenchmarkParseChat(b *testing.B) {
+	image := func(size int) string {
+		return fmt.Sprintf(`{"type":"image_url","image_url":{"url":"data:image/png;base64,%s"}}`, strings.Repeat("iVBORw0KGgo/", size/12))
+	}
+	text := `{"type":"text","text":"` + strings.Repeat("What is in this picture? ", 80) + `"}`
+	for name, in := range map[string]string{
+		"text of 2 kB":       chat(text),
+		"4 images of 2.7 MB": chat(text, image(2_700_000), image(2_700_000), image(2_700_000), image(2_700_000)),
+		"20,000 tiny parts":  chat(strings.Repeat(`{"type":"text","text":"x"},`, 20_000) + text),
+	} {
+		b.Run(name, func(b *testing.B) {
+			in := []byte(in)
+			b.SetBytes(int64(len(in)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := ParseChat(in, 128); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
