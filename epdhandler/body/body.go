@@ -206,3 +206,8 @@ func IsObject(value []byte) bool { return len(value) > 0 && value[0] == '{' }
 func partPath(message, part int) string {
 	return fmt.Sprintf("messages[%d].content[%d]", message, part)
 }
+
+// IsString reports whether a value is a string that stands for s.
+func IsString(value []byte, s string) bool {
+	return len(value) >= 2 && value[0] == '"' && string(unescape(value[1:len(value)-1])) == s
+}

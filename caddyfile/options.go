@@ -1,0 +1,149 @@
+package caddyfile
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"github.com/dustin/go-humanize"
+)
+
+// Pool is an option with the syntax of reverse_proxy: <name> <upstreams...> { … }.
+func Pool(to **reverseproxy.Handler) Option {
+	return func(s *Segment) error {
+		args := strings.Join(s.RemainingArgs(), " ")
+		if strings.Contains(args, ",") {
+			spaced := strings.Fields(strings.ReplaceAll(args, ",", " "))
+			return s.Errf("upstreams are separated by spaces, not commas; write '%s %s'", s.Name(), strings.Join(spaced, " "))
+		}
+		rp := new(reverseproxy.Handler)
+		d := caddyfile.NewDispenser(s.tokens)
+		if err := rp.UnmarshalCaddyfile(d); err != nil {
+			if ours := s.misplaced(); ours != nil {
+				return ours
+			}
+			return err
+		}
+		if err := rp.FinalizeUnmarshalCaddyfile(s.WithDispenser(d)); err != nil {
+			return err
+		}
+		if len(rp.Upstreams) == 0 && rp.DynamicUpstreamsRaw == nil {
+			return s.Errf("%s has no upstreams; write '%s host:port', with one or more of them", s.Name(), s.Name())
+		}
+		*to = rp
+		return nil
+	}
+}
+
+// misplaced finds an option of the directive in the block of a pool.
+func (s *Segment) misplaced() error {
+	d := caddyfile.NewDispenser(s.tokens)
+	d.Next()
+	d.RemainingArgs()
+	for d.NextBlock(0) {
+		if _, ours := s.options[d.Val()]; ours {
+			return d.Errf("'%s' is no option of a pool: write it beside %s, not in its block", d.Val(), s.Name())
+		}
+		d.NextSegment()
+	}
+	return nil
+}
+
+// OptionalPool is a [Pool] that can be switched off: <name> disable | none | "".
+func OptionalPool(to **reverseproxy.Handler) Option {
+	pool := Pool(to)
+	return func(s *Segment) error {
+		if len(s.tokens) > 1 {
+			switch off := s.tokens[1].Text; off {
+			case "disable", "none", "":
+				s.Next()
+				if s.Next() {
+					return s.Errf("'%s' switches %s off, so that nothing can follow; write either upstreams or '%s'", off, s.Name(), off)
+				}
+				return nil
+			}
+		}
+		return pool(s)
+	}
+}
+
+// Int is a positive number.
+func Int(to *int) Option {
+	return func(s *Segment) error {
+		n, err := s.number(1)
+		if err == nil {
+			*to = n
+		}
+		return err
+	}
+}
+
+// OptionalInt is a number that may be 0, which is not the same as nothing.
+func OptionalInt(to **int) Option {
+	return func(s *Segment) error {
+		n, err := s.number(0)
+		if err == nil {
+			*to = &n
+		}
+		return err
+	}
+}
+
+func (s *Segment) number(least int) (int, error) {
+	arg, err := s.argument("a number such as 2")
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(arg)
+	if err != nil || n < least {
+		return 0, s.Errf("bad number '%s' for %s; write one such as 2", arg, s.Name())
+	}
+	return n, nil
+}
+
+// Duration is a positive length of time.
+func Duration(to *caddy.Duration) Option {
+	return func(s *Segment) error {
+		arg, err := s.argument("a duration such as 30s")
+		if err != nil {
+			return err
+		}
+		d, err := caddy.ParseDuration(arg)
+		if err != nil || d <= 0 {
+			return s.Errf("bad duration '%s' for %s; write one such as 500ms, 30s or 2m", arg, s.Name())
+		}
+		*to = caddy.Duration(d)
+		return nil
+	}
+}
+
+// Size is a positive number of bytes.
+func Size(to *int64) Option {
+	return func(s *Segment) error {
+		arg, err := s.argument("a size such as 64MiB")
+		if err != nil {
+			return err
+		}
+		n, err := humanize.ParseBytes(arg)
+		if err != nil || n == 0 || int64(n) < 0 {
+			return s.Errf("bad size '%s' for %s; write one such as 512KiB, 64MiB or 1GiB", arg, s.Name())
+		}
+		*to = int64(n)
+		return nil
+	}
+}
+
+// argument returns the only argument.
+func (s *Segment) argument(want string) (string, error) {
+	if !s.NextArg() {
+		return "", s.Errf("%s needs an argument: %s", s.Name(), want)
+	}
+	arg := s.Val()
+	if s.Next() {
+		return "", s.Errf("unexpected '%s': %s has one argument, %s", s.Val(), s.Name(), want)
+	}
+	s.Prev()
+	return arg, nil
+}

@@ -1,0 +1,116 @@
+package epdhandler
+
+import (
+	"bytes"
+	"errors"
+	"net/http"
+)
+
+// maxAnswer bounds what is kept of an encoder's or prefill's answer. It is far
+// above what they say, except when a client wants log probabilities of a very
+// long prompt.
+const maxAnswer = 64 << 20
+
+var errAnswerTooLarge = errors.New("the answer is too large")
+
+// answer is an engine's answer, kept in memory. It is the http.ResponseWriter of
+// a sub-request whose answer the client does not get to see as it is.
+type answer struct {
+	status   int // 0: none yet
+	header   http.Header
+	body     bytes.Buffer
+	tooLarge bool
+}
+
+// Header implements http.ResponseWriter.
+func (a *answer) Header() http.Header {
+	if a.header == nil {
+		a.header = make(http.Header)
+	}
+	return a.header
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (a *answer) WriteHeader(status int) {
+	if a.status == 0 && status >= 200 {
+		a.status = status
+	}
+}
+
+// Write implements http.ResponseWriter.
+func (a *answer) Write(p []byte) (int, error) {
+	if a.body.Len()+len(p) > maxAnswer {
+		a.tooLarge = true
+		return 0, errAnswerTooLarge
+	}
+	return a.body.Write(p)
+}
+
+// response is the http.ResponseWriter of decode. It holds an answer back until
+// its status is accepted. From then on all goes to the client, as it comes.
+type response struct {
+	client http.ResponseWriter
+	id     string                // x-request-id for the client
+	accept func(status int) bool // whether the client gets an answer of this status
+
+	held      answer // what was not accepted
+	committed bool   // the client has the status
+	gone      bool   // writing to the client failed
+}
+
+// Header implements http.ResponseWriter.
+func (w *response) Header() http.Header {
+	if w.committed {
+		return w.client.Header()
+	}
+	return w.held.Header()
+}
+
+// WriteHeader implements http.ResponseWriter. Informational answers are not
+// passed on: the client hears nothing before decode has answered.
+func (w *response) WriteHeader(status int) {
+	if w.committed || status < 200 {
+		return
+	}
+	if !w.accept(status) {
+		w.held.WriteHeader(status)
+		return
+	}
+	w.commit(status, w.held.header)
+}
+
+// commit gives the client the status and the header.
+func (w *response) commit(status int, header http.Header) {
+	h := w.client.Header()
+	delete(h, "Server") // as reverse_proxy does where it is not wrapped
+	for name, values := range header {
+		h[name] = append(h[name], values...)
+	}
+	h["X-Request-Id"] = []string{w.id}
+	w.committed = true
+	w.client.WriteHeader(status)
+}
+
+// deliver gives the client an answer that was held back.
+func (w *response) deliver(a *answer) {
+	w.commit(a.status, a.header)
+	_, _ = w.client.Write(a.body.Bytes())
+}
+
+// Write implements http.ResponseWriter.
+func (w *response) Write(p []byte) (int, error) {
+	if !w.committed {
+		return w.held.Write(p)
+	}
+	n, err := w.client.Write(p)
+	w.gone = w.gone || err != nil
+	return n, err
+}
+
+// FlushError implements the Flush of http.ResponseController.
+func (w *response) FlushError() error {
+	if !w.committed {
+		return nil
+	}
+	return http.NewResponseController(w.client).Flush()
+}

@@ -1,0 +1,124 @@
+package epdhandler
+
+import (
+	"net/http"
+	"slices"
+
+	"go.uber.org/zap"
+)
+
+// attempts counts what one stage of a request (in encode: one media item) has
+// tried, and decides whether it may try again.
+//
+// Caddy's own retries cannot do this: they may choose the dead instance again,
+// throw away the answer that they retry on, and do not know what an attempt has
+// spent. Where a user configures them, they happen inside an attempt.
+type attempts struct {
+	pool     *pool
+	left     int      // further attempts that may be made
+	late     int      // further attempts that may be made after a time limit
+	repeats  []int    // statuses that lead to another attempt
+	failed   []string // instances that failed
+	made     int
+	reached  int // attempts that an engine may have seen
+	upstream string
+	last     *failure
+}
+
+func (x *exchange) attempts(p *pool) *attempts {
+	a := &attempts{pool: p, left: *x.h.Retries, repeats: gatewayErrors}
+	switch p.stage {
+	case "encode":
+		a.late = 1
+		a.repeats = serverErrors
+	case "prefill":
+		a.repeats = serverErrors
+	}
+	return a
+}
+
+var (
+	gatewayErrors = []int{http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
+	serverErrors  = append([]int{http.StatusInternalServerError}, gatewayErrors...)
+)
+
+// begin notes that an attempt is made with c.
+func (a *attempts) begin(c *call) {
+	a.made++
+	c.skip = a.failed
+}
+
+// note keeps what is known of the attempt when it is over.
+func (a *attempts) note(c *call) {
+	if c.upstream() != "" {
+		a.upstream = c.upstream()
+	}
+	if c.reached {
+		a.reached++
+	}
+}
+
+// repeatable reports whether an answer of this status would lead to another
+// attempt if another instance were available.
+func (a *attempts) repeatable(status int) bool {
+	return a.left > 0 && slices.Contains(a.repeats, status)
+}
+
+// settle decides after a failed attempt whether there is another one, and logs the
+// failure. If it was the last one, f becomes what the client gets.
+func (x *exchange) settle(a *attempts, f *failure) {
+	if f.reason == unavailable && a.last != nil {
+		*f = *a.last // the others have gone as well in the meantime
+	}
+	a.last = f
+	a.failed = append(slices.Clip(a.failed), f.call.chosen...)
+	f.final = !a.may(f) || !a.pool.othersThan(a.failed)
+	if !f.final && f.reason != refused {
+		a.left--
+	}
+	if !f.final && f.reason == timedOut {
+		a.late--
+	}
+	x.logFailure(f, a.made)
+}
+
+// may reports whether a failure is one after which another attempt makes sense.
+func (a *attempts) may(f *failure) bool {
+	switch f.reason {
+	case refused:
+		return true // bounded by the size of the pool
+	case broken:
+		return a.left > 0
+	case timedOut:
+		return a.left > 0 && a.late > 0
+	case badStatus:
+		return a.repeatable(f.engine.status)
+	}
+	return false
+}
+
+// logFailure logs a failed attempt, unless the client has gone or a sibling has
+// failed, which is not its fault.
+func (x *exchange) logFailure(f *failure, attempt int) {
+	if f.reason == canceled {
+		return
+	}
+	fields := []zap.Field{
+		zap.String("request_id", x.id),
+		zap.String("stage", f.stage),
+		zap.String("upstream", f.call.upstream()),
+		zap.Int("attempt", attempt),
+		zap.String("reason", string(f.reason)),
+		zap.Int("status", f.verdict.status),
+		zap.Bool("retrying", !f.final),
+		zap.Error(f.cause),
+	}
+	if f.item != "" {
+		fields = append(fields, zap.String("item", f.item))
+	}
+	if !f.final || f.verdict.status < http.StatusInternalServerError {
+		x.h.logger.Warn("attempt failed", fields...)
+	} else {
+		x.h.logger.Error("request failed", fields...)
+	}
+}

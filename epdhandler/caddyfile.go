@@ -1,0 +1,56 @@
+package epdhandler
+
+import (
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-epd/caddy-epd/caddyfile"
+)
+
+func init() {
+	httpcaddyfile.RegisterHandlerDirective("epd_proxy", parseCaddyfile)
+	httpcaddyfile.RegisterDirectiveOrder("epd_proxy", httpcaddyfile.Before, "reverse_proxy")
+}
+
+// options is the one table of what can stand in the directive's block.
+func (h *Handler) options() caddyfile.Options {
+	return caddyfile.Options{
+		"encode":  caddyfile.Pool(&h.Encode),
+		"prefill": caddyfile.OptionalPool(&h.Prefill),
+		"decode":  caddyfile.Pool(&h.Decode),
+
+		"retries":            caddyfile.OptionalInt(&h.Retries),
+		"encode_concurrency": caddyfile.Int(&h.EncodeConcurrency),
+		"encode_timeout":     caddyfile.Duration(&h.EncodeTimeout),
+		"max_body_size":      caddyfile.Size(&h.MaxBodySize),
+		"max_media_items":    caddyfile.Int(&h.MaxMediaItems),
+	}
+}
+
+// parseCaddyfile sets up the handler from Caddyfile tokens. Syntax:
+//
+//	epd_proxy [<matcher>] {
+//		encode  <upstreams...> {
+//			<options of reverse_proxy...>
+//		}
+//		prefill disable | <upstreams...> {
+//			<options of reverse_proxy...>
+//		}
+//		decode  <upstreams...> {
+//			<options of reverse_proxy...>
+//		}
+//
+//		retries            <number>
+//		encode_concurrency <number>
+//		encode_timeout     <duration>
+//		max_body_size      <size>
+//		max_media_items    <number>
+//	}
+//
+// Upstreams are given as in reverse_proxy, as host:port or as URLs, separated by
+// spaces. encode and decode are required. "prefill disable" (or none, or "") is the
+// same as no prefill at all: the decode pool then does prefill as well.
+func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	h := new(Handler)
+	return h, caddyfile.Parse(helper, h.options(), "encode", "decode")
+}

@@ -1,0 +1,68 @@
+package epdhandler
+
+import (
+	"net/http"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+)
+
+// decode has the answer generated, with one attempt. The client gets it as it
+// comes, as soon as its status is one that need not be tried elsewhere.
+func (x *exchange) decode() *failure {
+	defer x.report.decode.time(x.decoding)()
+	ctx := x.r.Context()
+	c := &call{
+		method:       http.MethodGet, // HEAD too: engines know only GET, and the server leaves the body out
+		path:         x.r.URL.Path,
+		id:           x.attemptID(x.decoding),
+		keepEncoding: true,
+	}
+	if x.body != nil {
+		c.method = http.MethodPost
+		c.body = decodeBody(x.body, x.kv, x.handles, x.h.prefill != nil)
+	}
+	w := x.response()
+	x.decoding.begin(c)
+	err := x.do(ctx, x.h.decode, c, w)
+	x.decoding.note(c)
+	switch {
+	case !w.committed:
+		f := judge(ctx, "decode", c, &w.held, err)
+		x.settle(x.decoding, f)
+		return f
+	case err != nil:
+		x.abort(c, w, err)
+	}
+	return nil
+}
+
+// response is the way to the client.
+func (x *exchange) response() *response {
+	return &response{client: x.w, id: x.id, accept: func(status int) bool {
+		// reverse_proxy says 499 for a client that went away
+		return !x.decoding.repeatable(status) && x.r.Context().Err() == nil
+	}}
+}
+
+// abort ends an answer that broke off in its middle: the client must not take
+// half of it for the whole.
+func (x *exchange) abort(c *call, w *response, cause error) {
+	if w.gone || x.r.Context().Err() != nil {
+		x.report.outcome = outcomeClientClosed
+	} else {
+		x.report.outcome = outcomeBrokeOff
+		f := brokenAnswer("decode", c, cause)
+		f.final = true
+		x.logFailure(f, x.decoding.made)
+	}
+	panic(http.ErrAbortHandler)
+}
+
+// decodeBody is the client's body with what the stages before have left for
+// decode. A prefill has consumed the encoders' handles.
+func decodeBody(b *body.Body, kv, handles []byte, prefilled bool) *body.Segments {
+	if prefilled {
+		handles = nil
+	}
+	return b.Rewrite(carry(body.KVTransferParams, kv), carry(body.ECTransferParams, handles))
+}

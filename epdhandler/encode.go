@@ -1,0 +1,173 @@
+package epdhandler
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+)
+
+const chatPath = "/v1/chat/completions"
+
+// encode has every media item encoded, so many at a time as are allowed. The
+// first item that fails for good ends the others.
+func (x *exchange) encode() *failure {
+	if x.encoded || len(x.body.Items) == 0 {
+		x.encoded = true
+		return nil
+	}
+	if x.encoding == nil {
+		x.encoding = make([]*attempts, len(x.body.Items))
+		for i := range x.encoding {
+			x.encoding[i] = x.attempts(x.h.encode)
+		}
+	}
+	defer x.report.encode.time(x.encoding...)()
+
+	ctx, cancel := context.WithCancel(x.r.Context()) // not an errgroup's: its cancellation counts against healthy instances
+	defer cancel()
+	var (
+		wg      sync.WaitGroup
+		once    sync.Once
+		first   *failure
+		taken   atomic.Int64
+		entries = make([][]body.Entry, len(x.body.Items))
+	)
+	for range min(x.h.EncodeConcurrency, len(x.body.Items)) {
+		wg.Go(func() {
+			for i := taken.Add(1) - 1; i < int64(len(x.body.Items)); i = taken.Add(1) - 1 {
+				var f *failure
+				if entries[i], f = x.encodeItem(ctx, int(i)); f != nil {
+					once.Do(func() { first = f })
+					cancel()
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if first != nil {
+		return first
+	}
+	x.encoded = true
+	x.handles = mergeEntries(entries)
+	return nil
+}
+
+// encodeItem has one media item encoded and returns the entries of the answer's
+// ec_transfer_params.
+func (x *exchange) encodeItem(ctx context.Context, i int) ([]body.Entry, *failure) {
+	for {
+		entries, f := x.tryEncode(ctx, i)
+		if f == nil {
+			return entries, nil
+		}
+		if x.settle(x.encoding[i], f); f.final {
+			return nil, f
+		}
+	}
+}
+
+func (x *exchange) tryEncode(ctx context.Context, i int) ([]body.Entry, *failure) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(x.h.EncodeTimeout))
+	defer cancel()
+	item := x.body.Items[i]
+	c := &call{
+		method: http.MethodPost,
+		path:   chatPath,
+		id:     x.id + ":" + strconv.Itoa(i) + ":" + hex6(),
+		body:   encodeBody(x.body, item),
+	}
+	a, f := x.ask(ctx, x.encoding[i], c)
+	var entries []body.Entry
+	if f == nil {
+		var err error
+		if entries, err = transferEntries(a.body.Bytes()); err != nil {
+			f = brokenAnswer("encode", c, err)
+		}
+	}
+	if f != nil {
+		f.item = item.Path()
+	}
+	return entries, f
+}
+
+// ask makes an attempt whose answer is for the proxy.
+func (x *exchange) ask(ctx context.Context, a *attempts, c *call) (*answer, *failure) {
+	a.begin(c)
+	defer a.note(c)
+	answer := new(answer)
+	err := x.do(ctx, a.pool, c, answer)
+	return answer, judge(ctx, a.pool.stage, c, answer, err)
+}
+
+// encodeBody is the request that has one media item encoded (vLLM 0.11.1's
+// contract). What decides how media are processed goes along: with other options
+// on both sides the consumer would not find the embeddings.
+func encodeBody(b *body.Body, item body.Item) *body.Segments {
+	parts := make([][]byte, 0, 16)
+	parts = append(parts, []byte("{"))
+	if model := b.Value(body.Model); model != nil {
+		parts = append(parts, []byte(`"model":`), model, []byte(","))
+	}
+	parts = append(parts, []byte(`"messages":[{"role":"user","content":[`), b.Slice(item.Range), []byte(`]}],"max_tokens":1,"stream":false`))
+	for _, f := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs, body.Priority, body.SessionID} {
+		if v := b.Value(f); v != nil {
+			parts = append(parts, []byte(`,"`+f.String()+`":`), v)
+		}
+	}
+	return body.Join(append(parts, []byte("}"))...)
+}
+
+// transferEntries returns the entries of an encoder's ec_transfer_params. That
+// there are none is fine.
+func transferEntries(answer []byte) ([]body.Entry, error) {
+	b, err := body.Parse(answer)
+	if err != nil {
+		return nil, fmt.Errorf("reading the answer: %w", err)
+	}
+	params := b.Value(body.ECTransferParams)
+	if params == nil || body.IsNull(params) {
+		return nil, nil
+	}
+	entries, err := body.Entries(params)
+	if err != nil {
+		return nil, fmt.Errorf("reading ec_transfer_params: %w", err)
+	}
+	return entries, nil
+}
+
+// mergeEntries makes one object of the entries of all items, nil if there are
+// none. Items with the same media share an entry, the last one's.
+func mergeEntries(items [][]body.Entry) []byte {
+	var merged []body.Entry
+	at := make(map[string]int)
+	for _, entries := range items {
+		for _, e := range entries {
+			if i, ok := at[string(e.Name)]; ok {
+				merged[i] = e
+				continue
+			}
+			at[string(e.Name)] = len(merged)
+			merged = append(merged, e)
+		}
+	}
+	if merged == nil {
+		return nil
+	}
+	var out bytes.Buffer
+	for i, e := range merged {
+		out.WriteByte("{,"[min(i, 1)])
+		out.Write(e.Name)
+		out.WriteByte(':')
+		out.Write(e.Value)
+	}
+	out.WriteByte('}')
+	return out.Bytes()
+}

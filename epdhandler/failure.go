@@ -1,0 +1,208 @@
+package epdhandler
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+)
+
+// reason is why an attempt failed.
+type reason string
+
+const (
+	canceled    reason = "canceled"            // by the client, or because a sibling failed
+	timedOut    reason = "timed out"           // a time limit of ours or of the transport
+	unavailable reason = "no instance is up"   // there was nobody to ask
+	refused     reason = "no connection"       // the dial failed, the engine knows nothing
+	broken      reason = "broken answer"       // none at all, half of one, or nonsense
+	badStatus   reason = "bad status"          // anything but 2xx
+)
+
+// failure is why an attempt, or the whole request, failed, and what the client
+// gets if it is the last word.
+type failure struct {
+	reason  reason
+	stage   string
+	item    string // the media item, in encode
+	call    *call
+	final   bool    // there is no further attempt
+	cause   error   // for the log; never holds content
+	engine  *answer // the engine's answer, if there was one
+	verdict apiError
+}
+
+// judge returns why a call failed, nil if it was answered with 2xx.
+func judge(ctx context.Context, stage string, c *call, a *answer, err error) *failure {
+	f := &failure{stage: stage, call: c, cause: err}
+	timeout, isTimeout := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err)
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		f.reason = canceled
+	case ctx.Err() != nil:
+		f.reason, f.cause = timedOut, ctx.Err()
+	case err == nil && a.status/100 == 2:
+		return nil
+	case err == nil && a.status != 0:
+		f.reason, f.engine = badStatus, a
+		f.cause = fmt.Errorf("status %d", a.status)
+	case len(c.chosen) == 0:
+		f.reason = unavailable
+	case !c.reached && isDialError(err):
+		f.reason = refused
+	case isTimeout && timeout.Timeout() && !isDialError(err):
+		f.reason = timedOut
+	case a.tooLarge:
+		f.reason, f.cause = broken, errAnswerTooLarge
+	default:
+		f.reason = broken
+		if err == nil {
+			f.cause = errors.New("no answer")
+		}
+	}
+	if he, ok := errors.AsType[caddyhttp.HandlerError](f.cause); ok {
+		f.cause = he.Err
+	}
+	f.verdict = f.explain()
+	return f
+}
+
+func isDialError(err error) bool {
+	_, ok := errors.AsType[reverseproxy.DialError](err)
+	return ok
+}
+
+// brokenAnswer is the failure of a call whose answer makes no sense.
+func brokenAnswer(stage string, c *call, cause error) *failure {
+	f := &failure{reason: broken, stage: stage, call: c, cause: cause}
+	f.verdict = f.explain()
+	return f
+}
+
+// explain says what the client gets to know. An address of an engine is nothing
+// for clients.
+func (f *failure) explain() apiError {
+	switch f.reason {
+	case canceled:
+		return apiError{status: statusClientClosed}
+	case timedOut:
+		return serverError(http.StatusGatewayTimeout, f.stage+"_timeout", "the %s stage did not answer in time", f.stage)
+	case unavailable, refused:
+		return serverError(http.StatusServiceUnavailable, f.stage+"_unavailable", "no instance of the %s stage can be reached", f.stage)
+	case badStatus:
+		return engineError(f.stage, f.engine)
+	}
+	return serverError(http.StatusBadGateway, f.stage+"_failed", "the %s stage gave no valid answer", f.stage)
+}
+
+// statusClientClosed is the status, by convention, of a request whose client
+// went away; only logs get to see it.
+const statusClientClosed = 499
+
+// apiError is an error as the OpenAI API words it.
+type apiError struct {
+	status int
+	header http.Header // further headers; may be nil
+
+	Message string `json:"message"`
+	Type    string `json:"type"`
+	Param   any    `json:"param"`
+	Code    any    `json:"code"`
+}
+
+func serverError(status int, code, format string, args ...any) apiError {
+	return apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "server_error", Code: code}
+}
+
+// requestError is an error that the client can mend.
+func requestError(status int, code, format string, args ...any) apiError {
+	return apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "invalid_request_error", Code: code}
+}
+
+// write sends the error as the response.
+func (e apiError) write(w http.ResponseWriter) {
+	h := w.Header()
+	for name, values := range e.header {
+		h[name] = values
+	}
+	h.Set("Content-Type", "application/json")
+	w.WriteHeader(e.status)
+	if e.Message == "" {
+		return
+	}
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(map[string]apiError{"error": e})
+}
+
+// maxMessage bounds how much of an engine's own words is passed on, in bytes.
+const maxMessage = 4 << 10
+
+// engineError passes on the status and the message of an engine, whose answer has
+// one of the forms that vLLM has had: {"error": {"message", "type", …}},
+// {"object": "error", "message", "type", …}, {"error": "…"}, or FastAPI's
+// {"detail": …}.
+func engineError(stage string, a *answer) apiError {
+	e := serverError(a.status, stage+"_failed", "the %s stage answered with status %d", stage, a.status)
+	if a.status < 400 { // an engine does not redirect
+		e.status = http.StatusBadGateway
+		return e
+	}
+	if a.status < 500 {
+		e.Type = "invalid_request_error"
+	}
+	if wait := a.Header()["Retry-After"]; wait != nil {
+		e.header = http.Header{"Retry-After": wait}
+	}
+	top := members(a.body.Bytes())
+	detail := top
+	if inner := members(top["error"]); inner != nil {
+		detail = inner
+	}
+	for _, m := range []json.RawMessage{detail["message"], top["error"], top["detail"]} {
+		var text string
+		if json.Unmarshal(m, &text) == nil && text != "" {
+			e.Message = clip(text, maxMessage)
+			break
+		}
+	}
+	for name, to := range map[string]*any{"param": &e.Param, "code": &e.Code} {
+		if v := detail[name]; v != nil && !body.IsObject(v) {
+			*to = v
+		}
+	}
+	var typ string
+	if json.Unmarshal(detail["type"], &typ) == nil && typ != "" {
+		e.Type = typ
+	}
+	return e
+}
+
+// members returns the members of a JSON object, nil if it is none.
+func members(object []byte) (m map[string]json.RawMessage) {
+	if json.Unmarshal(object, &m) != nil {
+		return nil
+	}
+	return m
+}
+
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return strings.ToValidUTF8(s[:n], "") + "…"
+}

@@ -1,0 +1,158 @@
+package epdhandler
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+)
+
+func init() {
+	caddy.RegisterModule(Handler{})
+}
+
+// Handler is a proxy in front of vLLM instances that serve a multimodal model
+// with Encode-Prefill-Decode disaggregation (EPD).
+//
+// It serves these routes and answers 404 to all others:
+//
+// Route | What happens
+// ------|-------------
+// `POST /v1/chat/completions` | every media item goes to an encoder, then the request to prefill (if there is such a pool), then to decode
+// `POST /v1/completions` | prefill, if there is such a pool, then decode
+// `GET /v1/models` | answered by decode
+// `GET /health` | the health of the pools, as Caddy's health checks know it
+//
+// Each pool is configured as a `reverse_proxy` handler, with all its options.
+// Where a pool's configuration says nothing, these defaults apply, chosen for
+// vLLM: `round_robin` load balancing; active health checks of `/health` every 5s,
+// with a timeout of 5s, 3 fails and 1 pass; idle connections kept for 2.5s,
+// because vLLM closes them after 5s.
+type Handler struct {
+	// The instances that turn media items into embeddings: the configuration of a
+	// [`reverse_proxy`](/docs/modules/http.handlers.reverse_proxy) handler. Required.
+	Encode *reverseproxy.Handler `json:"encode,omitempty"`
+
+	// The instances that compute the KV cache of the prompt: the configuration of a
+	// `reverse_proxy` handler. Default: none, the decode pool does prefill as well.
+	Prefill *reverseproxy.Handler `json:"prefill,omitempty"`
+
+	// The instances that generate the answer: the configuration of a
+	// `reverse_proxy` handler. Required.
+	Decode *reverseproxy.Handler `json:"decode,omitempty"`
+
+	// How often a stage of a request (encode: each of its media items) may be tried
+	// again on another instance, after one that reached an instance has failed. Failed
+	// dials do not count. Default: 1. 0 turns this off.
+	Retries *int `json:"retries,omitempty"`
+
+	// How many media items of one request are encoded at the same time. Default: 16.
+	EncodeConcurrency int `json:"encode_concurrency,omitempty"`
+
+	// How long an encoder may take for one media item, before the item goes to another
+	// one, once. Default: 60s.
+	EncodeTimeout caddy.Duration `json:"encode_timeout,omitempty"`
+
+	// The largest request body that is accepted, in bytes. Default: 268435456 (256 MiB).
+	MaxBodySize int64 `json:"max_body_size,omitempty"`
+
+	// The most media items that a request may have. Default: 128.
+	MaxMediaItems int `json:"max_media_items,omitempty"`
+
+	encode, prefill, decode *pool // prefill may be nil
+
+	logger *zap.Logger
+}
+
+// CaddyModule returns the Caddy module information.
+func (Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.epd_proxy",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision sets the defaults and provisions the pools.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.logger = ctx.Logger()
+	h.setDefaults()
+
+	if h.Encode == nil {
+		return errors.New("there is no encode pool; " + writePool("encode", "e1:8001 e2:8001"))
+	}
+	if h.Decode == nil {
+		return errors.New("there is no decode pool; " + writePool("decode", "pd1:8003 pd2:8003"))
+	}
+	var err error
+	if h.encode, err = newPool(ctx, "encode", h.Encode); err != nil {
+		return err
+	}
+	if h.Prefill != nil {
+		if h.prefill, err = newPool(ctx, "prefill", h.Prefill); err != nil {
+			return err
+		}
+	}
+	h.decode, err = newPool(ctx, "decode", h.Decode)
+	return err
+}
+
+func (h *Handler) setDefaults() {
+	if h.Retries == nil {
+		h.Retries = new(int)
+		*h.Retries = 1
+	}
+	if h.EncodeConcurrency == 0 {
+		h.EncodeConcurrency = 16
+	}
+	if h.EncodeTimeout == 0 {
+		h.EncodeTimeout = caddy.Duration(time.Minute)
+	}
+	if h.MaxBodySize == 0 {
+		h.MaxBodySize = 256 << 20
+	}
+	if h.MaxMediaItems == 0 {
+		h.MaxMediaItems = 128
+	}
+}
+
+// Validate checks the numbers.
+func (h *Handler) Validate() error {
+	for _, n := range []struct {
+		name  string
+		value int64
+	}{
+		{"retries", int64(*h.Retries)},
+		{"encode_concurrency", int64(h.EncodeConcurrency)},
+		{"encode_timeout", int64(h.EncodeTimeout)},
+		{"max_body_size", h.MaxBodySize},
+		{"max_media_items", int64(h.MaxMediaItems)},
+	} {
+		if n.value < 0 {
+			return fmt.Errorf("%s must not be negative", n.name)
+		}
+	}
+	return nil
+}
+
+// Cleanup releases the pools that were provisioned.
+func (h *Handler) Cleanup() error {
+	var errs []error
+	for _, p := range []*pool{h.encode, h.prefill, h.decode} {
+		if p != nil {
+			errs = append(errs, p.cleanup())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.Validator             = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+)

@@ -1,0 +1,60 @@
+package epdhandler
+
+import (
+	"encoding/json"
+	"net/http"
+)
+
+// The health of a pool. What is unknown counts as healthy.
+const (
+	healthy   = "healthy"   // every instance is up
+	degraded  = "degraded"  // some are
+	unhealthy = "unhealthy" // none is
+	empty     = "empty"     // there is no such pool
+	unknown   = "unknown"   // nobody checks
+)
+
+// health answers with the health of each pool, under the keys of vLLM's
+// disagg_epd_proxy.py: 503 if a pool has nobody left. It says what Caddy's health
+// checks know, and asks no engine itself.
+func (x *exchange) health() {
+	x.report.outcome = outcomeOK
+	state := map[string]string{
+		"proxy":           healthy,
+		"encode_cluster":  x.h.encode.health(),
+		"prefill_cluster": x.h.prefill.health(),
+		"decode_cluster":  x.h.decode.health(),
+	}
+	status := http.StatusOK
+	for _, s := range state {
+		if s == unhealthy {
+			status = http.StatusServiceUnavailable
+		}
+	}
+	x.w.Header().Set("Content-Type", "application/json")
+	x.w.Header().Set("Cache-Control", "no-store")
+	x.w.WriteHeader(status)
+	_ = json.NewEncoder(x.w).Encode(state)
+}
+
+func (p *pool) health() string {
+	switch {
+	case p == nil:
+		return empty
+	case p.dynamic || !p.handler.HealthChecks.Active.IsEnabled():
+		return unknown
+	}
+	up := 0
+	for _, u := range p.handler.Upstreams {
+		if u.Healthy() {
+			up++
+		}
+	}
+	switch up {
+	case 0:
+		return unhealthy
+	case len(p.handler.Upstreams):
+		return healthy
+	}
+	return degraded
+}

@@ -1,0 +1,76 @@
+package epdhandler
+
+import "net/http"
+
+// run takes the request through its stages, until one has failed for good or the
+// client has its answer.
+func (x *exchange) run() {
+	x.header = forwarded(x.r.Header)
+	x.decoding = x.attempts(x.h.decode)
+	if x.h.prefill != nil {
+		x.prefilling = x.attempts(x.h.prefill)
+	}
+	x.report.outcome = outcomeOK
+	for {
+		f := x.pass()
+		if f == nil {
+			return
+		}
+		x.restore(f)
+		if f.final {
+			x.fail(f)
+			return
+		}
+	}
+}
+
+// pass goes through the stages that are not done yet, each with one attempt
+// (encode: with all that its items have).
+func (x *exchange) pass() *failure {
+	if x.body != nil {
+		if f := x.encode(); f != nil {
+			return f
+		}
+		if f := x.prefill(); f != nil {
+			return f
+		}
+	}
+	return x.decode()
+}
+
+// restore has the stages done again whose results an attempt has spent. Engines
+// give what kv_transfer_params and transfer handles name just once, to whoever
+// asks first; only an attempt that did not get through to an engine has left them
+// as they were.
+func (x *exchange) restore(f *failure) {
+	spent := f.stage == "prefill" && x.handles != nil || f.stage == "decode" && x.transferred()
+	if !spent || !f.call.reached {
+		return
+	}
+	x.prefilled, x.kv = false, nil
+	if x.handles != nil {
+		x.encoded, x.handles = false, nil
+	}
+}
+
+// transferred reports whether decode gets something that serves only once.
+func (x *exchange) transferred() bool {
+	return x.kv != nil || x.h.prefill == nil && x.handles != nil
+}
+
+// fail answers a request that has failed for good.
+func (x *exchange) fail(f *failure) {
+	x.report.outcome = outcomeFailed
+	if f.reason == canceled {
+		x.report.outcome = outcomeClientClosed
+	}
+	if f.stage == "decode" && f.engine != nil {
+		x.response().deliver(f.engine)
+		return
+	}
+	e := f.verdict
+	if f.item != "" && e.Param == nil && e.status < http.StatusInternalServerError {
+		e.Param = f.item
+	}
+	e.write(x.w)
+}

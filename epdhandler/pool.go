@@ -1,0 +1,192 @@
+package epdhandler
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// pool is the instances that do one stage, behind a reverse_proxy handler.
+type pool struct {
+	stage   string // "encode", "prefill" or "decode"
+	handler *reverseproxy.Handler
+	dynamic bool // upstreams come from a source and are not known beforehand
+}
+
+// newPool provisions a pool. It leaves nothing behind if that fails.
+func newPool(ctx caddy.Context, stage string, handler *reverseproxy.Handler) (*pool, error) {
+	p := &pool{stage: stage, handler: handler, dynamic: handler.DynamicUpstreamsRaw != nil}
+	if len(handler.Upstreams) == 0 && !p.dynamic {
+		return nil, fmt.Errorf("the %s pool has no upstreams; %s", stage, writePool(stage, "host:port"))
+	}
+	p.setHealthDefaults()
+	if err := p.loadPolicy(ctx); err != nil {
+		return nil, fmt.Errorf("provisioning %s pool: %w", stage, err)
+	}
+	if err := p.loadTransport(ctx); err != nil {
+		return nil, fmt.Errorf("provisioning %s pool: %w", stage, err)
+	}
+	if err := handler.Provision(ctx); err != nil {
+		// It may have failed before or after it counted its hosts, all of them
+		// at once, and Cleanup of what was not counted would take them away
+		// from other handlers.
+		if len(handler.Upstreams) > 0 && handler.Upstreams[0].Host != nil {
+			_ = handler.Cleanup()
+		}
+		return nil, fmt.Errorf("provisioning %s pool: %w", stage, err)
+	}
+	return p, nil
+}
+
+func writePool(stage, upstreams string) string {
+	return fmt.Sprintf(`write "%s %s" in the epd_proxy block (JSON: "%s": {"upstreams": [{"dial": "host:port"}]})`, stage, upstreams, stage)
+}
+
+func (p *pool) cleanup() error { return p.handler.Cleanup() }
+
+// setHealthDefaults turns active health checks on, unless they are configured to
+// be off: with an empty object in JSON.
+func (p *pool) setHealthDefaults() {
+	if p.handler.HealthChecks == nil {
+		p.handler.HealthChecks = new(reverseproxy.HealthChecks)
+	}
+	checks := p.handler.HealthChecks
+	switch {
+	case checks.Active == nil:
+		checks.Active = new(reverseproxy.ActiveHealthChecks)
+	case reflect.ValueOf(*checks.Active).IsZero():
+		return
+	}
+	a := checks.Active
+	if !a.IsEnabled() {
+		a.URI = "/health"
+	}
+	if a.Interval == 0 {
+		a.Interval = caddy.Duration(5 * time.Second)
+	}
+	if a.Timeout == 0 {
+		a.Timeout = caddy.Duration(5 * time.Second)
+	}
+	if a.Fails == 0 {
+		a.Fails = 3 // one that preprocesses a large image may miss a check
+	}
+	if a.Passes == 0 {
+		a.Passes = 1
+	}
+}
+
+// loadPolicy puts a selector around the pool's load balancing policy. The
+// handler keeps a policy that is set before it is provisioned.
+func (p *pool) loadPolicy(ctx caddy.Context) error {
+	if p.handler.LoadBalancing == nil {
+		p.handler.LoadBalancing = new(reverseproxy.LoadBalancing)
+	}
+	lb := p.handler.LoadBalancing
+	var policy reverseproxy.Selector = new(reverseproxy.RoundRobinSelection)
+	if lb.SelectionPolicyRaw != nil {
+		mod, err := ctx.LoadModule(lb, "SelectionPolicyRaw")
+		if err != nil {
+			return fmt.Errorf("loading load balancing policy: %w", err)
+		}
+		policy = mod.(reverseproxy.Selector)
+	}
+	lb.SelectionPolicy = selector{policy}
+	return nil
+}
+
+// idleTimeout is how long idle connections to engines are kept by default. vLLM's
+// server (uvicorn) closes them after 5s, and a request that is sent at that
+// moment is lost.
+const idleTimeout = 2500 * time.Millisecond
+
+// loadTransport puts a replayTransport around the pool's transport. The handler
+// keeps a transport that is set before it is provisioned; setting it later would
+// race with the health checks.
+func (p *pool) loadTransport(ctx caddy.Context) error {
+	raw, err := withIdleTimeout(p.handler.TransportRaw)
+	if err != nil {
+		return fmt.Errorf("reading transport: %w", err)
+	}
+	p.handler.TransportRaw = raw
+	mod, err := ctx.LoadModule(p.handler, "TransportRaw")
+	if err != nil {
+		return fmt.Errorf("loading transport: %w", err)
+	}
+	t, ok := mod.(*reverseproxy.HTTPTransport)
+	if !ok {
+		return fmt.Errorf("transport %s is not supported; use 'transport http'", mod.(caddy.Module).CaddyModule().ID.Name())
+	}
+	p.handler.Transport = replayTransport{t}
+	return nil
+}
+
+// withIdleTimeout adds the default of keep_alive.idle_timeout to the
+// configuration of a transport.
+func withIdleTimeout(raw json.RawMessage) (json.RawMessage, error) {
+	config := map[string]json.RawMessage{"protocol": json.RawMessage(`"http"`)}
+	if raw != nil {
+		if err := json.Unmarshal(raw, &config); err != nil {
+			return nil, err
+		}
+	}
+	if string(config["protocol"]) != `"http"` {
+		return raw, nil
+	}
+	keepAlive := make(map[string]json.RawMessage)
+	if config["keep_alive"] != nil {
+		if err := json.Unmarshal(config["keep_alive"], &keepAlive); err != nil {
+			return nil, err
+		}
+	}
+	if keepAlive["idle_timeout"] == nil {
+		keepAlive["idle_timeout"] = json.RawMessage(fmt.Sprintf("%d", idleTimeout))
+	}
+	var err error
+	if config["keep_alive"], err = json.Marshal(keepAlive); err != nil {
+		return nil, err
+	}
+	return json.Marshal(config)
+}
+
+// othersThan reports whether an instance may be available that is not in skip.
+func (p *pool) othersThan(skip []string) bool {
+	return p.dynamic || slices.ContainsFunc(p.handler.Upstreams, func(u *reverseproxy.Upstream) bool {
+		return !slices.Contains(skip, u.String()) && u.Available()
+	})
+}
+
+// selector leaves out the instances at which a request has failed, and notes the
+// one that is chosen.
+type selector struct{ policy reverseproxy.Selector }
+
+// maxPicks is how often the policy is asked to come up with another instance by
+// itself. It should be given the chance, because a shorter list of instances can
+// mean something else to it: weights go by position.
+const maxPicks = 64
+
+// Select implements reverseproxy.Selector.
+func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
+	c := callOf(r.Context())
+	skipped := func(u *reverseproxy.Upstream) bool { return slices.Contains(c.skip, u.String()) }
+	u := s.policy.Select(upstreams, r, w)
+	for n := 1; u != nil && skipped(u); n++ {
+		if n == maxPicks {
+			u = s.policy.Select(slices.DeleteFunc(slices.Clone(upstreams), skipped), r, w)
+			break
+		}
+		u = s.policy.Select(upstreams, r, w)
+	}
+	if u != nil {
+		c.chosen = append(c.chosen, u.String())
+	}
+	return u
+}
+
+// Interface guard
+var _ reverseproxy.Selector = selector{}

@@ -1,0 +1,101 @@
+package epdhandler
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+)
+
+// kvStub tells a prefill engine that another one will decode, and to keep the KV
+// blocks for it.
+const kvStub = `{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}`
+
+// prefill has the prompt prefilled, if there is a pool for it, with one attempt.
+func (x *exchange) prefill() *failure {
+	if x.h.prefill == nil || x.prefilled {
+		return nil
+	}
+	defer x.report.prefill.time(x.prefilling)()
+	c := &call{
+		method: http.MethodPost,
+		path:   x.r.URL.Path,
+		id:     x.attemptID(x.prefilling),
+		body:   prefillBody(x.body, x.handles),
+	}
+	a, f := x.ask(x.r.Context(), x.prefilling, c)
+	if f == nil {
+		kv, err := transferParams(a.body.Bytes())
+		if err == nil {
+			x.prefilled, x.kv = true, kv
+			return nil
+		}
+		f = brokenAnswer("prefill", c, err)
+	}
+	x.settle(x.prefilling, f)
+	return f
+}
+
+// attemptID is the x-request-id of an attempt: the client's, unless an engine may
+// know it already.
+func (x *exchange) attemptID(a *attempts) string {
+	if a.reached == 0 {
+		return x.id
+	}
+	return x.id + "-" + hex6()
+}
+
+// prefillBody is the client's body for a prefill engine: the whole prompt, one
+// token, no stream.
+func prefillBody(b *body.Body, handles []byte) *body.Segments {
+	edits := []body.Edit{
+		body.Set(body.Stream, "false"),
+		body.Remove(body.StreamOptions),
+		body.Set(body.MaxTokens, "1"),
+		body.Set(body.KVTransferParams, kvStub),
+		carry(body.ECTransferParams, handles),
+	}
+	if b.Has(body.MaxCompletionTokens) {
+		edits = append(edits, body.Set(body.MaxCompletionTokens, "1"))
+	}
+	// vLLM refuses a request that must have more tokens than it may have
+	if n, err := strconv.ParseFloat(string(b.Value(body.MinTokens)), 64); err == nil && n > 1 {
+		edits = append(edits, body.Remove(body.MinTokens))
+	}
+	// a call of a tool does not fit in one token, and vLLM fails instead of stopping
+	if v := b.Value(body.ToolChoice); body.IsObject(v) || body.IsString(v, "required") {
+		edits = append(edits, body.Set(body.ToolChoice, `"none"`))
+	}
+	return b.Rewrite(edits...)
+}
+
+// carry sets a field to what an engine gave for it. The client's own value is
+// never passed on: it would make an engine read from any host.
+func carry(f body.Field, params []byte) body.Edit {
+	if params == nil {
+		return body.Remove(f)
+	}
+	return body.Set(f, params)
+}
+
+// transferParams returns the kv_transfer_params of a prefill's answer, nil if
+// there are none.
+func transferParams(answer []byte) ([]byte, error) {
+	b, err := body.Parse(answer)
+	if err != nil {
+		return nil, err
+	}
+	params := b.Value(body.KVTransferParams)
+	if params == nil || body.IsNull(params) {
+		return nil, nil
+	}
+	entries, err := body.Entries(params)
+	if err != nil {
+		return nil, errors.New("kv_transfer_params is no object")
+	}
+	if len(entries) == 0 {
+		return nil, nil
+	}
+	return params, nil
+}

@@ -1,0 +1,82 @@
+package epdhandler
+
+import (
+	"slices"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// report is what the access log says about a request, in the field "epd". Caddy's
+// own fields do not know the stages, and say status 200 and duration 0 for a
+// stream that was cut.
+type report struct {
+	start                   time.Time
+	outcome                 string
+	encode, prefill, decode stageReport
+}
+
+// The outcomes of a request.
+const (
+	outcomeOK           = "ok"            // answered by an engine, whatever the status
+	outcomeRejected     = "rejected"      // answered by us: the request is at fault
+	outcomeFailed       = "failed"        // answered after a stage had failed
+	outcomeBrokeOff     = "broke_off"     // decode broke off in the middle of the answer
+	outcomeClientClosed = "client_closed" // the client went away
+)
+
+// stageReport is one stage of a report.
+type stageReport struct {
+	duration time.Duration
+	attempts []*attempts
+}
+
+// time measures a stage with these attempts until the function it returns is called.
+func (s *stageReport) time(attempts ...*attempts) (done func()) {
+	s.attempts = attempts
+	start := time.Now()
+	return func() { s.duration += time.Since(start) }
+}
+
+// MarshalLogObject implements zapcore.ObjectMarshaler.
+func (s *stageReport) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	made := 0
+	var upstreams []string
+	for _, a := range s.attempts {
+		made += a.made
+		if a.upstream != "" && !slices.Contains(upstreams, a.upstream) {
+			upstreams = append(upstreams, a.upstream)
+		}
+	}
+	enc.AddDuration("duration", s.duration)
+	enc.AddInt("attempts", made)
+	zap.Strings("upstreams", upstreams).AddTo(enc)
+	return nil
+}
+
+// logFields puts the report into the access log.
+func (x *exchange) logFields() {
+	extra, ok := x.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields)
+	if !ok {
+		return
+	}
+	fields := []zap.Field{
+		zap.String("request_id", x.id),
+		zap.String("outcome", x.report.outcome),
+		zap.Duration("duration", time.Since(x.report.start)),
+	}
+	if x.body != nil {
+		fields = append(fields, zap.Int("media_items", len(x.body.Items)))
+	}
+	for _, s := range []struct {
+		name   string
+		report *stageReport
+	}{{"encode", &x.report.encode}, {"prefill", &x.report.prefill}, {"decode", &x.report.decode}} {
+		if s.report.attempts != nil {
+			fields = append(fields, zap.Object(s.name, s.report))
+		}
+	}
+	extra.Set(zap.Dict("epd", fields...))
+}

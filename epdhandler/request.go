@@ -1,0 +1,137 @@
+package epdhandler
+
+import (
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/google/uuid"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+)
+
+// requestID returns the client's x-request-id if it is fit to be passed on, else
+// a fresh one.
+func requestID(h http.Header) string {
+	if ids := h["X-Request-Id"]; len(ids) == 1 && validID(ids[0]) {
+		return ids[0]
+	}
+	return uuid.NewString()
+}
+
+// validID reports whether an id has 1 to 128 characters of A-Za-z0-9._-
+func validID(id string) bool {
+	for i := range len(id) {
+		switch c := id[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '_', c == '-':
+		default:
+			return false
+		}
+	}
+	return 0 < len(id) && len(id) <= 128
+}
+
+// hex6 returns 6 random hexadecimal digits, which tell attempts apart. Engines
+// mix up two requests in flight with one id.
+func hex6() string {
+	const digits = "0123456789abcdef"
+	n := rand.Uint32()
+	var b [6]byte
+	for i := range b {
+		b[i] = digits[n&15]
+		n >>= 4
+	}
+	return string(b[:])
+}
+
+// readBody reads the client's body and indexes it. On error it returns what the
+// client is to be told.
+func (x *exchange) readBody(chat bool) *apiError {
+	if e := x.r.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return badRequest(http.StatusUnsupportedMediaType, "unsupported_encoding", "compressed bodies are not supported; send the JSON as it is")
+	}
+	raw, err := readAll(x.r.Body, x.r.ContentLength, x.h.MaxBodySize)
+	if err != nil {
+		return x.readError(err)
+	}
+	if chat {
+		x.body, err = body.ParseChat(raw, x.h.MaxMediaItems)
+	} else {
+		x.body, err = body.Parse(raw)
+	}
+	if invalid, ok := errors.AsType[*body.Error](err); ok {
+		e := badRequest(http.StatusBadRequest, "invalid_body", "%s", invalid.Message)
+		if invalid.Param != "" {
+			e.Param = invalid.Param
+		}
+		return e
+	}
+	return nil
+}
+
+func badRequest(status int, code, format string, args ...any) *apiError {
+	e := requestError(status, code, format, args...)
+	return &e
+}
+
+var errBodyTooLarge = errors.New("body too large")
+
+// firstRead is how much memory a body gets before it has shown that it comes.
+const firstRead = 512 << 10
+
+// readAll reads a body of length bytes (-1: unknown), at most limit. Memory
+// grows with what arrives, not with what was announced.
+func readAll(r io.Reader, length, limit int64) ([]byte, error) {
+	if length > limit {
+		return nil, errBodyTooLarge
+	}
+	if length < 0 {
+		length = limit
+	}
+	// one byte more than may come, to meet the end without growing
+	buf := make([]byte, 0, min(length+1, firstRead))
+	for {
+		n, err := r.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		switch {
+		case int64(len(buf)) > limit:
+			return nil, errBodyTooLarge
+		case err == io.EOF:
+			return buf, nil
+		case err != nil:
+			return nil, err
+		case len(buf) == cap(buf):
+			grown := make([]byte, len(buf), min(length+1, 2*int64(cap(buf))))
+			copy(grown, buf)
+			buf = grown
+		}
+	}
+}
+
+// readError says why the body could not be read.
+func (x *exchange) readError(err error) *apiError {
+	tooLarge, isTooLarge := errors.AsType[*http.MaxBytesError](err)
+	switch {
+	case isTooLarge: // by the directive request_body, which may have a lower limit
+		return tooLargeError(tooLarge.Limit)
+	case errors.Is(err, errBodyTooLarge):
+		return tooLargeError(x.h.MaxBodySize)
+	case x.r.Context().Err() != nil:
+		return &apiError{status: statusClientClosed}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return badRequest(http.StatusRequestTimeout, "body_timeout", "the body did not arrive in time")
+	}
+	if he, ok := errors.AsType[caddyhttp.HandlerError](err); ok && he.StatusCode != 0 {
+		return badRequest(he.StatusCode, "invalid_body", "the body could not be read")
+	}
+	return badRequest(http.StatusBadRequest, "incomplete_body", "the body ended early")
+}
+
+func tooLargeError(limit int64) *apiError {
+	return badRequest(http.StatusRequestEntityTooLarge, "body_too_large", "the body is larger than %s bytes", strconv.FormatInt(limit, 10))
+}

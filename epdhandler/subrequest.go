@@ -1,0 +1,140 @@
+package epdhandler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+)
+
+// call is one sub-request: an attempt of a stage at an instance of its pool.
+type call struct {
+	method, path string
+	id           string         // x-request-id
+	body         *body.Segments // nil: none
+	keepEncoding bool           // the client gets the answer's bytes and so says how they may be encoded
+	skip         []string       // instances not to choose
+
+	// What came of it, besides the answer:
+	chosen  []string // the instances that the load balancing chose, the last one answered
+	reached bool     // a connection was there, so an engine may have got the request
+}
+
+// upstream is the instance that answered, or was asked last.
+func (c *call) upstream() string {
+	if len(c.chosen) == 0 {
+		return ""
+	}
+	return c.chosen[len(c.chosen)-1]
+}
+
+type callKey struct{}
+
+// callOf returns the call that a request to an engine belongs to, nil if none.
+func callOf(ctx context.Context) *call {
+	c, _ := ctx.Value(callKey{}).(*call)
+	return c
+}
+
+// do sends a call to a pool and writes the answer to w. The error is that of the
+// pool's handler, or errBroke.
+func (x *exchange) do(ctx context.Context, p *pool, c *call, w http.ResponseWriter) (err error) {
+	defer func() {
+		// An engine that breaks off in the middle of its answer makes
+		// reverse_proxy panic; on a goroutine of ours that would end the process.
+		switch v := recover(); v {
+		case nil:
+		case http.ErrAbortHandler:
+			err = errBroke
+		default:
+			x.h.logger.Error("panic in a sub-request", zap.String("request_id", x.id), zap.String("stage", p.stage),
+				zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
+			err = fmt.Errorf("panic: %v", v)
+		}
+	}()
+	return p.handler.ServeHTTP(w, x.request(ctx, c, w), noHandler)
+}
+
+// errBroke is the end of an answer in its middle.
+var errBroke = errors.New("the answer broke off")
+
+var noHandler = caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
+
+// request makes the request of a call. It shares nothing that can change with the
+// client's request or with other calls: Caddy's variables, for one, are a plain
+// map in the request's context.
+func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) *http.Request {
+	r := &http.Request{
+		Method:     c.method,
+		URL:        &url.URL{Path: c.path},
+		RequestURI: c.path,
+		Proto:      x.r.Proto,
+		ProtoMajor: x.r.ProtoMajor,
+		ProtoMinor: x.r.ProtoMinor,
+		Host:       x.r.Host,
+		RemoteAddr: x.r.RemoteAddr,
+		TLS:        x.r.TLS,
+		Header:     maps.Clone(x.header), // reverse_proxy clones the values
+	}
+	r.Header["X-Request-Id"] = []string{c.id}
+	if !c.keepEncoding {
+		// the transport then asks for gzip by itself, and undoes it
+		r.Header.Del("Accept-Encoding")
+	}
+	if c.body != nil {
+		r.Header["Content-Type"] = []string{"application/json"}
+		r.ContentLength = c.body.Len()
+		r.Body = io.NopCloser(c.body.Reader())
+	}
+
+	parent := x.r.Context()
+	server := parent.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	repl := caddy.NewReplacer()
+	r = caddyhttp.PrepareRequest(r.WithContext(context.WithValue(ctx, callKey{}, c)), repl, w, server)
+
+	// give back what the fresh context has lost, for placeholders in the pool's options
+	vars := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	for k, v := range parent.Value(caddyhttp.VarsCtxKey).(map[string]any) {
+		if _, ok := vars[k]; !ok && !strings.HasPrefix(k, "reverse_proxy.") {
+			vars[k] = v
+		}
+	}
+	repl.Map(parent.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Get)
+	return r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, parent.Value(caddyhttp.OriginalRequestCtxKey)))
+}
+
+// dropped are the client's headers that no engine gets: those that describe a
+// body, a connection or a conversation which is not the one with the engine, and
+// those by which routers tell engines what to do.
+var dropped = []string{
+	"Content-Length", "Content-Encoding", "Content-Type", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest",
+	"Transfer-Encoding", "Trailer", "Te", "Expect", "Connection", "Upgrade", "Http2-Settings", "Incremental",
+	"Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range",
+	"X-Data-Parallel-Rank", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "Epp-Profile",
+}
+
+// forwarded returns the client's headers that engines get. The values are shared
+// with h.
+func forwarded(h http.Header) http.Header {
+	out := maps.Clone(h)
+	for _, line := range h["Connection"] {
+		for name := range strings.SplitSeq(line, ",") {
+			out.Del(strings.TrimSpace(name))
+		}
+	}
+	for _, name := range dropped {
+		delete(out, name)
+	}
+	return out
+}

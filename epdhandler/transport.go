@@ -1,0 +1,89 @@
+package epdhandler
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// replayTransport gives every round trip of a sub-request its body anew, and
+// repeats one that met a connection which the engine had closed in the meantime.
+//
+// Without it a body could be sent once only, and requests would fail whenever
+// they meet the end of an idle connection: net/http repeats a POST only if it can
+// tell that nothing was sent, and reverse_proxy hides from it that the body can
+// be read again. Embedding keeps what the handler asks of its transport besides
+// round trips: TLS, health checks, the PROXY protocol.
+type replayTransport struct{ *reverseproxy.HTTPTransport }
+
+const (
+	// maxReplays bounds the round trips of one sub-request. A fresh connection
+	// ends them anyway, but there can be many idle ones that died together.
+	maxReplays = 16
+
+	// staleWindow is how soon after the request was sent a connection must have
+	// died to be taken for one that was dead already. Later, the engine died with
+	// the request, which it may have worked on.
+	staleWindow = time.Second
+)
+
+// RoundTrip implements http.RoundTripper.
+func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	c := callOf(r.Context())
+	if c == nil { // a health check
+		return t.HTTPTransport.RoundTrip(r)
+	}
+	for n := 0; ; n++ {
+		trip := new(roundTrip)
+		res, err := t.HTTPTransport.RoundTrip(trip.request(r, c))
+		if trip.connected.Load() {
+			c.reached = true
+		}
+		if err == nil || n == maxReplays || !trip.stale(err) || r.Context().Err() != nil {
+			return res, err
+		}
+	}
+}
+
+// roundTrip observes one round trip. Its fields are set by goroutines of the
+// transport, which can outlive the round trip.
+type roundTrip struct {
+	connected, reused, answered atomic.Bool
+	sent                        atomic.Int64 // Unix nanoseconds, 0: not wholly
+}
+
+// request is r with the whole body of c to send, observed.
+func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
+	r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
+		GotConn: func(i httptrace.GotConnInfo) {
+			t.connected.Store(true)
+			t.reused.Store(i.Reused)
+		},
+		WroteRequest:         func(httptrace.WroteRequestInfo) { t.sent.Store(time.Now().UnixNano()) },
+		GotFirstResponseByte: func() { t.answered.Store(true) },
+	}))
+	if c.body != nil && r.Body != nil {
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(c.body.Reader()), nil }
+		r.Body, _ = r.GetBody()
+		r.ContentLength = c.body.Len()
+	}
+	return r
+}
+
+// stale reports whether err is the end of an idle connection, found too late.
+func (t *roundTrip) stale(err error) bool {
+	if !t.reused.Load() || t.answered.Load() {
+		return false
+	}
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		return false
+	}
+	sent := t.sent.Load()
+	return sent == 0 || time.Since(time.Unix(0, sent)) < staleWindow
+}
