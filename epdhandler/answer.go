@@ -55,6 +55,7 @@ type response struct {
 
 	held      answer // what was not accepted
 	committed bool   // the client has the status
+	status    int    // that it has
 	gone      bool   // writing to the client failed
 }
 
@@ -87,7 +88,7 @@ func (w *response) commit(status int, header http.Header) {
 		h[name] = append(h[name], values...)
 	}
 	h["X-Request-Id"] = []string{w.id}
-	w.committed = true
+	w.committed, w.status = true, status
 	w.client.WriteHeader(status)
 }
 

@@ -32,6 +32,12 @@ func (x *exchange) decode() *failure {
 		return f
 	case err != nil:
 		x.abort(c, w, err)
+	case w.status >= http.StatusBadRequest:
+		x.report.outcome = outcomeFailed
+		x.logFailure(&failure{
+			reason: badStatus, stage: "decode", call: c, final: true,
+			cause: statusError(w.status), verdict: apiError{status: w.status},
+		}, x.decoding.made)
 	}
 	return nil
 }

@@ -19,12 +19,12 @@ import (
 type reason string
 
 const (
-	canceled    reason = "canceled"            // by the client, or because a sibling failed
-	timedOut    reason = "timed out"           // a time limit of ours or of the transport
-	unavailable reason = "no instance is up"   // there was nobody to ask
-	refused     reason = "no connection"       // the dial failed, the engine knows nothing
-	broken      reason = "broken answer"       // none at all, half of one, or nonsense
-	badStatus   reason = "bad status"          // anything but 2xx
+	canceled    reason = "canceled"          // by the client, or because a sibling failed
+	timedOut    reason = "timed out"         // a time limit of ours or of the transport
+	unavailable reason = "no instance is up" // there was nobody to ask
+	refused     reason = "no connection"     // the dial failed, the engine knows nothing
+	broken      reason = "broken answer"     // none at all, half of one, or nonsense
+	badStatus   reason = "bad status"        // anything but 2xx
 )
 
 // failure is why an attempt, or the whole request, failed, and what the client
@@ -56,7 +56,7 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 		return nil
 	case err == nil && a.status != 0:
 		f.reason, f.engine = badStatus, a
-		f.cause = fmt.Errorf("status %d", a.status)
+		f.cause = statusError(a.status)
 	case len(c.chosen) == 0:
 		f.reason = unavailable
 	case !c.reached && isDialError(err):
@@ -77,6 +77,10 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 	f.verdict = f.explain()
 	return f
 }
+
+// statusError is the cause of a failure that an engine put in a status. Its words
+// may quote the request, so they are not for the log.
+func statusError(status int) error { return fmt.Errorf("status %d", status) }
 
 func isDialError(err error) bool {
 	_, ok := errors.AsType[reverseproxy.DialError](err)

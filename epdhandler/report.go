@@ -20,9 +20,9 @@ type report struct {
 
 // The outcomes of a request.
 const (
-	outcomeOK           = "ok"            // answered by an engine, whatever the status
-	outcomeRejected     = "rejected"      // answered by us: the request is at fault
-	outcomeFailed       = "failed"        // answered after a stage had failed
+	outcomeOK           = "ok"            // answered
+	outcomeRejected     = "rejected"      // refused before any engine was asked
+	outcomeFailed       = "failed"        // answered with an error of, or about, an engine
 	outcomeBrokeOff     = "broke_off"     // decode broke off in the middle of the answer
 	outcomeClientClosed = "client_closed" // the client went away
 )

@@ -1,0 +1,268 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// binary is the Caddy under test; storage is shared by all of them, so that its
+// CA is made just once.
+var binary, storage string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "epd_proxy")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		binary, storage = filepath.Join(dir, "caddy"), filepath.Join(dir, "storage")
+		build := exec.Command("go", append([]string{"build", "-o", binary}, append(buildFlags, "../cmd/caddy")...)...)
+		if out, err := build.CombinedOutput(); err != nil {
+			panic(fmt.Sprintf("building Caddy: %v\n%s", err, out))
+		}
+		return m.Run()
+	}())
+}
+
+// starting is held until a Caddy serves: two that start on an empty storage would
+// both make a CA.
+var starting sync.Mutex
+
+// caddy is a running Caddy.
+type caddy struct {
+	URL    string // https://localhost:port
+	Client *http.Client
+	addr   string
+	roots  *x509.CertPool
+	config string // the Caddyfile's path
+	cmd    *exec.Cmd
+	log    *logBook
+	stop   func()
+}
+
+// startCaddy runs Caddy with this block of epd_proxy. Global options may follow.
+func startCaddy(t *testing.T, block string, global ...string) *caddy {
+	t.Helper()
+	starting.Lock()
+	defer starting.Unlock()
+	port := freePort(t)
+	dir := t.TempDir()
+	c := &caddy{
+		URL:    fmt.Sprintf("https://localhost:%d", port),
+		addr:   fmt.Sprintf("127.0.0.1:%d", port),
+		config: filepath.Join(dir, "Caddyfile"),
+		log:    &logBook{changed: make(chan struct{})},
+	}
+	c.write(t, block, append(global, "admin unix//"+filepath.Join(dir, "admin.sock"))...)
+	c.cmd = exec.Command(binary, "run", "--config", c.config, "--adapter", "caddyfile")
+	c.cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "GORACE=halt_on_error=1")
+	stderr, err := c.cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, c.cmd.Start())
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		c.log.read(bufio.NewReader(stderr))
+	}()
+	c.stop = sync.OnceFunc(func() {
+		_ = c.cmd.Process.Signal(syscall.SIGTERM)
+		<-read
+		assert.NoError(t, c.cmd.Wait(), "Caddy did not end well")
+		assert.Empty(t, c.log.rest(), "Caddy wrote what is no log entry")
+		if t.Failed() {
+			c.log.dump(t)
+		}
+	})
+	t.Cleanup(c.stop)
+
+	require.Eventually(t, func() bool {
+		c.roots = x509.NewCertPool()
+		pem, err := os.ReadFile(filepath.Join(storage, "pki/authorities/local/root.crt"))
+		if err != nil || !c.roots.AppendCertsFromPEM(pem) {
+			return false
+		}
+		conn, err := tls.Dial("tcp", c.addr, &tls.Config{RootCAs: c.roots, ServerName: "localhost"})
+		if err != nil {
+			return false
+		}
+		return conn.Close() == nil
+	}, 60*time.Second, 20*time.Millisecond, "Caddy does not serve")
+	c.Client = c.client(t, true)
+	return c
+}
+
+func (c *caddy) write(t *testing.T, block string, global ...string) {
+	config := fmt.Sprintf(`{
+	%s
+	skip_install_trust
+	auto_https disable_redirects
+	storage file_system %s
+	grace_period 2s
+}
+%s {
+	bind 127.0.0.1
+	tls internal
+	log
+	epd_proxy {
+		%s
+	}
+}
+`, strings.Join(global, "\n\t"), storage, c.URL, block)
+	require.NoError(t, os.WriteFile(c.config, []byte(config), 0o600))
+}
+
+// client returns a client that speaks HTTP/2, or else HTTP/1.1 only.
+func (c *caddy) client(t *testing.T, http2 bool) *http.Client {
+	tr := &http.Transport{
+		TLSClientConfig:     &tls.Config{RootCAs: c.roots},
+		ForceAttemptHTTP2:   http2,
+		MaxIdleConnsPerHost: 128,
+		DisableCompression:  true,
+	}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, Timeout: time.Minute}
+}
+
+func freePort(t *testing.T) int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// entry is one entry of Caddy's log.
+type entry map[string]any
+
+// str returns the string at a path of names.
+func (e entry) str(path ...string) string {
+	s, _ := e.at(path...).(string)
+	return s
+}
+
+func (e entry) at(path ...string) any {
+	var v any = map[string]any(e)
+	for _, name := range path {
+		m, _ := v.(map[string]any)
+		v = m[name]
+	}
+	return v
+}
+
+// logBook collects what Caddy writes to stderr.
+type logBook struct {
+	mu      sync.Mutex
+	raw     []string
+	entries []entry
+	other   []string
+	changed chan struct{} // closed and replaced when there is more
+}
+
+func (l *logBook) read(r *bufio.Reader) {
+	for {
+		line, err := r.ReadBytes('\n')
+		if line = bytes.TrimSpace(line); len(line) > 0 {
+			l.add(line)
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (l *logBook) add(line []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.raw = append(l.raw, string(line))
+	var e entry
+	if json.Unmarshal(line, &e) == nil {
+		l.entries = append(l.entries, e)
+	} else {
+		l.other = append(l.other, string(line))
+	}
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+func (l *logBook) find(match func(entry) bool) (found []entry, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.entries {
+		if match(e) {
+			found = append(found, e)
+		}
+	}
+	return found, l.changed
+}
+
+// rest returns lines that are no entries: race reports and panics.
+func (l *logBook) rest() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.other
+}
+
+// text returns all that was written.
+func (l *logBook) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.raw, "\n")
+}
+
+func (l *logBook) dump(t *testing.T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, line := range l.raw[max(0, len(l.raw)-40):] {
+		t.Log(line[:min(len(line), 2000)])
+	}
+}
+
+// entries waits until at least n entries match.
+func (c *caddy) entries(t *testing.T, n int, match func(entry) bool) []entry {
+	t.Helper()
+	timeout := time.After(10 * time.Second)
+	for {
+		found, changed := c.log.find(match)
+		if len(found) >= n {
+			return found
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			require.FailNowf(t, "missing log entries", "have %d, want %d", len(found), n)
+		}
+	}
+}
+
+// access waits for the access log entry of a request.
+func (c *caddy) access(t *testing.T, id string) entry {
+	t.Helper()
+	return c.entries(t, 1, func(e entry) bool {
+		return e.str("logger") == "http.log.access" && e.str("epd", "request_id") == id
+	})[0]
+}
+
+// failures returns our own entries of a request: those that tell why it failed.
+func (c *caddy) failures(id string) []entry {
+	found, _ := c.log.find(func(e entry) bool {
+		return e.str("logger") == "http.handlers.epd_proxy" && e.str("request_id") == id
+	})
+	return found
+}

@@ -1,0 +1,77 @@
+package fakevllm
+
+import (
+	"maps"
+	"net/http"
+	"strconv"
+)
+
+// answer is a response in the pieces in which it is written.
+type answer struct {
+	status int
+	header http.Header
+	pieces [][]byte
+}
+
+// jsonAnswer is written in one piece, with a Content-Length.
+func jsonAnswer(status int, body []byte) *answer {
+	header := http.Header{}
+	header.Set("Content-Type", "application/json")
+	header.Set("Content-Length", strconv.Itoa(len(body)))
+	return &answer{status, header, [][]byte{body}}
+}
+
+func (e *apiError) answer() *answer { return jsonAnswer(e.code, marshal(e.body)) }
+
+// firstHalf is what a cut connection lets through. Of a stream, whose pieces end
+// within events, that is a few of them.
+func (a *answer) firstHalf() *answer {
+	half := *a
+	if len(a.pieces) == 1 {
+		body := a.pieces[0]
+		half.pieces = [][]byte{body[:len(body)/2]}
+	} else {
+		half.pieces = a.pieces[:min(5, len(a.pieces)/2)]
+	}
+	return &half
+}
+
+// send writes piece by piece, each for itself on the wire.
+func (x *exchange) send(a *answer) error {
+	if x.cut {
+		a = a.firstHalf()
+	}
+	x.writeHead(a)
+	for n, piece := range a.pieces {
+		if err := x.sendPiece(piece, n == 0, n == len(a.pieces)-1); err != nil {
+			return err
+		}
+	}
+	if x.cut {
+		return errCut
+	}
+	return nil
+}
+
+func (x *exchange) writeHead(a *answer) {
+	maps.Copy(x.w.Header(), a.header)
+	x.w.WriteHeader(a.status)
+}
+
+func (x *exchange) sendPiece(piece []byte, first, last bool) error {
+	wait := x.engine.options.ChunkDelay
+	if first {
+		wait = 0
+	}
+	if err := pause(x.context(), wait); err != nil {
+		return err
+	}
+	if last {
+		x.end()
+	}
+	x.started = true
+	if _, err := x.w.Write(piece); err != nil {
+		return err
+	}
+	return http.NewResponseController(x.w).Flush()
+}

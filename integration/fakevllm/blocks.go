@@ -1,0 +1,99 @@
+package fakevllm
+
+import "encoding/json"
+
+// kvParams is a prefill engine's kv_transfer_params: where decode reads the blocks.
+type kvParams struct {
+	DoRemotePrefill bool    `json:"do_remote_prefill"`
+	DoRemoteDecode  bool    `json:"do_remote_decode"`
+	RemoteBlockIDs  []int64 `json:"remote_block_ids"`
+	RemoteEngineID  string  `json:"remote_engine_id"`
+	RemoteRequestID string  `json:"remote_request_id"`
+	RemoteHost      string  `json:"remote_host"`
+	RemotePort      int     `json:"remote_port"`
+}
+
+// prefillWork is one request's KV, held until decode has read it.
+type prefillWork struct {
+	params      string // as issued, canonical
+	blocks      []int64
+	fingerprint string
+}
+
+// blocksPerPrefill is more than one, so that a list of them is a list.
+const blocksPerPrefill = 3
+
+// hold keeps a prefilled request under fresh block ids, which it adds to the parameters.
+func (c *Cluster) hold(params kvParams, fingerprint string) kvParams {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for range blocksPerPrefill {
+		c.lastBlock++
+		params.RemoteBlockIDs = append(params.RemoteBlockIDs, c.lastBlock)
+	}
+	work := &prefillWork{canonical(marshal(params)), params.RemoteBlockIDs, fingerprint}
+	for _, id := range work.blocks {
+		c.blocks[id] = work
+	}
+	return params
+}
+
+// read gives the KV to a decode request. It frees the blocks even for the wrong
+// request: they have been read.
+func (c *Cluster) read(params json.RawMessage, fingerprint string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	work, err := c.findWork(params)
+	if err != nil {
+		return err
+	}
+	c.free(work)
+	if got := canonical(params); got != work.params {
+		return engineFailure("kv_transfer_params are not as issued: got %s, want %s", got, work.params)
+	}
+	if fingerprint != work.fingerprint {
+		return engineFailure("kv blocks belong to another request")
+	}
+	return nil
+}
+
+// findWork looks the blocks up that kv_transfer_params name. The caller holds mu.
+func (c *Cluster) findWork(params json.RawMessage) (*prefillWork, error) {
+	var named struct {
+		Blocks []int64 `json:"remote_block_ids"`
+	}
+	if err := json.Unmarshal(params, &named); err != nil || len(named.Blocks) == 0 {
+		return nil, engineFailure("unknown or already freed kv blocks: kv_transfer_params name none: %s", params)
+	}
+	for _, id := range named.Blocks {
+		if c.blocks[id] == nil {
+			return nil, engineFailure("unknown or already freed kv blocks: %d", id)
+		}
+	}
+	return c.blocks[named.Blocks[0]], nil
+}
+
+// free forgets the blocks. The caller holds mu.
+func (c *Cluster) free(work *prefillWork) {
+	for _, id := range work.blocks {
+		delete(c.blocks, id)
+	}
+}
+
+// promptMembers are the members that shape what is prefilled. KV computed with
+// other values of them is another request's KV.
+var promptMembers = []string{
+	"messages", "prompt", "tools", "documents",
+	"chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
+	"mm_processor_kwargs", "media_io_kwargs",
+}
+
+// fingerprint is the same for requests that have the same KV. The order of
+// members counts: templates print tools as they are.
+func fingerprint(o object) string {
+	values := make([]string, len(promptMembers))
+	for n, name := range promptMembers {
+		values[n] = compact(o[name])
+	}
+	return digest(values...)
+}

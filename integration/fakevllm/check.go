@@ -1,0 +1,100 @@
+package fakevllm
+
+import (
+	"mime"
+	"strconv"
+	"unicode/utf8"
+)
+
+// forbiddenHeaders steer routers or the connection: on their way from a client
+// to an engine they are a mistake, or an attack.
+var forbiddenHeaders = []string{
+	"X-Data-Parallel-Rank", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "Epp-Profile",
+	"Expect", "Content-Encoding", "Range", "Te", "Trailer", "Upgrade",
+}
+
+// checks is the contract of a role's requests, most of which all roles share.
+// The id comes last: only a request that is otherwise right holds it.
+func (x *exchange) checks(role func() error) []func() error {
+	return []func() error{
+		x.checkLength, x.checkHeaders, x.checkBody, x.checkModel, x.checkPrompt, role, x.checkID,
+	}
+}
+
+func (x *exchange) checkLength() error {
+	if len(x.r.TransferEncoding) > 0 {
+		return badRequest("transfer-encoding %v: the body must have a content-length", x.r.TransferEncoding)
+	}
+	if length := x.r.Header.Get("Content-Length"); length != strconv.Itoa(len(x.body)) {
+		return badRequest("content-length is %q, the body has %d bytes", length, len(x.body))
+	}
+	return nil
+}
+
+func (x *exchange) checkHeaders() error {
+	for _, name := range forbiddenHeaders {
+		if _, there := x.r.Header[name]; there {
+			return badRequest("header %s must not reach an engine", name)
+		}
+	}
+	contentType := x.r.Header.Values("Content-Type")
+	if len(contentType) != 1 {
+		return badRequest("content-type: want one value, got %q", contentType)
+	}
+	if media, _, err := mime.ParseMediaType(contentType[0]); err != nil || media != "application/json" {
+		return badRequest("content-type must be application/json, got %q", contentType[0])
+	}
+	return nil
+}
+
+func (x *exchange) checkBody() error {
+	if !utf8.Valid(x.body) {
+		return badRequest("body is not UTF-8")
+	}
+	members, err := parseObject(x.body)
+	if err != nil {
+		return badRequest("body: %v", err)
+	}
+	x.members = members
+	return nil
+}
+
+func (x *exchange) checkModel() error {
+	if !x.members.has("model") {
+		return nil
+	}
+	if name, _ := stringOf(x.members["model"]); name != x.engine.options.Model {
+		return unknownModel(name)
+	}
+	return nil
+}
+
+func (x *exchange) checkID() error {
+	ids := x.r.Header.Values("X-Request-Id")
+	if len(ids) != 1 || ids[0] == "" {
+		return badRequest("x-request-id: want one value, got %q", ids)
+	}
+	if !x.engine.reports.claim(x) {
+		return engineFailure("duplicate request id in flight: %s", x.id)
+	}
+	return nil
+}
+
+// checkPrompt reads what the path asks for: a chat's messages, or a completion's prompt.
+func (x *exchange) checkPrompt() error {
+	member := "prompt"
+	if x.isChat() {
+		member = "messages"
+	}
+	if !x.members.has(member) {
+		return badRequest("%s is missing", member)
+	}
+	p, err := readPrompt(x.members)
+	if err != nil {
+		return badRequest("%v", err)
+	}
+	x.prompt = p
+	return nil
+}
+
+func (x *exchange) isChat() bool { return x.r.URL.Path == "/v1/chat/completions" }

@@ -1,0 +1,71 @@
+package fakevllm
+
+import "time"
+
+// completion is the JSON of an answer, or of a stream's chunk.
+type completion struct {
+	ID                string              `json:"id"`
+	Object            string              `json:"object"`
+	Created           int64               `json:"created"`
+	Model             string              `json:"model"`
+	SystemFingerprint string              `json:"system_fingerprint"` // which engine it was
+	Choices           []choice            `json:"choices"`
+	Usage             *usage              `json:"usage,omitempty"`
+	KVTransferParams  any                 `json:"kv_transfer_params"`
+	ECTransferParams  map[string]transfer `json:"ec_transfer_params,omitempty"`
+}
+
+// choice has Message in a chat, Delta in a chat's stream, and else Text.
+type choice struct {
+	Index        int      `json:"index"`
+	Message      *message `json:"message,omitempty"`
+	Delta        *message `json:"delta,omitempty"`
+	Text         *string  `json:"text,omitempty"`
+	FinishReason *string  `json:"finish_reason"`
+}
+
+type message struct {
+	Role    string  `json:"role,omitempty"`
+	Content *string `json:"content,omitempty"`
+}
+
+type usage struct {
+	PromptTokens     int `json:"prompt_tokens"`
+	CompletionTokens int `json:"completion_tokens"`
+	TotalTokens      int `json:"total_tokens"`
+}
+
+// completion is an answer that is not streamed.
+func (x *exchange) completion(text, finish string, tokens int) completion {
+	c := x.envelope()
+	c.Usage = x.usage(tokens)
+	if x.isChat() {
+		c.Object = "chat.completion"
+		c.Choices = []choice{{Message: &message{Role: "assistant", Content: &text}, FinishReason: &finish}}
+	} else {
+		c.Object = "text_completion"
+		c.Choices = []choice{{Text: &text, FinishReason: &finish}}
+	}
+	return c
+}
+
+// envelope is what all answers and chunks of a request have in common.
+func (x *exchange) envelope() completion {
+	prefix := "cmpl-"
+	if x.isChat() {
+		prefix = "chatcmpl-"
+	}
+	return completion{
+		ID:                prefix + x.id,
+		Created:           time.Now().Unix(),
+		Model:             x.engine.options.Model,
+		SystemFingerprint: x.engine.Name(),
+		Choices:           []choice{},
+	}
+}
+
+// usage counts four bytes of the body as a token.
+func (x *exchange) usage(completionTokens int) *usage {
+	prompt := len(x.body) / 4
+	return &usage{prompt, completionTokens, prompt + completionTokens}
+}

@@ -1,0 +1,50 @@
+package fakevllm
+
+import "net/http"
+
+// decode answers the client, with the prefill's KV or after a prefill of its own.
+func (x *exchange) decode() (*answer, error) {
+	if err := x.obtainKV(); err != nil {
+		return nil, err
+	}
+	if err := pause(x.context(), x.engine.options.Delay); err != nil {
+		return nil, err
+	}
+	text := x.prompt.answer(x.members)
+	if x.members.is("stream", "true") {
+		return x.stream(text), nil
+	}
+	return jsonAnswer(http.StatusOK, marshal(x.completion(text, "stop", len(tokens(text))))), nil
+}
+
+// obtainKV reads the KV that the request brings, or consumes the embeddings to
+// compute it here.
+func (x *exchange) obtainKV() error {
+	o, cluster := x.members, x.engine.cluster
+	if x.bringsKV() {
+		return cluster.read(o["kv_transfer_params"], fingerprint(o))
+	}
+	if x.engine.options.RequireKV {
+		return engineFailure("kv_transfer_params missing: this engine does not prefill")
+	}
+	return cluster.consume(x.prompt.items, o["ec_transfer_params"])
+}
+
+// bringsKV reports whether there was a prefill. Empty parameters are none.
+func (x *exchange) bringsKV() bool {
+	return x.members.has("kv_transfer_params") && compact(x.members["kv_transfer_params"]) != "{}"
+}
+
+func (x *exchange) checkDecode() error {
+	if !x.bringsKV() {
+		return nil
+	}
+	if x.members.has("ec_transfer_params") {
+		return badRequest("ec_transfer_params beside kv_transfer_params: the prefill has consumed them")
+	}
+	params, err := parseObject(x.members["kv_transfer_params"])
+	if err == nil && params.is("do_remote_decode", "true") {
+		return badRequest("do_remote_decode is true: these are a prefill's kv_transfer_params")
+	}
+	return nil // whether they are any good shows when they are read
+}

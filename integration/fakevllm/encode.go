@@ -1,0 +1,66 @@
+package fakevllm
+
+import (
+	"maps"
+	"net/http"
+	"regexp"
+	"slices"
+)
+
+// encodeID is the request's id, the item's index, and what makes an attempt unique.
+var encodeID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}:[0-9]+:[0-9a-f]{6}$`)
+
+// encodeMembers are all that an encode request may have: the rest of a client's
+// request is none of an encoder's business.
+var encodeMembers = []string{
+	"model", "messages", "max_tokens", "stream", "mm_processor_kwargs", "media_io_kwargs", "priority", "session_id",
+}
+
+// encode puts the embedding of one media item into the cluster.
+func (x *exchange) encode() (*answer, error) {
+	if err := pause(x.context(), x.engine.options.Delay); err != nil {
+		return nil, err
+	}
+	i, c := x.prompt.items[0], x.completion("", "length", 1)
+	if x.engine.options.Handles {
+		t := newTransfer(i.kind, x.engine.port)
+		x.engine.cluster.offer(i.hash, t)
+		c.ECTransferParams = map[string]transfer{i.hash: t}
+	} else {
+		x.engine.cluster.share(i.hash)
+	}
+	return jsonAnswer(http.StatusOK, marshal(c)), nil
+}
+
+func (x *exchange) checkEncode() error {
+	if !encodeID.MatchString(x.id) {
+		return badRequest("x-request-id of an encode request must be parent:index:6 hex, got %q", x.id)
+	}
+	for _, name := range slices.Sorted(maps.Keys(x.members)) {
+		if !slices.Contains(encodeMembers, name) {
+			return badRequest("an encode request must not have %q", name)
+		}
+	}
+	if !x.members.is("max_tokens", "1") {
+		return badRequest("max_tokens of an encode request must be 1, got %s", x.members["max_tokens"])
+	}
+	if !x.members.is("stream", "false") {
+		return badRequest("stream of an encode request must be false, got %s", x.members["stream"])
+	}
+	return x.checkItem()
+}
+
+// checkItem wants one message of the user that is nothing but one media item.
+func (x *exchange) checkItem() error {
+	p := x.prompt
+	if len(p.roles) != 1 || p.roles[0] != "user" {
+		return badRequest("an encode request has exactly one message, of the user, got messages of %q", p.roles)
+	}
+	if n := len(p.texts) + len(p.items); n != 1 {
+		return badRequest("an encode request has exactly one content part, got %d", n)
+	}
+	if len(p.items) == 0 || p.items[0].ready() {
+		return badRequest("the content part of an encode request must be media to encode")
+	}
+	return nil
+}

@@ -1,0 +1,172 @@
+package fakevllm
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// Role is the stage that an engine serves.
+type Role string
+
+// The three roles. A decode engine also plays prefill+decode: a request that
+// brings no KV blocks is prefilled on the spot, and needs the embeddings there.
+const (
+	Encode  Role = "encode"
+	Prefill Role = "prefill"
+	Decode  Role = "decode"
+)
+
+// Options describes an engine. Only Role is required.
+type Options struct {
+	Role Role
+
+	// Name is shown in answers: in the member system_fingerprint, and on
+	// decode in the header x-engine. The default is the role and the address.
+	Name string
+
+	// Addr is where the engine listens. The default, 127.0.0.1:0, takes a free port.
+	Addr string
+
+	// APIKey, if set, is what everything but /health must bring as a bearer token.
+	APIKey string
+
+	// IdleTimeout is how long an idle connection lives. The default is uvicorn's: 5s.
+	IdleTimeout time.Duration
+
+	// Delay is the service time. It ends at once when the client goes away.
+	Delay time.Duration
+
+	// ChunkDelay is the time between two events of a stream.
+	ChunkDelay time.Duration
+
+	// RequireKV makes a decode engine fail requests without kv_transfer_params:
+	// the deployment has a prefill stage.
+	RequireKV bool
+
+	// Handles makes an encode engine answer with ec_transfer_params. What it
+	// encodes can then be consumed only with the handle in there, once.
+	Handles bool
+
+	// Model is the one model that is served, "fake" by default.
+	Model string
+
+	// Forget keeps no requests for Requests, whose bodies may be large: for
+	// an engine that runs for long.
+	Forget bool
+}
+
+// withDefaults fills in what does not depend on the address.
+func (o Options) withDefaults() Options {
+	if o.Addr == "" {
+		o.Addr = "127.0.0.1:0"
+	}
+	if o.IdleTimeout == 0 {
+		o.IdleTimeout = 5 * time.Second
+	}
+	if o.Model == "" {
+		o.Model = "fake"
+	}
+	return o
+}
+
+// Engine is one fake vLLM server.
+type Engine struct {
+	options Options
+	cluster *Cluster
+	uuid    string // as vLLM's engine_id: it marks the KV blocks
+	addr    string
+	port    int
+	reports reports
+	faults  faults
+
+	mu     sync.Mutex // guards what follows
+	life   *life
+	closed bool
+}
+
+// Start runs an engine that shares this cluster's embeddings and KV blocks.
+func (c *Cluster) Start(o Options) (*Engine, error) {
+	switch o.Role {
+	case Encode, Prefill, Decode:
+	default:
+		return nil, fmt.Errorf("unknown role %q: want %s, %s or %s", o.Role, Encode, Prefill, Decode)
+	}
+	o = o.withDefaults()
+	listener, err := net.Listen("tcp", o.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("start %s engine: %w", o.Role, err)
+	}
+	addr := listener.Addr().(*net.TCPAddr)
+	e := &Engine{options: o, cluster: c, uuid: randomUUID(), addr: addr.String(), port: addr.Port}
+	if e.options.Name == "" {
+		e.options.Name = string(o.Role) + "-" + e.addr
+	}
+	e.life = e.live(listener)
+	return e, nil
+}
+
+func (e *Engine) live(listener net.Listener) *life {
+	return newLife(listener, e.options.IdleTimeout, http.HandlerFunc(e.serve))
+}
+
+// Addr is the engine's host:port. It stays the same over restarts.
+func (e *Engine) Addr() string { return e.addr }
+
+// URL is the engine's base URL, http://host:port.
+func (e *Engine) URL() string { return "http://" + e.addr }
+
+// Name is the engine's name in its answers.
+func (e *Engine) Name() string { return e.options.Name }
+
+// Kill ends the engine as SIGKILL ends a process: every connection is reset at
+// once and new ones are refused. Nothing is answered any more.
+func (e *Engine) Kill() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.life.kill()
+}
+
+// Restart kills the engine if it runs, and listens again on the same address.
+// Reports and fault are kept.
+func (e *Engine) Restart() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return fmt.Errorf("restart %s: %w", e.Name(), errors.New("engine is closed"))
+	}
+	e.life.kill()
+	e.life.wait()
+	listener, err := listenAgain(e.addr)
+	if err != nil {
+		return fmt.Errorf("restart %s: %w", e.Name(), err)
+	}
+	e.life = e.live(listener)
+	return nil
+}
+
+// Close kills the engine for good and waits until all its requests have ended.
+// It may be called more than once.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.closed = true
+	e.life.kill()
+	e.life.wait()
+}
+
+// listenAgain retries for a while: until the engine is back, somebody's
+// outgoing connection may hold its port.
+func listenAgain(addr string) (net.Listener, error) {
+	deadline := time.Now().Add(3 * time.Second)
+	for {
+		listener, err := net.Listen("tcp", addr)
+		if err == nil || time.Now().After(deadline) {
+			return listener, err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}

@@ -1,0 +1,54 @@
+package fakevllm
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+)
+
+// apiError is a request's failure as the client sees it.
+type apiError struct {
+	code    int
+	message string
+	body    any
+}
+
+func (e *apiError) Error() string { return e.message }
+
+// newAPIError has the shape of all errors that vLLM makes itself.
+func newAPIError(code int, param any, message string) *apiError {
+	body := map[string]any{
+		"error": map[string]any{"message": message, "type": errorType(code), "param": param, "code": code},
+	}
+	return &apiError{code: code, message: message, body: body}
+}
+
+// errorType names a status as vLLM does: BadRequestError, InternalServerError.
+func errorType(code int) string {
+	name := strings.ReplaceAll(http.StatusText(code), " ", "")
+	return strings.TrimSuffix(name, "Error") + "Error"
+}
+
+// badRequest is for a request that no engine could serve.
+func badRequest(format string, args ...any) error {
+	return newAPIError(http.StatusBadRequest, nil, fmt.Sprintf(format, args...))
+}
+
+// engineFailure is for a request that is well-formed but makes an engine fail.
+func engineFailure(format string, args ...any) error {
+	return newAPIError(http.StatusInternalServerError, nil, fmt.Sprintf(format, args...))
+}
+
+func unknownModel(model string) error {
+	return newAPIError(http.StatusNotFound, "model", fmt.Sprintf("The model `%s` does not exist.", model))
+}
+
+// These two do not come from vLLM's handlers but from its middleware and its
+// router, which have their own shapes.
+func unauthorized() error {
+	return &apiError{http.StatusUnauthorized, "Unauthorized", map[string]any{"error": "Unauthorized"}}
+}
+
+func notFound(method, path string) error {
+	return &apiError{http.StatusNotFound, method + " " + path + " not found", map[string]any{"detail": "Not Found"}}
+}

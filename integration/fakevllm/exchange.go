@@ -1,0 +1,106 @@
+package fakevllm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+)
+
+// errCut ends a request by resetting its connection.
+var errCut = errors.New("connection cut")
+
+// exchange is one request and its answer.
+type exchange struct {
+	engine  *Engine
+	w       http.ResponseWriter
+	r       *http.Request
+	id      string
+	body    []byte
+	members object // of the body, once it is checked
+	prompt  prompt // likewise
+	cut     bool   // reset the connection in the middle of the answer
+	started bool   // the client has got something
+}
+
+func (x *exchange) context() context.Context { return x.r.Context() }
+
+// receive reads the whole body before anything else happens: only then does
+// net/http watch the connection, and notice a client that leaves.
+func (e *Engine) receive(w http.ResponseWriter, r *http.Request) (*exchange, error) {
+	x := &exchange{engine: e, w: w, r: r, id: r.Header.Get("X-Request-Id")}
+	e.reports.begin(x)
+	at := time.Now()
+	body, err := io.ReadAll(r.Body)
+	x.body = body
+	if e.options.Forget {
+		return x, err
+	}
+	e.reports.request(Request{
+		ID:               x.id,
+		At:               at,
+		Method:           r.Method,
+		Path:             r.URL.Path,
+		Proto:            r.Proto,
+		Header:           r.Header.Clone(),
+		Host:             r.Host,
+		ContentLength:    r.ContentLength,
+		TransferEncoding: r.TransferEncoding,
+		Body:             body,
+	})
+	return x, err
+}
+
+// end takes the request out of those in flight. It comes before the answer's
+// last byte: the client may send the next request with this id right after it.
+func (x *exchange) end() { x.engine.reports.end(x) }
+
+// finish sends the answer, or does what an error asks for.
+func (x *exchange) finish(a *answer, err error) {
+	var refusal *apiError
+	if errors.As(err, &refusal) {
+		x.engine.reports.refusal(Refusal{x.id, time.Now(), refusal.code, refusal.message})
+		a, err = refusal.answer(), nil
+	}
+	if err == nil {
+		err = x.send(a)
+	}
+	if err != nil {
+		x.abort(err)
+	}
+}
+
+// abort resets the connection. Unless that is the engine's own will, the client
+// has gone away.
+func (x *exchange) abort(err error) {
+	if !errors.Is(err, errCut) && context.Cause(x.context()) != errKilled {
+		x.reportGone()
+	}
+	x.end()
+	reset(connectionOf(x.r).conn)
+	panic(http.ErrAbortHandler) // net/http's way to end a request without an answer
+}
+
+// refuseTruncated is for a body that ended before its Content-Length. Mostly the
+// client has gone away. One that has only stopped sending learns what is wrong.
+func (x *exchange) refuseTruncated(err error) {
+	if context.Cause(x.context()) != errKilled {
+		x.reportGone()
+	}
+	refusal := newAPIError(http.StatusBadRequest, nil, fmt.Sprintf(
+		"content-length is %d, the body ended after %d bytes: %v", x.r.ContentLength, len(x.body), err))
+	x.end()
+	a := refusal.answer()
+	x.writeHead(a)
+	_, _ = x.w.Write(a.pieces[0]) // if it fails, there is nobody to tell
+}
+
+func (x *exchange) reportGone() {
+	stage := "before"
+	if x.started {
+		stage = "during"
+	}
+	x.engine.reports.cancellation(Cancellation{x.id, time.Now(), stage})
+}

@@ -1,0 +1,175 @@
+package fakevllm
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// FaultKind is what goes wrong.
+type FaultKind string
+
+const (
+	// None is no fault.
+	None FaultKind = ""
+
+	// Hang accepts requests and stays silent, /health included, until the
+	// client leaves or SetFault is called again; then the request is served.
+	Hang FaultKind = "hang"
+
+	// CutBefore resets the connection without any byte of an answer.
+	CutBefore FaultKind = "cut before"
+
+	// CutMiddle sends the right status and headers with the first half of the
+	// answer, then resets the connection. A stream ends in the middle of an
+	// event, after the first few.
+	CutMiddle FaultKind = "cut middle"
+
+	// Status answers Code, with Message in vLLM's error shape.
+	Status FaultKind = "status"
+
+	// Slow waits for Delay before the request is served.
+	Slow FaultKind = "slow"
+
+	// Garbage answers 200 with a body that is not JSON.
+	Garbage FaultKind = "garbage"
+
+	// Crash is Kill, at the moment the request has been read.
+	Crash FaultKind = "crash"
+)
+
+// Fault makes an engine fail. Only requests that keep the contract get to it:
+// a fault never hides what is wrong with a request.
+type Fault struct {
+	Kind    FaultKind
+	Code    int           // for Status; the default is 500
+	Message string        // for Status
+	Header  http.Header   // for Status: more headers, such as Retry-After
+	Delay   time.Duration // for Slow
+
+	// Times is the number of requests that the fault applies to. 0 is all,
+	// until the fault is replaced. GET /health does not count.
+	Times int
+
+	// Match limits the fault to requests whose body contains it.
+	Match string
+
+	// Spend makes the engine read what the request brings before it fails:
+	// KV blocks and transfer handles are gone then, though it has failed.
+	Spend bool
+}
+
+// faults holds an engine's current fault.
+type faults struct {
+	mu       sync.Mutex
+	fault    Fault
+	left     int           // of Times
+	replaced chan struct{} // closed when the fault is replaced
+}
+
+// SetFault replaces the current fault. Fault{} clears it. Hanging requests go on.
+func (e *Engine) SetFault(f Fault) {
+	e.faults.set(f)
+}
+
+func (f *faults) set(fault Fault) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.replaced != nil {
+		close(f.replaced)
+	}
+	f.fault, f.left, f.replaced = fault, fault.Times, make(chan struct{})
+}
+
+// next returns the fault that this request gets, and when it is replaced.
+func (f *faults) next(body []byte) (Fault, <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fault := f.fault
+	if fault.Kind == None || !bytes.Contains(body, []byte(fault.Match)) {
+		return Fault{}, nil
+	}
+	if fault.Times > 0 {
+		f.left--
+		if f.left == 0 {
+			f.fault = Fault{}
+		}
+	}
+	return fault, f.replaced
+}
+
+// hang returns when GET /health may be answered. It returns nil for: now.
+func (f *faults) hang() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fault.Kind != Hang || f.fault.Match != "" {
+		return nil
+	}
+	return f.replaced
+}
+
+// strike applies the current fault. Without an answer and an error the request
+// is served, by an engine that may have been slow.
+func (x *exchange) strike() (*answer, error) {
+	fault, replaced := x.engine.faults.next(x.body)
+	if fault.Spend {
+		x.engine.cluster.spend(x.members)
+	}
+	switch fault.Kind {
+	case Hang:
+		return nil, waitFor(x.context(), replaced)
+	case Slow:
+		return nil, pause(x.context(), fault.Delay)
+	case CutBefore:
+		return nil, errCut
+	case Crash:
+		connectionOf(x.r).life.kill()
+		return nil, errKilled
+	case CutMiddle:
+		x.cut = true
+	case Garbage:
+		return jsonAnswer(http.StatusOK, []byte(`{"id":"chatcmpl-`)), nil
+	case Status:
+		return fault.answer(), nil
+	}
+	return nil, nil
+}
+
+func (f Fault) answer() *answer {
+	code := f.Code
+	if code == 0 {
+		code = http.StatusInternalServerError
+	}
+	a := newAPIError(code, nil, f.Message).answer()
+	for name, values := range f.Header {
+		a.header[http.CanonicalHeaderKey(name)] = values
+	}
+	return a
+}
+
+// waitFor returns the context's cause if it ends before the channel is closed.
+func waitFor(ctx context.Context, done <-chan struct{}) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-done:
+		return nil
+	}
+}
+
+// pause sleeps, but no longer than the context lives.
+func pause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return context.Cause(ctx)
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timer.C:
+		return nil
+	}
+}

@@ -1,0 +1,146 @@
+package fakevllm
+
+import (
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Request is a request as it arrived.
+type Request struct {
+	ID               string // x-request-id
+	At               time.Time
+	Method           string
+	Path             string
+	Proto            string
+	Header           http.Header
+	Host             string
+	ContentLength    int64
+	TransferEncoding []string
+	Body             []byte
+}
+
+// Cancellation is a request whose client went away before the answer was complete.
+type Cancellation struct {
+	ID    string
+	At    time.Time // when the engine noticed
+	Stage string    // "before" or "during": before the answer's first byte, or after it
+}
+
+// Refusal is a request that broke the contract.
+type Refusal struct {
+	ID      string
+	At      time.Time
+	Code    int
+	Message string
+}
+
+// reports is what an engine tells about itself. It outlives kills and restarts.
+type reports struct {
+	mu            sync.Mutex
+	requests      []Request
+	cancellations []Cancellation
+	refusals      []Refusal
+	inFlight      map[*exchange]string // with the x-request-id that each has claimed
+	healthChecks  int
+}
+
+// Requests returns all that arrived except GET /health, oldest first. Requests
+// for unknown paths are among them.
+func (e *Engine) Requests() []Request {
+	e.reports.mu.Lock()
+	defer e.reports.mu.Unlock()
+	return slices.Clone(e.reports.requests)
+}
+
+// Cancellations returns the requests whose clients went away, oldest first.
+func (e *Engine) Cancellations() []Cancellation {
+	e.reports.mu.Lock()
+	defer e.reports.mu.Unlock()
+	return slices.Clone(e.reports.cancellations)
+}
+
+// Refusals returns the requests that broke the contract, oldest first: all that
+// got an error from the engine itself. A fault's errors are not among them.
+func (e *Engine) Refusals() []Refusal {
+	e.reports.mu.Lock()
+	defer e.reports.mu.Unlock()
+	return slices.Clone(e.reports.refusals)
+}
+
+// Reset forgets requests, cancellations and refusals.
+func (e *Engine) Reset() {
+	e.reports.mu.Lock()
+	defer e.reports.mu.Unlock()
+	e.reports.requests, e.reports.cancellations, e.reports.refusals = nil, nil, nil
+}
+
+// InFlight is the number of requests in service, without GET /health. A request
+// leaves the count before its client can see the end of the answer, and after
+// its cancellation was reported.
+func (e *Engine) InFlight() int {
+	e.reports.mu.Lock()
+	defer e.reports.mu.Unlock()
+	return len(e.reports.inFlight)
+}
+
+// HealthChecks is the number of GET /health since the engine was started.
+func (e *Engine) HealthChecks() int {
+	e.reports.mu.Lock()
+	defer e.reports.mu.Unlock()
+	return e.reports.healthChecks
+}
+
+func (r *reports) health() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.healthChecks++
+}
+
+func (r *reports) request(q Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.requests = append(r.requests, q)
+}
+
+func (r *reports) cancellation(c Cancellation) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cancellations = append(r.cancellations, c)
+}
+
+func (r *reports) refusal(f Refusal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refusals = append(r.refusals, f)
+}
+
+func (r *reports) begin(x *exchange) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.inFlight == nil {
+		r.inFlight = make(map[*exchange]string)
+	}
+	r.inFlight[x] = ""
+}
+
+// claim reserves the request's id while it is in flight. It reports false if
+// another request holds it.
+func (r *reports) claim(x *exchange) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range r.inFlight {
+		if id == x.id {
+			return false
+		}
+	}
+	r.inFlight[x] = x.id
+	return true
+}
+
+func (r *reports) end(x *exchange) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.inFlight, x)
+}

@@ -1,0 +1,105 @@
+package fakevllm
+
+import (
+	"net/http"
+	"time"
+)
+
+// serve answers every request to the engine.
+func (e *Engine) serve(w http.ResponseWriter, r *http.Request) {
+	e.sign(w.Header())
+	if r.Method == http.MethodGet && r.URL.Path == "/health" {
+		e.health(r)
+		return
+	}
+	x, err := e.receive(w, r)
+	defer x.end()
+	if err != nil {
+		x.refuseTruncated(err)
+		return
+	}
+	a, err := x.answer()
+	x.finish(a, err)
+}
+
+// sign sets the headers that tell who has answered. The request id is made up,
+// so that a proxy which lets it through is seen.
+func (e *Engine) sign(h http.Header) {
+	h.Set("Server", "uvicorn")
+	h.Set("X-Request-Id", "engine-"+randomHex(8))
+	if e.options.Role == Decode {
+		h.Set("X-Engine", e.Name())
+	}
+}
+
+// health answers 200 without a body, which is what net/http does on return.
+func (e *Engine) health(r *http.Request) {
+	e.reports.health()
+	if replaced := e.faults.hang(); replaced != nil && waitFor(r.Context(), replaced) != nil {
+		reset(connectionOf(r).conn)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// answer takes a request through all that can refuse it, from the outside in:
+// middleware, router, contract, fault, and the role itself.
+func (x *exchange) answer() (*answer, error) {
+	if key := x.engine.options.APIKey; key != "" && x.r.Header.Get("Authorization") != "Bearer "+key {
+		return nil, unauthorized()
+	}
+	s := x.route()
+	if s == nil {
+		return nil, notFound(x.r.Method, x.r.URL.Path)
+	}
+	for _, check := range s.checks {
+		if err := check(); err != nil {
+			return nil, err
+		}
+	}
+	if a, err := x.strike(); a != nil || err != nil {
+		return a, err
+	}
+	return s.serve()
+}
+
+// service is what an engine does with a request.
+type service struct {
+	checks []func() error // what the request alone must fulfil, before any fault
+	serve  func() (*answer, error)
+}
+
+// route returns nil for what the engine's role does not serve.
+func (x *exchange) route() *service {
+	role := x.engine.options.Role
+	switch x.r.Method + " " + x.r.URL.Path {
+	case "GET /v1/models":
+		return &service{serve: x.models}
+	case "POST /v1/completions":
+		if role == Encode {
+			return nil
+		}
+	case "POST /v1/chat/completions":
+	default:
+		return nil
+	}
+	switch role {
+	case Encode:
+		return &service{x.checks(x.checkEncode), x.encode}
+	case Prefill:
+		return &service{x.checks(x.checkPrefill), x.prefill}
+	default:
+		return &service{x.checks(x.checkDecode), x.decode}
+	}
+}
+
+// models lists the one model.
+func (x *exchange) models() (*answer, error) {
+	model := x.engine.options.Model
+	return jsonAnswer(http.StatusOK, marshal(map[string]any{
+		"object": "list",
+		"data": []any{map[string]any{
+			"id": model, "object": "model", "created": time.Now().Unix(), "owned_by": "vllm",
+			"root": model, "parent": nil, "max_model_len": 32768,
+		}},
+	})), nil
+}

@@ -1,0 +1,94 @@
+package fakevllm
+
+import (
+	"net/http"
+	"unicode/utf8"
+)
+
+// stream answers with server-sent events, in pieces that do not respect them.
+func (x *exchange) stream(text string) *answer {
+	header := http.Header{}
+	header.Set("Content-Type", "text/event-stream; charset=utf-8")
+	return &answer{http.StatusOK, header, pieces(x.events(text))}
+}
+
+// events are the chunks of a stream up to and including [DONE].
+func (x *exchange) events(text string) [][]byte {
+	var events [][]byte
+	created := x.envelope()
+	add := func(choices []choice, u *usage) {
+		chunk := created
+		chunk.Choices, chunk.Usage = choices, u
+		events = append(events, event(marshal(chunk)))
+	}
+	created.Object = "text_completion"
+	if x.isChat() {
+		created.Object = "chat.completion.chunk"
+		empty := ""
+		add([]choice{{Delta: &message{Role: "assistant", Content: &empty}}}, nil)
+	}
+	tokens := tokens(text)
+	for _, token := range tokens {
+		add([]choice{x.delta(token)}, nil)
+	}
+	stop := "stop"
+	last := x.delta("")
+	last.FinishReason = &stop
+	add([]choice{last}, nil)
+	if x.includeUsage() {
+		add([]choice{}, x.usage(len(tokens)))
+	}
+	return append(events, event([]byte("[DONE]")))
+}
+
+func (x *exchange) delta(text string) choice {
+	if x.isChat() {
+		return choice{Delta: &message{Content: &text}}
+	}
+	return choice{Text: &text}
+}
+
+func (x *exchange) includeUsage() bool {
+	options, err := parseObject(x.members["stream_options"])
+	return err == nil && options.is("include_usage", "true")
+}
+
+func event(data []byte) []byte {
+	return append(append([]byte("data: "), data...), "\n\n"...)
+}
+
+// tokens cuts a text into three characters each.
+func tokens(text string) []string {
+	var tokens []string
+	runes := []rune(text)
+	for len(runes) > 0 {
+		n := min(3, len(runes))
+		tokens = append(tokens, string(runes[:n]))
+		runes = runes[n:]
+	}
+	return tokens
+}
+
+// pieces cuts a stream once within every event, and nowhere else: no piece but
+// the last ends where an event ends, and most hold the borders of two.
+func pieces(events [][]byte) [][]byte {
+	var pieces [][]byte
+	var rest []byte
+	for _, e := range events {
+		at := awkwardCut(e)
+		pieces = append(pieces, append(rest, e[:at]...))
+		rest = e[at:len(e):len(e)]
+	}
+	return append(pieces, rest)
+}
+
+// awkwardCut is in the middle of the event's first multibyte character. Without
+// one it is in the middle of the event.
+func awkwardCut(event []byte) int {
+	for at, b := range event {
+		if b >= utf8.RuneSelf {
+			return at + 1
+		}
+	}
+	return len(event) / 2
+}

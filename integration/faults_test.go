@@ -1,0 +1,315 @@
+package integration
+
+import (
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
+)
+
+type fault = fakevllm.Fault
+
+func setFault(f fault, list ...*fakevllm.Engine) {
+	for _, e := range list {
+		e.SetFault(f)
+	}
+}
+
+// post sends a chat completions request.
+func (c *caddy) post(t *testing.T, body string, headers ...string) *reply {
+	t.Helper()
+	return c.do(t, http.MethodPost, chatPath, body, headers...)
+}
+
+// noKeepalive has every request on a connection of its own: one that dies at once on
+// a connection that was idle before is taken for an idle connection's end.
+const noKeepalive = "transport http {\nkeepalive off\n}"
+
+// What a client gets when a stage fails for good, and how often it was tried.
+func TestFailures(t *testing.T) {
+	picture := chat("", text("x"), image("AAAA"))
+	for name, tc := range map[string]struct {
+		role     fakevllm.Role
+		fault    fault
+		options  []string
+		body     string
+		status   int
+		code     any
+		message  string
+		requests [3]int // at encode, prefill, decode
+	}{
+		"encode 400":               {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Status, Code: 400, Message: "the image is too large"}, status: 400, code: 400.0, message: "the image is too large", requests: [3]int{1, 0, 0}},
+		"encode 422":               {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Status, Code: 422, Message: "no"}, status: 422, code: 422.0, message: "no", requests: [3]int{1, 0, 0}},
+		"encode 500":               {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Status, Code: 500, Message: "out of memory"}, status: 500, code: 500.0, message: "out of memory", requests: [3]int{2, 0, 0}},
+		"encode 503":               {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Status, Code: 503, Message: "busy"}, status: 503, code: 503.0, message: "busy", requests: [3]int{2, 0, 0}},
+		"encode 500, no retries":   {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Status, Code: 500, Message: "out of memory"}, options: []string{"retries 0"}, status: 500, code: 500.0, message: "out of memory", requests: [3]int{1, 0, 0}},
+		"encode 500, more retries": {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Status, Code: 500, Message: "out of memory"}, options: []string{"retries 9"}, status: 500, code: 500.0, message: "out of memory", requests: [3]int{3, 0, 0}},
+		"encode redirects":         {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Status, Code: 302, Message: "x"}, status: 502, code: "encode_failed", requests: [3]int{1, 0, 0}},
+		"encode is garbage":        {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Garbage}, status: 502, code: "encode_failed", requests: [3]int{2, 0, 0}},
+		"encode is cut":            {role: fakevllm.Encode, fault: fault{Kind: fakevllm.CutBefore}, options: []string{"encode " + noKeepalive}, status: 502, code: "encode_failed", requests: [3]int{2, 0, 0}},
+		"encode is cut in two":     {role: fakevllm.Encode, fault: fault{Kind: fakevllm.CutMiddle}, status: 502, code: "encode_failed", requests: [3]int{2, 0, 0}},
+		"encode hangs":             {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Hang}, options: []string{"encode_timeout 200ms", "retries 2"}, status: 504, code: "encode_timeout", requests: [3]int{2, 0, 0}},
+		"encode hangs, no retries": {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Hang}, options: []string{"encode_timeout 200ms", "retries 0"}, status: 504, code: "encode_timeout", requests: [3]int{1, 0, 0}},
+
+		"prefill 400":           {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Status, Code: 400, Message: "the prompt is too long"}, status: 400, code: 400.0, message: "the prompt is too long", requests: [3]int{1, 1, 0}},
+		"prefill 500":           {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Status, Code: 500, Message: "out of memory"}, status: 500, code: 500.0, message: "out of memory", requests: [3]int{1, 2, 0}},
+		"prefill is garbage":    {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Garbage}, status: 502, code: "prefill_failed", requests: [3]int{1, 2, 0}},
+		"prefill is cut":        {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.CutBefore}, options: []string{"prefill " + noKeepalive}, status: 502, code: "prefill_failed", requests: [3]int{1, 2, 0}},
+		"prefill is cut in two": {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.CutMiddle}, status: 502, code: "prefill_failed", requests: [3]int{1, 2, 0}},
+		"prefill times out":     {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Hang}, options: []string{"prefill transport http {\nresponse_header_timeout 200ms\n}"}, status: 504, code: "prefill_timeout", requests: [3]int{1, 1, 0}},
+
+		"decode 400":        {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 400, Message: "bad sampling"}, status: 400, code: 400.0, message: "bad sampling", requests: [3]int{1, 1, 1}},
+		"decode 500":        {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 500, Message: "out of memory"}, status: 500, code: 500.0, message: "out of memory", requests: [3]int{1, 1, 1}},
+		"decode 503":        {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 503, Message: "busy"}, status: 503, code: 503.0, message: "busy", requests: [3]int{1, 2, 2}},
+		"decode is cut":     {role: fakevllm.Decode, fault: fault{Kind: fakevllm.CutBefore}, options: []string{"decode " + noKeepalive}, status: 502, code: "decode_failed", requests: [3]int{1, 2, 2}},
+		"decode times out":  {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Hang}, options: []string{"decode transport http {\nresponse_header_timeout 200ms\n}"}, status: 504, code: "decode_timeout", requests: [3]int{1, 1, 1}},
+		"decode 503, twice": {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 503, Message: "busy"}, options: []string{"retries 2"}, status: 503, code: 503.0, message: "busy", requests: [3]int{1, 3, 3}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 3, 3, 3)
+			c := startCaddy(t, e.block(tc.options...))
+			for _, engine := range e.all() {
+				if strings.HasPrefix(engine.Name(), string(tc.role)) {
+					engine.SetFault(tc.fault)
+				}
+			}
+			for _, body := range []string{picture, stream(picture)} {
+				e.reset()
+				r := c.post(t, body)
+				assert.Equal(t, tc.status, r.StatusCode)
+				got := r.apiError(t)
+				assert.Equal(t, tc.code, got["code"])
+				if tc.message != "" {
+					assert.Equal(t, tc.message, got["message"])
+				}
+				e.assertRequests(t, tc.requests[0], tc.requests[1], tc.requests[2])
+				e.assertContract(t)
+
+				access := c.access(t, r.id()) // the last entry
+				lines := c.failures(r.id())
+				require.Len(t, lines, tc.requests[map[fakevllm.Role]int{fakevllm.Encode: 0, fakevllm.Prefill: 1, fakevllm.Decode: 2}[tc.role]])
+				for i, line := range lines {
+					assert.Equal(t, string(tc.role), line["stage"])
+					assert.Equal(t, i < len(lines)-1, line["retrying"])
+					assert.Contains(t, line["upstream"], "127.0.0.1:")
+					assert.NotEmpty(t, line["error"])
+				}
+				assert.Equal(t, "failed", access.str("epd", "outcome"))
+				assert.EqualValues(t, len(lines), access.at("epd", string(tc.role), "attempts"))
+			}
+		})
+	}
+}
+
+// One instance that fails is nothing that a client sees.
+func TestFailover(t *testing.T) {
+	for name, f := range map[string]fault{
+		"500":             {Kind: fakevllm.Status, Code: 500},
+		"502":             {Kind: fakevllm.Status, Code: 502},
+		"503":             {Kind: fakevllm.Status, Code: 503, Spend: true},
+		"504":             {Kind: fakevllm.Status, Code: 504},
+		"cut":             {Kind: fakevllm.CutBefore, Spend: true},
+		"cut in two":      {Kind: fakevllm.CutMiddle},
+		"garbage":         {Kind: fakevllm.Garbage},
+		"hangs in encode": {Kind: fakevllm.Hang},
+		"dead":            {Kind: fakevllm.Crash},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for _, handles := range []bool{false, true} {
+				for _, prefills := range []int{0, 2} {
+					e := startEngines(t, 2, prefills, 2, func(o *fakevllm.Options) { o.Handles = handles })
+					c := startCaddy(t, e.block("encode_timeout 300ms"))
+					e.encode[0].SetFault(f)
+					if prefills > 0 && f.Kind != fakevllm.Hang {
+						e.prefill[0].SetFault(f)
+					}
+					if f.Code > 500 || f.Kind == fakevllm.CutBefore || f.Kind == fakevllm.Crash {
+						e.decode[0].SetFault(f)
+					}
+					for range 4 {
+						for _, body := range []string{chat("", image("AAAA"), text("x"), image("BBBB")), stream(chat("", image("CCCC")))} {
+							assertAnswer(t, body, c.post(t, body))
+						}
+					}
+					assert.NotEmpty(t, e.encode[0].Requests(), "the fault was not met")
+					e.assertContract(t)
+					c.stop()
+				}
+			}
+		})
+	}
+}
+
+// A decode that got through has spent what it was given, one that could not be
+// reached has not.
+func TestWhatIsSpentIsMadeAgain(t *testing.T) {
+	for name, tc := range map[string]struct {
+		prefills int
+		handles  bool
+		dead     bool
+		requests [3]int
+	}{
+		"kv blocks":             {2, false, false, [3]int{2, 2, 2}},
+		"kv blocks and handles": {2, true, false, [3]int{4, 2, 2}},
+		"handles":               {0, true, false, [3]int{4, 0, 2}},
+		"nothing":               {0, false, false, [3]int{2, 0, 2}},
+		"kv blocks, dead":       {2, true, true, [3]int{2, 1, 1}},
+		"handles, dead":         {0, true, true, [3]int{2, 0, 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 2, tc.prefills, 2, func(o *fakevllm.Options) { o.Handles = tc.handles })
+			c := startCaddy(t, e.block("decode lb_policy first"))
+			if tc.dead {
+				e.decode[0].Kill()
+			} else {
+				e.decode[0].SetFault(fault{Kind: fakevllm.Status, Code: 503, Spend: true})
+			}
+			body := chat("", image("AAAA"), image("BBBB"))
+			r := c.post(t, body, "X-Request-Id: mine")
+			assertAnswer(t, body, r)
+			assert.Equal(t, "mine", r.id())
+			e.assertRequests(t, tc.requests[0], tc.requests[1], tc.requests[2])
+			e.assertContract(t)
+
+			ids := []string{}
+			for _, engine := range e.decode {
+				for _, r := range engine.Requests() {
+					ids = append(ids, r.ID)
+				}
+			}
+			assert.Equal(t, "mine", ids[0])
+			if !tc.dead {
+				assert.Regexp(t, "^mine-[0-9a-f]{6}$", ids[1])
+			}
+		})
+	}
+}
+
+// An engine's own answer of decode reaches the client as it is, also an error.
+func TestDecodeAnswersForItself(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 2)
+	c := startCaddy(t, e.block())
+	setFault(fault{Kind: fakevllm.Status, Code: 503, Message: "busy", Header: http.Header{"Retry-After": {"7"}, "X-Queue": {"full"}}}, e.decode...)
+	r := c.post(t, chat("", image("AAAA")))
+	assert.Equal(t, http.StatusServiceUnavailable, r.StatusCode)
+	assert.Equal(t, "7", r.Header.Get("Retry-After"))
+	assert.Equal(t, "full", r.Header.Get("X-Queue"))
+	assert.Equal(t, "busy", r.apiError(t)["message"])
+	e.assertRequests(t, 1, 0, 2)
+}
+
+func TestRetryAfterOfEncodersIsKept(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block())
+	setFault(fault{Kind: fakevllm.Status, Code: 429, Message: "slow down", Header: http.Header{"Retry-After": {"7"}}}, e.encode...)
+	r := c.post(t, chat("", image("AAAA")))
+	assert.Equal(t, http.StatusTooManyRequests, r.StatusCode)
+	assert.Equal(t, "7", r.Header.Get("Retry-After"))
+}
+
+func TestNobodyThere(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 2, 2, 2)
+	c := startCaddy(t, e.block())
+	picture, words := chat("", image("AAAA")), chat("", text("x"))
+	for _, stage := range []struct {
+		list []*fakevllm.Engine
+		code string
+	}{{e.encode, "encode_unavailable"}, {e.prefill, "prefill_unavailable"}, {e.decode, "decode_unavailable"}} {
+		for _, engine := range stage.list {
+			engine.Kill()
+		}
+		r := c.post(t, picture)
+		assert.Equal(t, http.StatusServiceUnavailable, r.StatusCode)
+		assert.Equal(t, stage.code, r.apiError(t)["code"])
+		assert.NotContains(t, string(r.body), "127.0.0.1")
+		if stage.code == "encode_unavailable" {
+			assertAnswer(t, words, c.post(t, words))
+		}
+		for _, engine := range stage.list {
+			require.NoError(t, engine.Restart())
+		}
+		assertAnswer(t, picture, c.post(t, picture))
+	}
+}
+
+// The first item that fails for good ends the others at once: encoders take an hour
+// for all items but one.
+func TestFirstFailureEndsItsSiblings(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 2, 0, 1, func(o *fakevllm.Options) { o.Delay = time.Hour })
+	c := startCaddy(t, e.block())
+	setFault(fault{Kind: fakevllm.Status, Code: 400, Message: "no", Match: "FAIL"}, e.encode...)
+	cancelled := 0
+	for cancelled == 0 { // the failure can come before the others have arrived
+		e.reset()
+		r := c.post(t, chat("", image("AAAA"), image("BBBB"), image("CCCC"), image("FAIL")))
+		assert.Equal(t, http.StatusBadRequest, r.StatusCode)
+		c.access(t, r.id())
+		require.Len(t, c.failures(r.id()), 1)
+		assert.Equal(t, "messages[0].content[3]", c.failures(r.id())[0].str("item"))
+		for _, engine := range e.encode {
+			require.Eventually(t, func() bool { return engine.InFlight() == 0 }, time.Second, time.Millisecond, "siblings go on")
+			cancelled += len(engine.Cancellations())
+		}
+	}
+}
+
+// An item that kills whoever gets it must not walk through the pool.
+func TestPoisonKillsTwoAtMost(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 5, 0, 1)
+	c := startCaddy(t, e.block())
+	setFault(fault{Kind: fakevllm.Crash, Match: "POISON"}, e.encode...)
+	fine := chat("", image("AAAA"), image("BBBB"), image("CCCC"), image("DDDD"), image("EEEE"))
+	for range 4 { // so that there are idle connections to all of them
+		assertAnswer(t, fine, c.post(t, fine))
+	}
+	r := c.post(t, chat("", image("POISON")))
+	assert.Equal(t, http.StatusBadGateway, r.StatusCode)
+	dead := 0
+	for _, engine := range e.encode {
+		for _, got := range engine.Requests() {
+			if strings.Contains(string(got.Body), "POISON") {
+				dead++
+			}
+		}
+	}
+	assert.LessOrEqual(t, dead, 2)
+	assert.Positive(t, dead)
+	assertAnswer(t, fine, c.post(t, fine))
+}
+
+// Nobody may take half of an answer for the whole.
+func TestAnswerThatBreaksOff(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block())
+	setFault(fault{Kind: fakevllm.CutMiddle}, e.decode...)
+	for _, http2 := range []bool{false, true} {
+		for _, body := range []string{chat("", image("AAAA")), stream(chat("", image("AAAA")))} {
+			res, err := c.send(t.Context(), c.client(t, http2), http.MethodPost, chatPath, body)
+			require.NoError(t, err)
+			half, err := io.ReadAll(res.Body)
+			_ = res.Body.Close()
+			require.Error(t, err)
+			assert.Equal(t, http.StatusOK, res.StatusCode)
+			assert.NotEmpty(t, half)
+			entry := c.access(t, res.Header.Get("X-Request-Id"))
+			assert.Equal(t, "broke_off", entry.str("epd", "outcome"))
+			assert.Positive(t, entry.at("epd", "duration"))
+			assert.Len(t, c.failures(res.Header.Get("X-Request-Id")), 1)
+		}
+	}
+}
