@@ -121,6 +121,8 @@ func (x *exchange) readError(err error) *apiError {
 		return tooLargeError(tooLarge.Limit)
 	case errors.Is(err, errBodyTooLarge):
 		return tooLargeError(x.h.MaxBodySize)
+	case errors.Is(err, io.ErrUnexpectedEOF): // the client may still listen
+		return badRequest(http.StatusBadRequest, "incomplete_body", "the body ended early")
 	case x.r.Context().Err() != nil:
 		return &apiError{status: statusClientClosed}
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -129,7 +131,7 @@ func (x *exchange) readError(err error) *apiError {
 	if he, ok := errors.AsType[caddyhttp.HandlerError](err); ok && he.StatusCode != 0 {
 		return badRequest(he.StatusCode, "invalid_body", "the body could not be read")
 	}
-	return badRequest(http.StatusBadRequest, "incomplete_body", "the body ended early")
+	return badRequest(http.StatusBadRequest, "invalid_body", "the body could not be read")
 }
 
 func tooLargeError(limit int64) *apiError {

@@ -94,5 +94,7 @@ func (x *exchange) reject(e *apiError) {
 		x.h.logger.Warn("request rejected", zap.String("request_id", x.id), zap.String("stage", "request"),
 			zap.Int("status", e.status), zap.Error(errors.New(e.Message)))
 	}
+	// net/http would wait for more of a body that nobody wants before it answers
+	_ = http.NewResponseController(x.w).EnableFullDuplex()
 	e.write(x.w)
 }

@@ -1,0 +1,129 @@
+package integration
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
+)
+
+// What a client says about itself reaches all engines; what would steer them, or
+// is about the connection, reaches none.
+func TestHeaders(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) { o.APIKey = "secret" })
+	c := startCaddy(t, e.block())
+	body := chat("", text("x"), image("AAAA"))
+	r := c.doWith(t, c.client(t, false), http.MethodPost, chatPath+"?query=1", body,
+		"Authorization: Bearer secret", "X-Custom: one", "X-Custom: two", "Accept: text/x", "Accept-Language: de", "User-Agent: test", "Traceparent: 00-1",
+		"X-Data-Parallel-Rank: 1", "X-Prefiller-Host-Port: evil:1", "X-Encoder-Hosts-Ports: evil:1", "EPP-Profile: decode",
+		"Connection: X-Listed, close", "X-Listed: x", "Keep-Alive: 5", "Te: trailers", "Trailer: X-T", "Upgrade: websocket", "Expect: 100-continue",
+		"Range: bytes=0-1", "If-None-Match: x", "If-Match: x", "If-Modified-Since: x", "If-Unmodified-Since: x", "If-Range: x",
+		"Content-Md5: x", "Digest: x", "Content-Digest: x", "Repr-Digest: x", "Incremental: ?1", "Accept-Encoding: br, gzip", "Http2-Settings: x",
+		"X-Forwarded-For: 6.6.6.6", "X-Forwarded-Host: evil")
+	assertAnswer(t, body, r)
+	for _, engine := range e.all() {
+		require.Len(t, engine.Requests(), 1)
+		got := engine.Requests()[0].Header
+		assert.Equal(t, "Bearer secret", got.Get("Authorization"))
+		assert.Equal(t, []string{"one", "two"}, got["X-Custom"])
+		assert.Equal(t, "127.0.0.1", got.Get("X-Forwarded-For"))
+		assert.NotEqual(t, "evil", got.Get("X-Forwarded-Host"))
+		assert.Equal(t, "application/json", got.Get("Content-Type"))
+		for _, name := range []string{"X-Data-Parallel-Rank", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "Epp-Profile", "Connection", "X-Listed", "Keep-Alive", "Te", "Trailer",
+			"Upgrade", "Expect", "Range", "If-None-Match", "If-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest",
+			"Incremental", "Http2-Settings", "Transfer-Encoding", "Content-Encoding"} {
+			assert.Empty(t, got[name], "%s at %s", name, engine.Name())
+		}
+		want := "gzip" // the transport's own
+		if engine == e.decode[0] {
+			want = "br, gzip"
+		}
+		assert.Equal(t, want, got.Get("Accept-Encoding"))
+		assert.Equal(t, chatPath, engine.Requests()[0].Path)
+	}
+	e.assertContract(t)
+}
+
+func TestMissingKeyIsTheEnginesToRefuse(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) { o.APIKey = "secret" })
+	c := startCaddy(t, e.block())
+	for _, body := range []string{chat("", image("AAAA")), chat("", text("x"))} {
+		r := c.post(t, body)
+		assert.Equal(t, http.StatusUnauthorized, r.StatusCode)
+		assert.Equal(t, "Unauthorized", r.apiError(t)["message"])
+	}
+	r := c.do(t, http.MethodGet, "/v1/models", "")
+	assert.Equal(t, http.StatusUnauthorized, r.StatusCode)
+}
+
+func TestRequestIDs(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1)
+	c := startCaddy(t, e.block())
+	body := chat("", image("AAAA"), image("BBBB"))
+	const uuid = "^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+	for name, tc := range map[string]struct {
+		headers []string
+		want    string
+	}{
+		"taken over":        {[]string{"X-Request-Id: a.B_9-z"}, `^a\.B_9-z$`},
+		"as long as may be": {[]string{"X-Request-Id: " + strings.Repeat("x", 128)}, "^x{128}$"},
+		"none":              {nil, uuid},
+		"empty":             {[]string{"X-Request-Id: "}, uuid},
+		"too long":          {[]string{"X-Request-Id: " + strings.Repeat("x", 129)}, uuid},
+		"colon":             {[]string{"X-Request-Id: a:0:abcdef"}, uuid},
+		"space":             {[]string{"X-Request-Id: a b"}, uuid},
+		"not ASCII":         {[]string{"X-Request-Id: ä"}, uuid},
+		"two":               {[]string{"X-Request-Id: a", "X-Request-Id: b"}, uuid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e.reset()
+			r := c.post(t, body, tc.headers...)
+			assertAnswer(t, body, r)
+			require.Len(t, r.Header["X-Request-Id"], 1)
+			assert.Regexp(t, tc.want, r.id())
+			assert.Equal(t, r.id(), e.prefill[0].Requests()[0].ID)
+			assert.Equal(t, r.id(), e.decode[0].Requests()[0].ID)
+			items := make(map[string]bool)
+			for _, request := range e.encode[0].Requests() {
+				suffix, ok := strings.CutPrefix(request.ID, r.id()+":")
+				require.True(t, ok, request.ID)
+				assert.Regexp(t, "^[01]:[0-9a-f]{6}$", suffix)
+				item := image(map[string]string{"0": "AAAA", "1": "BBBB"}[suffix[:1]])
+				assert.Contains(t, string(request.Body), item)
+				items[suffix[:1]] = true
+			}
+			assert.Len(t, items, 2)
+		})
+	}
+}
+
+// With these a client could make an engine read from any host.
+func TestClientsTransferParamsAreRemoved(t *testing.T) {
+	t.Parallel()
+	const evil = `,"kv_transfer_params":{"remote_host":"evil"},"ec_transfer_params":{"x":{"peer_host":"evil"}}`
+	for _, prefills := range []int{0, 1} {
+		e := startEngines(t, 1, prefills, 1)
+		c := startCaddy(t, e.block())
+		for _, request := range []struct{ path, body string }{
+			{chatPath, chat(evil, image("AAAA"))},
+			{chatPath, chat(strings.ReplaceAll(evil, "_transfer", `_\u0074ransfer`), image("AAAA"))},
+			{"/v1/completions", `{"prompt":"x"` + evil + `}`},
+		} {
+			r := c.do(t, http.MethodPost, request.path, request.body)
+			require.Equal(t, http.StatusOK, r.StatusCode, "%s", r.body)
+		}
+		for _, engine := range e.all() {
+			for _, r := range engine.Requests() {
+				assert.NotContains(t, string(r.Body), "evil")
+			}
+		}
+		e.assertContract(t)
+	}
+}

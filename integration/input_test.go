@@ -1,0 +1,147 @@
+package integration
+
+import (
+	"bufio"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// Bad input is refused in OpenAI's form, and no engine hears of it.
+func TestBadInput(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1)
+	c := startCaddy(t, e.block("max_body_size 4KiB", "max_media_items 3"))
+	picture := image("AAAA")
+	for name, tc := range map[string]struct {
+		method, path, body string
+		headers            []string
+		status             int
+		message            string
+		param, code        any
+	}{
+		"not JSON":                  {body: `hello`, status: 400, message: "the body is not valid JSON: unexpected character at byte 0", code: "invalid_body"},
+		"empty":                     {body: ``, status: 400, message: "the body is empty; send a JSON object", code: "invalid_body"},
+		"not an object":             {body: `["a"]`, status: 400, message: "the body must be a JSON object", code: "invalid_body"},
+		"trailing bytes":            {body: chat("") + "x", status: 400, message: "the body is not valid JSON: unexpected data after the object at byte 58", code: "invalid_body"},
+		"cut short":                 {body: `{"model":"fake","messages":[`, status: 400, message: "the body is not valid JSON: it ends early, at byte 28", code: "invalid_body"},
+		"duplicate member":          {body: chat(`,"stream":true,"stream":false`), status: 400, message: "the member 'stream' at byte 72 is given twice in one object", code: "invalid_body"},
+		"duplicate in a part":       {body: chat("", `{"type":"text","type":"image_url"}`), status: 400, message: "the member 'type' at byte 69 is given twice in one object", code: "invalid_body"},
+		"no messages":               {body: `{"model":"fake"}`, status: 400, message: "'messages' is missing", param: "messages", code: "invalid_body"},
+		"messages no list":          {body: `{"messages":{"role":"user"}}`, status: 400, message: "'messages' must be a list", param: "messages", code: "invalid_body"},
+		"unknown form":              {body: chat("", text("x"), `{"type":"image_url","image_url":7}`), status: 400, message: `the image_url in part 1 of message 0 has no known form: it must be {"url": "…"} or a string`, param: "messages[0].content[1].image_url", code: "invalid_body"},
+		"too many items":            {body: chat("", picture, picture, picture, picture), status: 400, message: "the request has more than 3 media items", param: "messages", code: "invalid_body"},
+		"too deep":                  {body: `{"messages":` + strings.Repeat("[", 1001) + strings.Repeat("]", 1001) + `}`, status: 400, message: "the body is nested deeper than 1000 levels, at byte 1011", code: "invalid_body"},
+		"too large":                 {body: chat("", text(strings.Repeat("x", 5000))), status: 413, message: "the body is larger than 4096 bytes", code: "body_too_large"},
+		"compressed":                {body: chat(""), headers: []string{"Content-Encoding: gzip"}, status: 415, message: "compressed bodies are not supported; send the JSON as it is", code: "unsupported_encoding"},
+		"completions, not JSON":     {path: "/v1/completions", body: `x`, status: 400, message: "the body is not valid JSON: unexpected character at byte 0", code: "invalid_body"},
+		"unknown path":              {path: "/v1/embeddings", body: `{}`, status: 404, message: "there is no such route", code: "not_found"},
+		"administrative path":       {path: "/shutdown", body: `{}`, status: 404, message: "there is no such route", code: "not_found"},
+		"path below":                {path: chatPath + "/", body: `{}`, status: 404, message: "there is no such route", code: "not_found"},
+		"GET of completions":        {method: http.MethodGet, path: chatPath, status: 405, message: "use POST here", code: "method_not_allowed"},
+		"POST of models":            {path: "/v1/models", body: `{}`, status: 405, message: "use GET, HEAD here", code: "method_not_allowed"},
+		"DELETE of health":          {method: http.MethodDelete, path: "/health", status: 405, message: "use GET, HEAD here", code: "method_not_allowed"},
+		"CONNECT to nowhere":        {method: http.MethodOptions, path: "/v1/models", status: 405, message: "use GET, HEAD here", code: "method_not_allowed"},
+		"client's id is given back": {body: `x`, headers: []string{"X-Request-Id: mine"}, status: 400, message: "the body is not valid JSON: unexpected character at byte 0", code: "invalid_body"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			method, path := http.MethodPost, chatPath
+			if tc.method != "" {
+				method = tc.method
+			}
+			if tc.path != "" {
+				path = tc.path
+			}
+			r := c.do(t, method, path, tc.body, tc.headers...)
+			assert.Equal(t, tc.status, r.StatusCode)
+			got := r.apiError(t)
+			assert.Equal(t, tc.message, got["message"])
+			assert.Equal(t, tc.code, got["code"])
+			assert.Equal(t, tc.param, got["param"])
+			assert.Equal(t, "invalid_request_error", got["type"])
+			if tc.status == http.StatusMethodNotAllowed {
+				assert.Contains(t, tc.message, r.Header.Get("Allow"))
+				assert.NotEmpty(t, r.Header.Get("Allow"))
+			}
+			assert.NotEmpty(t, r.id())
+			if len(tc.headers) > 0 && strings.HasPrefix(tc.headers[0], "X-Request-Id") {
+				assert.Equal(t, "mine", r.id())
+			}
+			assert.Equal(t, "rejected", c.access(t, r.id()).str("epd", "outcome"))
+			assert.Len(t, c.failures(r.id()), 1)
+		})
+	}
+	e.assertRequests(t, 0, 0, 0)
+}
+
+// What arrives on the connection itself: bodies that were announced, but end
+// early, and such that are too large although nobody announced their size.
+func TestBodiesOnTheWire(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block("max_body_size 4KiB"))
+	small := chat("", image("AAAA"))
+	large := chat("", text(strings.Repeat("x", 5000)))
+	for name, tc := range map[string]struct {
+		framing string
+		body    string
+		status  int
+	}{
+		"whole":               {fmt.Sprintf("Content-Length: %d", len(small)), small, 200},
+		"chunked":             {"Transfer-Encoding: chunked", chunked(small) + "0\r\n\r\n", 200},
+		"expects a continue":  {fmt.Sprintf("Expect: 100-continue\r\nContent-Length: %d", len(small)), small, 200},
+		"ends early":          {fmt.Sprintf("Content-Length: %d", len(small)+1), small, 400},
+		"chunked, ends early": {"Transfer-Encoding: chunked", chunked(small), 400},
+		"chunked, too large":  {"Transfer-Encoding: chunked", chunked(large) + "0\r\n\r\n", 413},
+		"announced too large": {"Content-Length: 99999999999", "{", 413},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := tls.Dial("tcp", c.addr, &tls.Config{RootCAs: c.roots, ServerName: "localhost"})
+			require.NoError(t, err)
+			defer conn.Close()
+			_, err = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n%s", chatPath, tc.framing, tc.body)
+			require.NoError(t, err)
+			if tc.status == http.StatusBadRequest {
+				require.NoError(t, conn.CloseWrite()) // the end; a client that is done does not say so
+			}
+			r := bufio.NewReader(conn)
+			res, err := http.ReadResponse(r, nil)
+			for err == nil && res.StatusCode == http.StatusContinue {
+				res, err = http.ReadResponse(r, nil)
+			}
+			require.NoError(t, err)
+			body, err := io.ReadAll(res.Body)
+			require.NoError(t, err)
+			assert.Equal(t, tc.status, res.StatusCode, "%s", body)
+		})
+	}
+	e.assertRequests(t, 3, 0, 3)
+	e.assertContract(t)
+}
+
+func chunked(s string) string { return fmt.Sprintf("%x\r\n%s\r\n", len(s), s) }
+
+func TestHeadAndModels(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1)
+	c := startCaddy(t, e.block())
+	r := c.do(t, http.MethodGet, "/v1/models", "", "X-Request-Id: mine")
+	assert.Equal(t, http.StatusOK, r.StatusCode)
+	assert.Equal(t, "list", object(t, r.body)["object"])
+	assert.Equal(t, "mine", r.id())
+	for _, path := range []string{"/v1/models", "/health"} {
+		r := c.do(t, http.MethodHead, path, "")
+		assert.Equal(t, http.StatusOK, r.StatusCode)
+		assert.Empty(t, r.body)
+		assert.NoError(t, r.err)
+		assert.Equal(t, "application/json", r.Header.Get("Content-Type"))
+	}
+	e.assertRequests(t, 0, 0, 2)
+	e.assertContract(t)
+}
