@@ -3,7 +3,6 @@ package fakevllm
 import (
 	"mime"
 	"strconv"
-	"unicode/utf8"
 )
 
 // forbiddenHeaders steer routers or the connection: on their way from a client
@@ -48,10 +47,7 @@ func (x *exchange) checkHeaders() error {
 }
 
 func (x *exchange) checkBody() error {
-	if !utf8.Valid(x.body) {
-		return badRequest("body is not UTF-8")
-	}
-	members, err := parseObject(x.body)
+	members, err := parseBody(x.body)
 	if err != nil {
 		return badRequest("body: %v", err)
 	}

@@ -1,6 +1,9 @@
 package fakevllm
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // completion is the JSON of an answer, or of a stream's chunk.
 type completion struct {
@@ -11,7 +14,7 @@ type completion struct {
 	SystemFingerprint string              `json:"system_fingerprint"` // which engine it was
 	Choices           []choice            `json:"choices"`
 	Usage             *usage              `json:"usage,omitempty"`
-	KVTransferParams  any                 `json:"kv_transfer_params"`
+	KVTransferParams  any                 `json:"kv_transfer_params,omitempty"`
 	ECTransferParams  map[string]transfer `json:"ec_transfer_params,omitempty"`
 }
 
@@ -39,6 +42,7 @@ type usage struct {
 func (x *exchange) completion(text, finish string, tokens int) completion {
 	c := x.envelope()
 	c.Usage = x.usage(tokens)
+	c.KVTransferParams = json.RawMessage("null") // as vLLM, which has the member in all answers but not in chunks
 	if x.isChat() {
 		c.Object = "chat.completion"
 		c.Choices = []choice{{Message: &message{Role: "assistant", Content: &text}, FinishReason: &finish}}

@@ -40,8 +40,8 @@ const (
 	Crash FaultKind = "crash"
 )
 
-// Fault makes an engine fail. Only requests that keep the contract get to it:
-// a fault never hides what is wrong with a request.
+// Fault makes an engine fail. A request that is wrong in itself is refused as
+// ever, and does not count: a fault hides nothing but missing embeddings and KV.
 type Fault struct {
 	Kind    FaultKind
 	Code    int           // for Status; the default is 500

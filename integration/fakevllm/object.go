@@ -5,53 +5,49 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"slices"
+	"unicode/utf8"
 )
 
 // object is a JSON object whose values are still raw. Names compare exactly:
 // struct decoding would take "URL" for "url", which engines do not.
 type object map[string]json.RawMessage
 
-// parseObject reads exactly one JSON object, without duplicate members: two
-// parsers that disagree about a duplicate disagree about the request.
+// parseBody reads exactly one JSON object.
+func parseBody(raw []byte) (object, error) {
+	if !utf8.Valid(raw) {
+		return nil, errors.New("not UTF-8")
+	}
+	if !json.Valid(raw) {
+		return nil, fmt.Errorf("not JSON: %w", json.Unmarshal(raw, new(any))) // the error says where
+	}
+	return parseObject(bytes.TrimSpace(raw))
+}
+
+// parseObject reads an object out of JSON that parseBody has found valid. It
+// refuses duplicate members: two parsers that disagree about one disagree about
+// the request.
 func parseObject(raw []byte) (object, error) {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	switch t, err := d.Token(); {
-	case err != nil:
-		return nil, fmt.Errorf("not JSON: %w", err)
-	case t != json.Delim('{'):
+	if len(raw) == 0 || raw[0] != '{' {
 		return nil, errors.New("not a JSON object")
 	}
 	members := make(object)
-	for d.More() {
-		if err := members.readMember(d); err != nil {
-			return nil, err
+	for pair := range slices.Chunk(split(raw), 2) {
+		name, _ := stringOf(pair[0])
+		if _, twice := members[name]; twice {
+			return nil, fmt.Errorf("duplicate member %q", name)
 		}
-	}
-	if _, err := d.Token(); err != nil { // the closing brace
-		return nil, fmt.Errorf("not JSON: %w", err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("bytes after the JSON object")
+		members[name] = pair[1]
 	}
 	return members, nil
 }
 
-func (o object) readMember(d *json.Decoder) error {
-	t, err := d.Token()
-	if err != nil {
-		return fmt.Errorf("not JSON: %w", err)
+// array reads a list out of JSON that parseBody has found valid.
+func array(raw json.RawMessage) ([]json.RawMessage, error) {
+	if len(raw) == 0 || raw[0] != '[' {
+		return nil, errors.New("not a list")
 	}
-	name := t.(string) // where a name is due, the decoder returns nothing else
-	if _, twice := o[name]; twice {
-		return fmt.Errorf("duplicate member %q", name)
-	}
-	var value json.RawMessage
-	if err := d.Decode(&value); err != nil {
-		return fmt.Errorf("not JSON: member %q: %w", name, err)
-	}
-	o[name] = value
-	return nil
+	return split(raw), nil
 }
 
 // has reports whether a member is there. null counts as absent, as in vLLM.
@@ -74,25 +70,17 @@ func (o object) text(name string) (string, error) {
 	return s, nil
 }
 
-// stringOf reports false for everything but a string. It looks at the first
-// byte before it decodes, as the value may be megabytes of something else.
+// stringOf reports false for everything but a string.
 func stringOf(raw json.RawMessage) (string, bool) {
 	if len(raw) == 0 || raw[0] != '"' {
 		return "", false
 	}
+	if !bytes.Contains(raw, []byte(`\`)) { // worth it: media are megabytes, without escapes
+		return string(raw[1 : len(raw)-1]), true
+	}
 	var s string
 	err := json.Unmarshal(raw, &s)
 	return s, err == nil
-}
-
-// array splits a JSON array into its elements.
-func array(raw json.RawMessage) ([]json.RawMessage, error) {
-	var elements []json.RawMessage
-	if len(raw) == 0 || raw[0] != '[' {
-		return nil, errors.New("not a list")
-	}
-	err := json.Unmarshal(raw, &elements)
-	return elements, err
 }
 
 // canonical is the same for values that differ only in spacing, escapes and the

@@ -15,7 +15,7 @@ const greeting = "größe 你好 👋🏽"
 // proxy does everything right: a greeting, every text of the request, kind and
 // key of every media item, the number of tools, and the user.
 func Answer(body []byte) (string, error) {
-	o, err := parseObject(body)
+	o, err := parseBody(body)
 	if err != nil {
 		return "", fmt.Errorf("answer to a body: %w", err)
 	}

@@ -87,6 +87,7 @@ func TestRoundTrip(t *testing.T) {
 			assert.Contains(t, stream.body, "你", "raw UTF-8")
 			assert.Contains(t, stream.body, `"finish_reason":"stop"`)
 			assert.NotContains(t, stream.body, `"usage"`)
+			assert.NotContains(t, stream.body, `"kv_transfer_params"`)
 		})
 	}
 }

@@ -1,0 +1,137 @@
+package integration
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
+)
+
+// The access log tells how a request went through its stages.
+func TestAccessLog(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 2, 1, 1)
+	c := startCaddy(t, e.block())
+	r := c.post(t, stream(chat("", image("AAAA"), image("BBBB"), text("x"))))
+	epd := entry(c.access(t, r.id()).at("epd").(map[string]any))
+	assert.Equal(t, "ok", epd["outcome"])
+	assert.EqualValues(t, 2, epd["media_items"])
+	assert.Positive(t, epd["duration"])
+	for stage, want := range map[string]struct {
+		attempts int
+		list     []*fakevllm.Engine
+	}{"encode": {2, e.encode}, "prefill": {1, e.prefill}, "decode": {1, e.decode}} {
+		upstreams := []any{}
+		for _, engine := range want.list {
+			upstreams = append(upstreams, engine.Addr())
+		}
+		assert.ElementsMatch(t, upstreams, epd.at(stage, "upstreams"))
+		assert.EqualValues(t, want.attempts, epd.at(stage, "attempts"))
+		assert.Positive(t, epd.at(stage, "duration"))
+		assert.Less(t, epd.at(stage, "duration"), epd["duration"])
+	}
+
+	r = c.post(t, chat("", text("x")))
+	epd = entry(c.access(t, r.id()).at("epd").(map[string]any))
+	assert.EqualValues(t, 0, epd["media_items"])
+	assert.Equal(t, []string{"decode", "duration", "media_items", "outcome", "prefill", "request_id"}, names(epd), "stages that were not needed")
+}
+
+// Logs never hold media, prompts or credentials, whatever goes wrong.
+func TestLogsHoldNoSecrets(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 2, 1, 2)
+	c := startCaddy(t, e.block())
+	const secret = "SECRETSECRET"
+	body := chat(`,"user":"`+secret+`"`, text(secret), image(secret))
+	send := func(body string) {
+		c.access(t, c.post(t, body, "Authorization: Bearer "+secret, "Cookie: a="+secret).id())
+	}
+	send(body)
+	send(body + secret)
+	send(`{"` + secret + `":1,"` + secret + `":2}`)
+	send(chat("", `{"type":"image_url","image_url":["`+secret+`"]}`))
+	for _, list := range [][]*fakevllm.Engine{e.encode, e.prefill, e.decode} {
+		for _, f := range []fault{
+			{Kind: fakevllm.Status, Code: 400, Message: "bad " + secret},
+			{Kind: fakevllm.Status, Code: 503, Message: "bad " + secret},
+			{Kind: fakevllm.CutBefore}, {Kind: fakevllm.Garbage}, {Kind: fakevllm.CutMiddle},
+		} {
+			if f.Kind == fakevllm.CutMiddle && list[0] == e.decode[0] {
+				continue // TestAnswerThatBreaksOff
+			}
+			setFault(f, list...)
+			send(body)
+		}
+		setFault(fault{}, list...)
+	}
+	assert.NotContains(t, c.log.text(), secret)
+}
+
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	const fast = "health_interval 20ms\nhealth_timeout 1s"
+	e := startEngines(t, 2, 2, 2)
+	c := startCaddy(t, e.block("encode "+fast, "prefill "+fast, "decode "+fast))
+	state := func() (int, map[string]any) {
+		r := c.do(t, http.MethodGet, "/health", "")
+		return r.StatusCode, object(t, r.body)
+	}
+	become := func(status int, encode, prefill, decode string) {
+		t.Helper()
+		assert.Eventually(t, func() bool {
+			code, s := state()
+			return code == status && s["proxy"] == "healthy" && s["encode_cluster"] == encode && s["prefill_cluster"] == prefill && s["decode_cluster"] == decode
+		}, waitLong, tick)
+	}
+	become(200, "healthy", "healthy", "healthy")
+	e.encode[0].Kill()
+	become(200, "degraded", "healthy", "healthy")
+	e.encode[1].Kill()
+	become(503, "unhealthy", "healthy", "healthy")
+	e.decode[0].Kill()
+	become(503, "unhealthy", "healthy", "degraded")
+	assert.NoError(t, e.encode[0].Restart())
+	assert.NoError(t, e.encode[1].Restart())
+	assert.NoError(t, e.decode[0].Restart())
+	become(200, "healthy", "healthy", "healthy")
+
+	// it says what is known, and asks nobody
+	checks := e.encode[0].HealthChecks()
+	assert.Eventually(t, func() bool { return e.encode[0].HealthChecks() > checks }, waitLong, tick)
+	e.assertRequests(t, 0, 0, 0)
+}
+
+func TestHealthOfOtherPools(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, "encode {\ndynamic a localhost 1\n}\nprefill none\ndecode "+e.decode[0].Addr())
+	r := c.do(t, http.MethodGet, "/health", "")
+	assert.Equal(t, http.StatusOK, r.StatusCode)
+	assert.Equal(t, map[string]any{"proxy": "healthy", "encode_cluster": "unknown", "prefill_cluster": "empty", "decode_cluster": "healthy"}, object(t, r.body))
+	assert.Equal(t, "no-store", r.Header.Get("Cache-Control"))
+}
+
+// An instance that hangs, also to health checks, is left out.
+func TestUnhealthyInstancesAreNotChosen(t *testing.T) {
+	t.Parallel()
+	const fast = "health_interval 20ms\nhealth_timeout 100ms"
+	e := startEngines(t, 2, 2, 2)
+	c := startCaddy(t, e.block("encode "+fast, "prefill "+fast, "decode "+fast))
+	for _, list := range [][]*fakevllm.Engine{e.encode, e.prefill, e.decode} {
+		list[0].SetFault(fault{Kind: fakevllm.Hang})
+	}
+	assert.Eventually(t, func() bool {
+		s := object(t, c.do(t, http.MethodGet, "/health", "").body)
+		return s["encode_cluster"] == "degraded" && s["prefill_cluster"] == "degraded" && s["decode_cluster"] == "degraded"
+	}, waitLong, tick)
+	for range 4 {
+		body := chat("", image("AAAA"), image("BBBB"))
+		assertAnswer(t, body, c.post(t, body))
+	}
+	for _, list := range [][]*fakevllm.Engine{e.encode, e.prefill, e.decode} {
+		assert.Empty(t, list[0].Requests())
+	}
+}
