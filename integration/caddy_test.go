@@ -58,8 +58,14 @@ type caddy struct {
 	stop   func()
 }
 
-// startCaddy runs Caddy with this block of epd_proxy. Global options may follow.
-func startCaddy(t *testing.T, block string, global ...string) *caddy {
+// startCaddy runs Caddy with this block of epd_proxy.
+func startCaddy(t *testing.T, block string) *caddy {
+	t.Helper()
+	return startSite(t, "epd_proxy {\n"+block+"\n}")
+}
+
+// startSite runs Caddy with these directives.
+func startSite(t *testing.T, directives string) *caddy {
 	t.Helper()
 	starting.Lock()
 	defer starting.Unlock()
@@ -71,7 +77,7 @@ func startCaddy(t *testing.T, block string, global ...string) *caddy {
 		config: filepath.Join(dir, "Caddyfile"),
 		log:    &logBook{changed: make(chan struct{})},
 	}
-	c.write(t, block, append(global, "admin unix//"+filepath.Join(dir, "admin.sock"))...)
+	c.configure(t, dir, directives)
 	c.cmd = exec.Command(binary, "run", "--config", c.config, "--adapter", "caddyfile")
 	c.cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "GORACE=halt_on_error=1")
 	stderr, err := c.cmd.StderrPipe()
@@ -109,9 +115,10 @@ func startCaddy(t *testing.T, block string, global ...string) *caddy {
 	return c
 }
 
-func (c *caddy) write(t *testing.T, block string, global ...string) {
+// configure writes the Caddyfile.
+func (c *caddy) configure(t *testing.T, dir, directives string) {
 	config := fmt.Sprintf(`{
-	%s
+	admin unix//%s/admin.sock
 	skip_install_trust
 	auto_https disable_redirects
 	storage file_system %s
@@ -121,11 +128,9 @@ func (c *caddy) write(t *testing.T, block string, global ...string) {
 	bind 127.0.0.1
 	tls internal
 	log
-	epd_proxy {
-		%s
-	}
+	%s
 }
-`, strings.Join(global, "\n\t"), storage, c.URL, block)
+`, dir, storage, c.URL, directives)
 	require.NoError(t, os.WriteFile(c.config, []byte(config), 0o600))
 }
 

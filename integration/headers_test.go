@@ -127,3 +127,30 @@ func TestClientsTransferParamsAreRemoved(t *testing.T) {
 		e.assertContract(t)
 	}
 }
+
+// Placeholders and variables of the client's request work in the options of a
+// pool, in all sub-requests at once.
+func TestPlaceholdersInPools(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 2, 1, 1)
+	const up = "header_up X-Seen \"{vars.tenant} {http.request.orig_uri} {remote_host} {tier} {http.request.uri.path}\""
+	c := startSite(t, `vars tenant acme
+		map {query.tier} {tier} {
+			gold first
+			default last
+		}
+		handle_path /prefix/* {
+			epd_proxy {
+				`+e.block("encode "+up, "prefill "+up, "decode "+up)+`
+			}
+		}`)
+	body := chat("", image("AAAA"), image("BBBB"), image("CCCC"), image("DDDD"))
+	for range 20 {
+		assertAnswer(t, body, c.do(t, http.MethodPost, "/prefix"+chatPath+"?tier=gold", body))
+	}
+	for _, engine := range e.all() {
+		for _, r := range engine.Requests() {
+			assert.Equal(t, "acme /prefix"+chatPath+"?tier=gold 127.0.0.1 first "+chatPath, r.Header.Get("X-Seen"))
+		}
+	}
+}

@@ -146,7 +146,7 @@ func (it *part) media() (key int, ok bool) {
 
 func unknownForm(key, message, index int) error {
 	name := mediaKeys[key]
-	want := fmt.Sprintf(`{"url": "…"} or a string`)
+	want := `{"url": "…"} or a string`
 	if name == inputAudio {
 		want = `{"data": "…", "format": "…"}`
 	}

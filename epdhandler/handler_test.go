@@ -1,0 +1,146 @@
+package epdhandler
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// load provisions a handler as Caddy does, with its life cycle.
+func load(t *testing.T, config string) (*Handler, error) {
+	t.Helper()
+	ctx, err := caddy.ProvisionContext(&caddy.Config{})
+	require.NoError(t, err)
+	ctx, cancel := caddy.NewContext(ctx)
+	t.Cleanup(cancel) // cleans up what was loaded
+	mod, err := ctx.LoadModuleByID("http.handlers.epd_proxy", json.RawMessage(config))
+	if err != nil {
+		return nil, err
+	}
+	return mod.(*Handler), nil
+}
+
+func TestProvisionRefuses(t *testing.T) {
+	const one = `{"upstreams":[{"dial":"localhost:1"}]}`
+	for name, tc := range map[string]struct{ config, want string }{
+		"no encode":           {`{"decode":` + one + `}`, `there is no encode pool; write "encode e1:8001 e2:8001" in the epd_proxy block (JSON: "encode": {"upstreams": [{"dial": "host:port"}]})`},
+		"no decode":           {`{"encode":` + one + `}`, `there is no decode pool; write "decode pd1:8003 pd2:8003" in the epd_proxy block`},
+		"empty encode":        {`{"encode":{},"decode":` + one + `}`, `the encode pool has no upstreams; write "encode host:port"`},
+		"empty prefill":       {`{"encode":` + one + `,"prefill":{},"decode":` + one + `}`, `the prefill pool has no upstreams; write "prefill host:port"`},
+		"unknown policy":      {`{"encode":` + one + `,"decode":{"load_balancing":{"selection_policy":{"policy":"best"}},"upstreams":[{"dial":"localhost:1"}]}}`, "provisioning decode pool: loading load balancing policy: "},
+		"unknown transport":   {`{"encode":{"transport":{"protocol":"carrier_pigeon"},"upstreams":[{"dial":"localhost:1"}]},"decode":` + one + `}`, "provisioning encode pool: loading transport: "},
+		"other transport":     {`{"encode":` + one + `,"prefill":{"transport":{"protocol":"fastcgi"},"upstreams":[{"dial":"localhost:1"}]},"decode":` + one + `}`, "provisioning prefill pool: transport fastcgi is not supported; use 'transport http'"},
+		"fails early":         {`{"encode":` + one + `,"prefill":{"trusted_proxies":["nonsense"],"upstreams":[{"dial":"localhost:1"}]},"decode":` + one + `}`, "provisioning prefill pool: "},
+		"fails late":          {`{"encode":` + one + `,"prefill":` + one + `,"decode":{"health_checks":{"active":{"expect_body":"("}},"upstreams":[{"dial":"localhost:1"}]}}`, "provisioning decode pool: "},
+		"negative retries":    {`{"retries":-1,"encode":` + one + `,"decode":` + one + `}`, "retries must not be negative"},
+		"negative body size":  {`{"max_body_size":-1,"encode":` + one + `,"decode":` + one + `}`, "max_body_size must not be negative"},
+		"negative timeout":    {`{"encode_timeout":-1,"encode":` + one + `,"decode":` + one + `}`, "encode_timeout must not be negative"},
+		"negative items":      {`{"max_media_items":-1,"encode":` + one + `,"decode":` + one + `}`, "max_media_items must not be negative"},
+		"no such JSON member": {`{"encoder":` + one + `}`, "unknown field"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			// another handler shares the hosts: a clean-up too much would show there
+			_, err := load(t, `{"encode":`+one+`,"decode":`+one+`}`)
+			require.NoError(t, err)
+			for range 3 {
+				_, err = load(t, tc.config)
+				require.ErrorContains(t, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	h, err := load(t, `{"encode":{"upstreams":[{"dial":"localhost:1"}]},"decode":{"upstreams":[{"dial":"localhost:1"}]}}`)
+	require.NoError(t, err)
+	assert.Equal(t, 1, *h.Retries)
+	assert.Equal(t, 16, h.EncodeConcurrency)
+	assert.EqualValues(t, time.Minute, h.EncodeTimeout)
+	assert.EqualValues(t, 256<<20, h.MaxBodySize)
+	assert.Equal(t, 128, h.MaxMediaItems)
+	assert.Nil(t, h.prefill)
+	for _, p := range []*pool{h.encode, h.decode} {
+		assert.IsType(t, new(reverseproxy.RoundRobinSelection), p.handler.LoadBalancing.SelectionPolicy.(selector).policy)
+		active := p.handler.HealthChecks.Active
+		assert.Equal(t, "/health", active.URI)
+		assert.EqualValues(t, 5*time.Second, active.Interval)
+		assert.EqualValues(t, 5*time.Second, active.Timeout)
+		assert.Equal(t, 3, active.Fails)
+		assert.Equal(t, 1, active.Passes)
+		assert.Nil(t, p.handler.HealthChecks.Passive)
+		assert.Equal(t, idleTimeout, p.handler.Transport.(replayTransport).Transport.IdleConnTimeout)
+	}
+}
+
+func TestWhatTheUserSaysStays(t *testing.T) {
+	h, err := load(t, `{"retries":0,
+		"encode":{"upstreams":[{"dial":"localhost:1"}],
+			"load_balancing":{"selection_policy":{"policy":"first"}},
+			"transport":{"protocol":"http","dial_timeout":"7s","keep_alive":{"idle_timeout":"9s"}},
+			"health_checks":{"active":{"uri":"/ready","fails":1},"passive":{"fail_duration":"30s"}}},
+		"prefill":{"upstreams":[{"dial":"localhost:1"}],
+			"transport":{"protocol":"http","keep_alive":{"max_idle_conns_per_host":5}},
+			"health_checks":{"active":{"interval":"1m"}}},
+		"decode":{"dynamic_upstreams":{"source":"a","name":"localhost","port":"1"},
+			"health_checks":{"active":{}}}}`)
+	require.NoError(t, err)
+	assert.Equal(t, 0, *h.Retries)
+
+	encode := h.encode.handler
+	assert.IsType(t, new(reverseproxy.FirstSelection), encode.LoadBalancing.SelectionPolicy.(selector).policy)
+	assert.Equal(t, "/ready", encode.HealthChecks.Active.URI)
+	assert.Equal(t, 1, encode.HealthChecks.Active.Fails)
+	assert.EqualValues(t, 5*time.Second, encode.HealthChecks.Active.Interval)
+	assert.NotNil(t, encode.HealthChecks.Passive)
+	assert.Equal(t, 9*time.Second, encode.Transport.(replayTransport).Transport.IdleConnTimeout)
+	assert.EqualValues(t, 7*time.Second, encode.Transport.(replayTransport).DialTimeout)
+
+	prefill := h.prefill.handler
+	assert.Equal(t, "/health", prefill.HealthChecks.Active.URI)
+	assert.EqualValues(t, time.Minute, prefill.HealthChecks.Active.Interval)
+	assert.Equal(t, idleTimeout, prefill.Transport.(replayTransport).Transport.IdleConnTimeout)
+	assert.Equal(t, 5, prefill.Transport.(replayTransport).Transport.MaxIdleConnsPerHost)
+
+	assert.False(t, h.decode.handler.HealthChecks.Active.IsEnabled())
+	assert.Equal(t, unknown, h.decode.health())
+}
+
+// The options of the directive, the JSON members of the module and the rows of
+// README's table are the same.
+func TestOptionsAreTheSameEverywhere(t *testing.T) {
+	options := slices.Sorted(maps.Keys(new(Handler).options()))
+
+	var fields []string
+	for f := range reflect.TypeFor[Handler]().Fields() {
+		if tag := f.Tag.Get("json"); tag != "" {
+			name, _, _ := strings.Cut(tag, ",")
+			fields = append(fields, name)
+		}
+	}
+	slices.Sort(fields)
+	assert.Equal(t, options, fields)
+
+	readme, err := os.ReadFile("../README.md")
+	require.NoError(t, err)
+	_, table, ok := strings.Cut(string(readme), "| option | default |")
+	require.True(t, ok)
+	table, _, _ = strings.Cut(table, "\n\n")
+	var rows []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(table, -1) {
+		rows = append(rows, m[1])
+	}
+	slices.Sort(rows)
+	assert.Equal(t, options, rows)
+}
