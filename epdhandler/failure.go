@@ -182,7 +182,7 @@ func engineError(stage string, a *answer) apiError {
 		}
 	}
 	for name, to := range map[string]*any{"param": &e.Param, "code": &e.Code} {
-		if v := detail[name]; v != nil && !body.IsObject(v) {
+		if v := detail[name]; v != nil && !body.IsNull(v) && !body.IsObject(v) {
 			*to = v
 		}
 	}

@@ -111,7 +111,9 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 		}
 	}
 	repl.Map(parent.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Get)
-	return r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, parent.Value(caddyhttp.OriginalRequestCtxKey)))
+	// in place: the replacer has the pointer
+	*r = *r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, parent.Value(caddyhttp.OriginalRequestCtxKey)))
+	return r
 }
 
 // dropped are the client's headers that no engine gets: those that describe a

@@ -108,6 +108,7 @@ var volatile = []struct {
 	{regexp.MustCompile(`(golden:\d+:)[0-9a-f]{6}`), "${1}SIXHEX"},
 	{regexp.MustCompile(`"remote_block_ids":\[[\d,]+\]`), `"remote_block_ids":[BLOCKS]`},
 	{regexp.MustCompile(`("(?:remote_engine_id|remote_request_id|handle)"):"[^"]+"`), `$1:"OPAQUE"`},
+	{regexp.MustCompile(`Content-Length: \d+\n`), ""}, // the engines check it
 	{regexp.MustCompile(`("(?:remote_port|peer_port|size_bytes)"):\d+`), `$1:NUMBER`},
 }
 
