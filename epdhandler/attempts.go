@@ -116,9 +116,12 @@ func (x *exchange) logFailure(f *failure, attempt int) {
 	if f.item != "" {
 		fields = append(fields, zap.String("item", f.item))
 	}
-	if !f.final || f.verdict.status < http.StatusInternalServerError {
+	switch {
+	case !f.final:
 		x.h.logger.Warn("attempt failed", fields...)
-	} else {
+	case f.verdict.status < http.StatusInternalServerError:
+		x.h.logger.Warn("request failed", fields...)
+	default:
 		x.h.logger.Error("request failed", fields...)
 	}
 }

@@ -102,7 +102,7 @@ func TestStaleConnections(t *testing.T) {
 		wg.Go(func() {
 			pace := time.NewTicker(idle)
 			defer pace.Stop()
-			for i := range 250 {
+			for i := range 400 {
 				if err := c.check(t, client, chat("", text(fmt.Sprint(who, i)), image(fmt.Sprintf("%d%04d", who, i)), image("BBBB"))); !assert.NoError(t, err) {
 					return
 				}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
+)
+
+// engines are what vLLM is in a real deployment.
+type engines struct {
+	encode, prefill, decode []*fakevllm.Engine
+}
+
+// startEngines starts them on the usual ports, or on free ones.
+func startEngines() (*engines, error) {
+	const (
+		encodeTime  = 8 * time.Millisecond
+		prefillTime = 20 * time.Millisecond
+		tokenTime   = 20 * time.Millisecond
+	)
+	// What is encoded or prefilled by one engine can be used by the others.
+	cluster := fakevllm.NewCluster()
+	e := new(engines)
+	for _, engine := range []struct {
+		pool    *[]*fakevllm.Engine
+		port    int
+		options fakevllm.Options
+	}{
+		{&e.encode, 8001, fakevllm.Options{Role: fakevllm.Encode, Name: "encoder-1", Delay: encodeTime}},
+		{&e.encode, 8002, fakevllm.Options{Role: fakevllm.Encode, Name: "encoder-2", Delay: encodeTime}},
+		{&e.prefill, 8101, fakevllm.Options{Role: fakevllm.Prefill, Name: "prefill-1", Delay: prefillTime}},
+		{&e.decode, 8201, fakevllm.Options{Role: fakevllm.Decode, Name: "decoder-1", ChunkDelay: tokenTime, RequireKV: true}},
+		{&e.decode, 8202, fakevllm.Options{Role: fakevllm.Decode, Name: "decoder-2", ChunkDelay: tokenTime, RequireKV: true}},
+	} {
+		o := engine.options
+		o.Forget = true
+		o.Addr = fmt.Sprintf("127.0.0.1:%d", engine.port)
+		started, err := cluster.Start(o)
+		if err != nil {
+			o.Addr = "" // the port is taken; any free one will do
+			started, err = cluster.Start(o)
+		}
+		if err != nil {
+			e.close()
+			return nil, err
+		}
+		*engine.pool = append(*engine.pool, started)
+	}
+	return e, nil
+}
+
+func (e *engines) all() []*fakevllm.Engine {
+	return append(append(append([]*fakevllm.Engine{}, e.encode...), e.prefill...), e.decode...)
+}
+
+// block is the Caddyfile's part about these engines.
+func (e *engines) block() string {
+	var b strings.Builder
+	b.WriteString("\tepd_proxy {\n")
+	for _, pool := range []struct {
+		name    string
+		engines []*fakevllm.Engine
+	}{{"encode", e.encode}, {"prefill", e.prefill}, {"decode", e.decode}} {
+		b.WriteString("\t\t" + pool.name)
+		for _, engine := range pool.engines {
+			b.WriteString(" " + engine.Addr())
+		}
+		b.WriteString("\n")
+	}
+	b.WriteString("\t}\n")
+	return b.String()
+}
+
+// name is the name of the engine at an address.
+func (e *engines) name(addr string) string {
+	for _, engine := range e.all() {
+		if engine.Addr() == addr {
+			return engine.Name()
+		}
+	}
+	return "?"
+}
+
+// drain waits until no request is under way, but not for long. Caddy itself waits
+// only where it ends the process.
+func (e *engines) drain() {
+	const (
+		patience = 3 * time.Second
+		glance   = 10 * time.Millisecond
+		glances  = 3 // a request on its way from one engine to the next is at none of them
+	)
+	deadline := time.Now().Add(patience)
+	for idle := 0; idle < glances && time.Now().Before(deadline); time.Sleep(glance) {
+		idle++
+		for _, engine := range e.all() {
+			if engine.InFlight() > 0 {
+				idle = 0
+			}
+		}
+	}
+}
+
+func (e *engines) close() {
+	for _, engine := range e.all() {
+		engine.Close()
+	}
+}

@@ -1,0 +1,104 @@
+// Command quickstart shows epd_proxy at work on a machine that has nothing but Go:
+//
+//	go run ./examples/quickstart
+//
+// It starts fake vLLM engines and, in the same process, Caddy with epd_proxy. Then
+// it sends a request with an image through them, prints the answer and the way that
+// the request took, and stays up for more requests.
+//
+// All of it is bound to 127.0.0.1, and nothing is left behind: no file, no
+// certificate in the system's trust store.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+const intro = `epd_proxy quickstart: a request with an image goes through encode, prefill and decode.
+The engines are FAKE: no GPU, no model. They check the protocol and echo what they saw.
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	context.AfterFunc(ctx, func() {
+		time.Sleep(300 * time.Millisecond) // timeout(1) and others send a signal twice
+		stop()                             // a second one ends the program at once
+	})
+	if err := run(ctx, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "quickstart:", err)
+		os.Exit(1)
+	}
+}
+
+// run is the whole program. When ctx ends, it lets what is under way come to its
+// end, and returns nil.
+func run(ctx context.Context, out io.Writer) (err error) {
+	to := printer{out}
+	to.printf("%s", intro)
+
+	dir, err := os.MkdirTemp("", "epd_proxy-quickstart-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+
+	engines, err := startEngines()
+	if err != nil {
+		return err
+	}
+	defer engines.close()
+
+	proxy, err := startProxy(dir, engines.block())
+	if err != nil {
+		return err
+	}
+	err = show(ctx, to, engines, proxy)
+	engines.drain()
+	proxy.stop()
+	for r := range proxy.reports { // of requests that have ended in the meantime
+		to.printf("%s\n", r.line(engines))
+	}
+	return err
+}
+
+// show sends the request, and then waits for others until ctx ends.
+func show(ctx context.Context, to printer, engines *engines, proxy *proxy) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	to.printf("\nCaddy serves %s with this in its Caddyfile:\n\n%s", proxy.url, proxy.block)
+	to.printf("\nThe answer to %q about a small image: a greeting, the question, the image's hash.\n\n  ", question)
+	id, err := ask(proxy, to)
+	if err != nil {
+		return err
+	}
+	to.printf("\n\nThe way the request took:\n\n")
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case r, ok := <-proxy.reports:
+			switch {
+			case !ok:
+				return errors.New("Caddy's access log has ended")
+			case r.EPD.RequestID == id:
+				to.printf("%s\nSend it again from another terminal:\n\n%s\n\n", r.table(engines), curl(proxy))
+				to.printf("Waiting for requests. Ctrl-C ends it.\n")
+			default:
+				to.printf("%s\n", r.line(engines))
+			}
+		}
+	}
+}
+
+// printer prints for people. If they cannot read it, there is nobody to tell.
+type printer struct{ w io.Writer }
+
+func (p printer) printf(format string, args ...any) { _, _ = fmt.Fprintf(p.w, format, args...) }
