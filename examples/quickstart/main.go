@@ -87,7 +87,7 @@ func show(ctx context.Context, to printer, engines *engines, proxy *proxy) error
 		case r, ok := <-proxy.reports:
 			switch {
 			case !ok:
-				return errors.New("Caddy's access log has ended")
+				return errors.New("the access log of Caddy has ended")
 			case r.EPD.RequestID == id:
 				to.printf("%s\nSend it again from another terminal:\n\n%s\n\n", r.table(engines), curl(proxy))
 				to.printf("Waiting for requests. Ctrl-C ends it.\n")
