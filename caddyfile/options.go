@@ -64,6 +64,10 @@ func OptionalPool(to **reverseproxy.Handler) Option {
 				}
 				return nil
 			}
+			switch strings.ToLower(s.tokens[1].Text) {
+			case "disable", "disabled", "none", "off", "no", "false":
+				return s.Errf("'%s' would be taken for the name of a host; write '%s disable'", s.tokens[1].Text, s.Name())
+			}
 		}
 		return pool(s)
 	}

@@ -39,6 +39,7 @@ func (a *answer) WriteHeader(status int) {
 
 // Write implements http.ResponseWriter.
 func (a *answer) Write(p []byte) (int, error) {
+	a.WriteHeader(http.StatusOK)
 	if a.body.Len()+len(p) > maxAnswer {
 		a.tooLarge = true
 		return 0, errAnswerTooLarge

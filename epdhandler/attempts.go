@@ -67,12 +67,13 @@ func (a *attempts) repeatable(status int) bool {
 // settle decides after a failed attempt whether there is another one, and logs the
 // failure. If it was the last one, f becomes what the client gets.
 func (x *exchange) settle(a *attempts, f *failure) {
-	if f.reason == unavailable && a.last != nil {
-		*f = *a.last // the others have gone as well in the meantime
+	nobody := f.reason == unavailable
+	if nobody && a.last != nil {
+		*f = *a.last // says more than that there is nobody else
 	}
 	a.last = f
 	a.failed = append(slices.Clip(a.failed), f.call.chosen...)
-	f.final = !a.may(f) || !a.pool.othersThan(a.failed)
+	f.final = nobody || !a.may(f) || !a.pool.othersThan(a.failed)
 	if !f.final && f.reason != refused {
 		a.left--
 	}
@@ -92,7 +93,7 @@ func (a *attempts) may(f *failure) bool {
 	case timedOut:
 		return a.left > 0 && a.late > 0
 	case badStatus:
-		return a.repeatable(f.engine.status)
+		return a.repeatable(f.status)
 	}
 	return false
 }

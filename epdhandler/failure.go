@@ -10,7 +10,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
@@ -22,7 +21,7 @@ const (
 	canceled    reason = "canceled"          // by the client, or because a sibling failed
 	timedOut    reason = "timed out"         // a time limit of ours or of the transport
 	unavailable reason = "no instance is up" // there was nobody to ask
-	refused     reason = "no connection"     // the dial failed, the engine knows nothing
+	refused     reason = "no connection"     // dial or handshake failed, the engine knows nothing
 	broken      reason = "broken answer"     // none at all, half of one, or nonsense
 	badStatus   reason = "bad status"        // anything but 2xx
 )
@@ -36,6 +35,7 @@ type failure struct {
 	call    *call
 	final   bool    // there is no further attempt
 	cause   error   // for the log; never holds content
+	status  int     // of a badStatus
 	engine  *answer // the engine's answer, if there was one
 	verdict apiError
 }
@@ -43,6 +43,7 @@ type failure struct {
 // judge returns why a call failed, nil if it was answered with 2xx.
 func judge(ctx context.Context, stage string, c *call, a *answer, err error) *failure {
 	f := &failure{stage: stage, call: c, cause: err}
+	handler, _ := errors.AsType[caddyhttp.HandlerError](err)
 	timeout, isTimeout := errors.AsType[interface {
 		error
 		Timeout() bool
@@ -55,14 +56,17 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 	case err == nil && a.status/100 == 2:
 		return nil
 	case err == nil && a.status != 0:
-		f.reason, f.engine = badStatus, a
+		f.reason, f.status, f.engine = badStatus, a.status, a
 		f.cause = statusError(a.status)
 	case len(c.chosen) == 0:
 		f.reason = unavailable
-	case !c.reached && isDialError(err):
+	case err != nil && !c.reached:
 		f.reason = refused
-	case isTimeout && timeout.Timeout() && !isDialError(err):
+	case isTimeout && timeout.Timeout():
 		f.reason = timedOut
+	case handler.StatusCode >= 400 && handler.StatusCode != http.StatusBadGateway:
+		// lb_retry_match gave up on an answer, or handle_response made an error
+		f.reason, f.status = badStatus, handler.StatusCode
 	case a.tooLarge:
 		f.reason, f.cause = broken, errAnswerTooLarge
 	default:
@@ -71,8 +75,11 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 			f.cause = errors.New("no answer")
 		}
 	}
-	if he, ok := errors.AsType[caddyhttp.HandlerError](f.cause); ok {
-		f.cause = he.Err
+	if f.cause == err && handler.Err != nil {
+		f.cause = handler.Err
+	}
+	if f.cause != nil && strings.Contains(f.cause.Error(), "malformed") {
+		f.cause = errors.New("malformed HTTP") // net/http quotes what it got, which may be the request
 	}
 	f.verdict = f.explain()
 	return f
@@ -81,11 +88,6 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 // statusError is the cause of a failure that an engine put in a status. Its words
 // may quote the request, so they are not for the log.
 func statusError(status int) error { return fmt.Errorf("status %d", status) }
-
-func isDialError(err error) bool {
-	_, ok := errors.AsType[reverseproxy.DialError](err)
-	return ok
-}
 
 // brokenAnswer is the failure of a call whose answer makes no sense.
 func brokenAnswer(stage string, c *call, cause error) *failure {
@@ -105,7 +107,7 @@ func (f *failure) explain() apiError {
 	case unavailable, refused:
 		return serverError(http.StatusServiceUnavailable, f.stage+"_unavailable", "no instance of the %s stage can be reached", f.stage)
 	case badStatus:
-		return engineError(f.stage, f.engine)
+		return engineError(f.stage, f.status, f.engine)
 	}
 	return serverError(http.StatusBadGateway, f.stage+"_failed", "the %s stage gave no valid answer", f.stage)
 }
@@ -150,21 +152,27 @@ func (e apiError) write(w http.ResponseWriter) {
 	_ = enc.Encode(map[string]apiError{"error": e})
 }
 
-// maxMessage bounds how much of an engine's own words is passed on, in bytes.
-const maxMessage = 4 << 10
+// These bound how much of an engine's own words is passed on, in bytes.
+const (
+	maxMessage = 4 << 10
+	maxName    = 256 // of a type, param or code
+)
 
 // engineError passes on the status and the message of an engine, whose answer has
 // one of the forms that vLLM has had: {"error": {"message", "type", …}},
 // {"object": "error", "message", "type", …}, {"error": "…"}, or FastAPI's
-// {"detail": …}.
-func engineError(stage string, a *answer) apiError {
-	e := serverError(a.status, stage+"_failed", "the %s stage answered with status %d", stage, a.status)
-	if a.status < 400 { // an engine does not redirect
+// {"detail": …}. There may be no answer, only its status.
+func engineError(stage string, status int, a *answer) apiError {
+	e := serverError(status, stage+"_failed", "the %s stage answered with status %d", stage, status)
+	if status < 400 { // an engine does not redirect
 		e.status = http.StatusBadGateway
 		return e
 	}
-	if a.status < 500 {
+	if status < 500 {
 		e.Type = "invalid_request_error"
+	}
+	if a == nil {
+		return e
 	}
 	if wait := a.Header()["Retry-After"]; wait != nil {
 		e.header = http.Header{"Retry-After": wait}
@@ -182,12 +190,12 @@ func engineError(stage string, a *answer) apiError {
 		}
 	}
 	for name, to := range map[string]*any{"param": &e.Param, "code": &e.Code} {
-		if v := detail[name]; v != nil && !body.IsNull(v) && !body.IsObject(v) {
+		if v := detail[name]; v != nil && len(v) <= maxName && !body.IsNull(v) && !body.IsObject(v) {
 			*to = v
 		}
 	}
 	var typ string
-	if json.Unmarshal(detail["type"], &typ) == nil && typ != "" {
+	if json.Unmarshal(detail["type"], &typ) == nil && typ != "" && len(typ) <= maxName {
 		e.Type = typ
 	}
 	return e

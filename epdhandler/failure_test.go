@@ -2,11 +2,13 @@ package epdhandler
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -36,7 +38,7 @@ func TestEngineErrors(t *testing.T) {
 			_, _ = a.Write([]byte(tc.body))
 			a.Header().Set("Retry-After", "3")
 			w := httptest.NewRecorder()
-			engineError("encode", a).write(w)
+			engineError("encode", tc.status, a).write(w)
 			assert.Equal(t, tc.want, strings.TrimSpace(w.Body.String()))
 			assert.True(t, json.Valid(w.Body.Bytes()))
 			if tc.status < 400 {
@@ -62,6 +64,20 @@ func TestAnswerIsBounded(t *testing.T) {
 	assert.Equal(t, broken, f.reason)
 	assert.Equal(t, errAnswerTooLarge, f.cause)
 	assert.Equal(t, http.StatusBadGateway, f.verdict.status)
+}
+
+// net/http quotes what it could not read, and an engine may have said anything.
+func TestCausesHoldNoContent(t *testing.T) {
+	err := caddyhttp.Error(http.StatusBadGateway, errors.New(`malformed HTTP status code "SECRET"`))
+	f := judge(t.Context(), "encode", &call{chosen: []string{"a"}, reached: true}, new(answer), err)
+	assert.Equal(t, broken, f.reason)
+	assert.NotContains(t, f.cause.Error(), "SECRET")
+}
+
+func TestAnswerWithoutStatusIsOK(t *testing.T) {
+	a := new(answer)
+	_, _ = a.Write([]byte("{}"))
+	assert.Nil(t, judge(t.Context(), "encode", &call{chosen: []string{"a"}, reached: true}, a, nil))
 }
 
 func TestInformationalAnswersAreNotTheAnswer(t *testing.T) {

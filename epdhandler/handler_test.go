@@ -92,8 +92,8 @@ func TestWhatTheUserSaysStays(t *testing.T) {
 			"health_checks":{"active":{"uri":"/ready","fails":1},"passive":{"fail_duration":"30s"}}},
 		"prefill":{"upstreams":[{"dial":"localhost:1"}],
 			"transport":{"protocol":"http","keep_alive":{"max_idle_conns_per_host":5}},
-			"health_checks":{"active":{"interval":"1m"}}},
-		"decode":{"dynamic_upstreams":{"source":"a","name":"localhost","port":"1"},
+			"health_checks":{"active":{"interval":"1m","port":9}}},
+		"decode":{"dynamic_upstreams":{"source":"a","name":"localhost","port":"1"},"transport":{"protocol":"http","keep_alive":null},
 			"health_checks":{"active":{}}}}`)
 	require.NoError(t, err)
 	assert.Equal(t, 0, *h.Retries)

@@ -64,7 +64,7 @@ func (p *pool) setHealthDefaults() {
 		return
 	}
 	a := checks.Active
-	if !a.IsEnabled() {
+	if a.URI == "" && a.Path == "" {
 		a.URI = "/health"
 	}
 	if a.Interval == 0 {
@@ -122,7 +122,7 @@ func (p *pool) loadTransport(ctx caddy.Context) error {
 	if !ok {
 		return fmt.Errorf("transport %s is not supported; use 'transport http'", mod.(caddy.Module).CaddyModule().ID.Name())
 	}
-	p.handler.Transport = replayTransport{t}
+	p.handler.Transport = newReplayTransport(t)
 	return nil
 }
 
@@ -138,11 +138,14 @@ func withIdleTimeout(raw json.RawMessage) (json.RawMessage, error) {
 	if string(config["protocol"]) != `"http"` {
 		return raw, nil
 	}
-	keepAlive := make(map[string]json.RawMessage)
+	var keepAlive map[string]json.RawMessage
 	if config["keep_alive"] != nil {
 		if err := json.Unmarshal(config["keep_alive"], &keepAlive); err != nil {
 			return nil, err
 		}
+	}
+	if keepAlive == nil {
+		keepAlive = make(map[string]json.RawMessage)
 	}
 	if keepAlive["idle_timeout"] == nil {
 		keepAlive["idle_timeout"] = json.RawMessage(fmt.Sprintf("%d", idleTimeout))
@@ -172,6 +175,9 @@ const maxPicks = 64
 
 // Select implements reverseproxy.Selector.
 func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
+	if r.Context().Err() != nil && len(upstreams) > 0 {
+		return upstreams[0] // the round trip fails at once; Caddy would go on asking, for as long as lb_try_duration
+	}
 	c := callOf(r.Context())
 	skipped := func(u *reverseproxy.Upstream) bool { return slices.Contains(c.skip, u.String()) }
 	u := s.policy.Select(upstreams, r, w)

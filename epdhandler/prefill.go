@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
@@ -60,7 +61,8 @@ func prefillBody(b *body.Body, handles []byte) *body.Segments {
 		edits = append(edits, body.Set(body.MaxCompletionTokens, "1"))
 	}
 	// vLLM refuses a request that must have more tokens than it may have
-	if n, err := strconv.ParseFloat(string(b.Value(body.MinTokens)), 64); err == nil && n > 1 {
+	minTokens := strings.Trim(string(b.Value(body.MinTokens)), `"`) // vLLM takes numbers in strings
+	if n, err := strconv.ParseFloat(minTokens, 64); err == nil && n > 1 {
 		edits = append(edits, body.Remove(body.MinTokens))
 	}
 	// a call of a tool does not fit in one token, and vLLM fails instead of stopping

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -71,7 +72,21 @@ func (x *exchange) readBody(chat bool) *apiError {
 		}
 		return e
 	}
+	if x.smuggles() {
+		e := badRequest(http.StatusBadRequest, "invalid_body", "vllm_xargs must not have kv_transfer_params or ec_transfer_params")
+		e.Param = "vllm_xargs"
+		return e
+	}
 	return nil
+}
+
+// smuggles reports whether the body has, where vLLM would look for them next, the
+// transfer parameters that clients must not give.
+func (x *exchange) smuggles() bool {
+	entries, _ := body.Entries(x.body.Value(body.VLLMXArgs))
+	return slices.ContainsFunc(entries, func(e body.Entry) bool {
+		return body.IsString(e.Name, body.KVTransferParams.String()) || body.IsString(e.Name, body.ECTransferParams.String())
+	})
 }
 
 func badRequest(status int, code, format string, args ...any) *apiError {
@@ -94,7 +109,7 @@ func readAll(r io.Reader, length, limit int64) ([]byte, error) {
 		length = limit
 	}
 	// one byte more than may come, to meet the end without growing
-	buf := make([]byte, 0, min(length+1, firstRead))
+	buf := make([]byte, 0, min(length, firstRead)+1)
 	for {
 		n, err := r.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
@@ -106,7 +121,7 @@ func readAll(r io.Reader, length, limit int64) ([]byte, error) {
 		case err != nil:
 			return nil, err
 		case len(buf) == cap(buf):
-			grown := make([]byte, len(buf), min(length+1, 2*int64(cap(buf))))
+			grown := make([]byte, len(buf), min(length, 2*int64(cap(buf)))+1)
 			copy(grown, buf)
 			buf = grown
 		}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math"
+	"strings"
 	"testing"
 	"testing/iotest"
 
@@ -39,5 +41,11 @@ func TestReadAll(t *testing.T) {
 func TestReadAllTakesMemoryAsItComes(t *testing.T) {
 	got, err := readAll(bytes.NewReader(make([]byte, 10)), 1<<30, 1<<30)
 	require.NoError(t, err)
-	assert.LessOrEqual(t, cap(got), firstRead)
+	assert.LessOrEqual(t, cap(got), firstRead+1)
+}
+
+func TestReadAllWithoutALimit(t *testing.T) {
+	got, err := readAll(strings.NewReader("x"), -1, math.MaxInt64)
+	require.NoError(t, err)
+	assert.Equal(t, "x", string(got))
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -18,6 +19,7 @@ type exchange struct {
 	w      http.ResponseWriter
 	r      *http.Request
 	id     string      // x-request-id
+	parent sync.Mutex  // guards the variables and placeholders of r
 	header http.Header // what engines get of the client's headers
 	body   *body.Body  // nil if the request has none
 	report report

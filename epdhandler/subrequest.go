@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -85,7 +86,7 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 		Host:       x.r.Host,
 		RemoteAddr: x.r.RemoteAddr,
 		TLS:        x.r.TLS,
-		Header:     maps.Clone(x.header), // reverse_proxy clones the values
+		Header:     x.header.Clone(),
 	}
 	r.Header["X-Request-Id"] = []string{c.id}
 	if !c.keepEncoding {
@@ -104,27 +105,36 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 	r = caddyhttp.PrepareRequest(r.WithContext(context.WithValue(ctx, callKey{}, c)), repl, w, server)
 
 	// give back what the fresh context has lost, for placeholders in the pool's options
+	x.parent.Lock()
+	defer x.parent.Unlock()
 	vars := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	for k, v := range parent.Value(caddyhttp.VarsCtxKey).(map[string]any) {
 		if _, ok := vars[k]; !ok && !strings.HasPrefix(k, "reverse_proxy.") {
 			vars[k] = v
 		}
 	}
-	repl.Map(parent.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Get)
+	placeholders := parent.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	repl.Map(func(key string) (any, bool) {
+		x.parent.Lock() // a look-up can set variables of the client's request
+		defer x.parent.Unlock()
+		return placeholders.Get(key)
+	})
 	// in place: the replacer has the pointer
 	*r = *r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, parent.Value(caddyhttp.OriginalRequestCtxKey)))
 	return r
 }
 
-// dropped are the client's headers that no engine gets: those that describe a
-// body, a connection or a conversation which is not the one with the engine, and
-// those by which routers tell engines what to do.
-var dropped = []string{
-	"Content-Length", "Content-Encoding", "Content-Type", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest",
-	"Transfer-Encoding", "Trailer", "Te", "Expect", "Connection", "Upgrade", "Http2-Settings", "Incremental",
-	"Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range",
-	"X-Data-Parallel-Rank", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "Epp-Profile",
-}
+// dropped are headers of the client that no engine gets, besides those that begin
+// with one of droppedPrefixes: what describes a body, a connection or a
+// conversation that is not the one with the engine, and by what routers (vLLM's,
+// llm-d's) tell engines what to do.
+var (
+	dropped = []string{
+		"Digest", "Repr-Digest", "Transfer-Encoding", "Trailer", "Te", "Expect", "Connection", "Upgrade", "Http2-Settings", "Incremental", "Range",
+		"X-Data-Parallel-Rank", "X-Data-Parallel-Host-Port", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "X-Kv-Cache-Source-Host-Port", "Epp-Profile",
+	}
+	droppedPrefixes = []string{"Content-", "If-", "X-Llm-D-"}
+)
 
 // forwarded returns the client's headers that engines get. The values are shared
 // with h.
@@ -135,8 +145,9 @@ func forwarded(h http.Header) http.Header {
 			out.Del(strings.TrimSpace(name))
 		}
 	}
-	for _, name := range dropped {
-		delete(out, name)
-	}
+	maps.DeleteFunc(out, func(name string, _ []string) bool {
+		return slices.Contains(dropped, name) ||
+			slices.ContainsFunc(droppedPrefixes, func(p string) bool { return strings.HasPrefix(name, p) })
+	})
 	return out
 }

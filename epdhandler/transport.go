@@ -1,11 +1,13 @@
 package epdhandler
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -20,17 +22,26 @@ import (
 // tell that nothing was sent, and reverse_proxy hides from it that the body can
 // be read again. Embedding keeps what the handler asks of its transport besides
 // round trips: TLS, health checks, the PROXY protocol.
-type replayTransport struct{ *reverseproxy.HTTPTransport }
+type replayTransport struct {
+	*reverseproxy.HTTPTransport
+
+	// multiplexed is whether all connections are HTTP/2 or 3. There the end of a
+	// request is not that of its connection, and net/http does what can be done.
+	multiplexed bool
+}
+
+func newReplayTransport(t *reverseproxy.HTTPTransport) replayTransport {
+	return replayTransport{t, slices.Contains(t.Versions, "h2c") || slices.Contains(t.Versions, "3")}
+}
 
 const (
-	// maxReplays bounds the round trips of one sub-request. A fresh connection
-	// ends them anyway, but there can be many idle ones that died together.
-	maxReplays = 16
+	// maxReplays bounds the round trips of one sub-request.
+	maxReplays = 2
 
 	// staleWindow is how soon after the request was sent a connection must have
 	// died to be taken for one that was dead already. Later, the engine died with
 	// the request, which it may have worked on.
-	staleWindow = time.Second
+	staleWindow = 100 * time.Millisecond
 )
 
 // RoundTrip implements http.RoundTripper.
@@ -45,9 +56,10 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		if trip.connected.Load() {
 			c.reached = true
 		}
-		if err == nil || n == maxReplays || !trip.stale(err) || r.Context().Err() != nil {
+		if err == nil || n == maxReplays || t.multiplexed || !trip.stale(err) || r.Context().Err() != nil {
 			return res, err
 		}
+		t.Transport.CloseIdleConnections() // where one has died idle, others have
 	}
 }
 
@@ -55,7 +67,9 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 // transport, which can outlive the round trip.
 type roundTrip struct {
 	connected, reused, answered atomic.Bool
-	sent                        atomic.Int64 // Unix nanoseconds, 0: not wholly
+
+	// sent is when the request was written, or writing it failed.
+	sent atomic.Pointer[time.Time]
 }
 
 // request is r with the whole body of c to send, observed.
@@ -63,9 +77,12 @@ func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
 	r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
 		GotConn: func(i httptrace.GotConnInfo) {
 			t.connected.Store(true)
-			t.reused.Store(i.Reused)
+			t.reused.Store(i.Reused && !isHTTP2(i.Conn))
 		},
-		WroteRequest:         func(httptrace.WroteRequestInfo) { t.sent.Store(time.Now().UnixNano()) },
+		WroteRequest: func(httptrace.WroteRequestInfo) {
+			now := time.Now()
+			t.sent.Store(&now)
+		},
 		GotFirstResponseByte: func() { t.answered.Store(true) },
 	}))
 	if c.body != nil && r.Body != nil {
@@ -85,5 +102,10 @@ func (t *roundTrip) stale(err error) bool {
 		return false
 	}
 	sent := t.sent.Load()
-	return sent == 0 || time.Since(time.Unix(0, sent)) < staleWindow
+	return sent == nil || time.Since(*sent) < staleWindow
+}
+
+func isHTTP2(c net.Conn) bool {
+	t, ok := c.(*tls.Conn)
+	return ok && t.ConnectionState().NegotiatedProtocol == "h2"
 }

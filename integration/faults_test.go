@@ -291,6 +291,94 @@ func TestPoisonKillsTwoAtMost(t *testing.T) {
 	assertAnswer(t, fine, c.post(t, fine))
 }
 
+// The same, where the instances survive and there are idle connections to them: a
+// connection that ends at once may have been dead already, and is tried again.
+func TestPoisonOnIdleConnections(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 5, 0, 1)
+	c := startCaddy(t, e.block())
+	fine := chat("", image("AAAA"), image("BBBB"), image("CCCC"), image("DDDD"), image("EEEE"))
+	for range 4 {
+		assertAnswer(t, fine, c.post(t, fine))
+	}
+	e.reset()
+	setFault(fault{Kind: fakevllm.CutBefore, Match: "POISON"}, e.encode...)
+	assert.Equal(t, http.StatusBadGateway, c.post(t, chat("", image("POISON"))).StatusCode)
+	met := 0
+	for _, engine := range e.encode {
+		if n := len(engine.Requests()); n > 0 {
+			met++
+			assert.LessOrEqual(t, n, 3, "more than two replays")
+		}
+	}
+	assert.LessOrEqual(t, met, 2)
+}
+
+// An engine that dies with a request some time after it got it has spent what the
+// request brought: it gets no replay.
+func TestDeathIsNoIdleConnection(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) {
+		if o.Role == fakevllm.Decode {
+			o.Delay = time.Hour
+		}
+	})
+	c := startCaddy(t, e.block("retries 0"))
+	_ = c.do(t, http.MethodGet, "/v1/models", "") // leaves an idle connection
+	e.reset()
+	go func() {
+		assert.Eventually(t, func() bool { return len(e.decode[0].Requests()) == 1 }, waitLong, time.Millisecond)
+		<-time.After(200 * time.Millisecond) // how long it takes is what tells the two apart
+		assert.NoError(t, e.decode[0].Restart())
+	}()
+	assert.Equal(t, http.StatusBadGateway, c.post(t, chat("", text("x"))).StatusCode)
+	assert.Len(t, e.decode[0].Requests(), 1)
+}
+
+// A pool whose instances come from DNS ends its attempts, too.
+func TestDynamicPoolWithNobodyThere(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	e.decode[0].Kill()
+	_, port, _ := strings.Cut(e.decode[0].Addr(), ":")
+	c := startCaddy(t, "encode "+e.encode[0].Addr()+"\ndecode {\ndynamic a 127.0.0.1 "+port+"\n}")
+	r := c.post(t, chat("", image("AAAA")))
+	assert.Equal(t, http.StatusServiceUnavailable, r.StatusCode)
+	assert.Equal(t, "decode_unavailable", r.apiError(t)["code"])
+	c.access(t, r.id())
+	assert.LessOrEqual(t, len(c.failures(r.id())), 2)
+}
+
+// What users configure in a pool works inside an attempt.
+func TestPoolOptions(t *testing.T) {
+	for name, tc := range map[string]struct {
+		fault   fault
+		kill    bool
+		options []string
+		status  int
+		decodes int
+	}{
+		"waiting ends with the time limit": {kill: true, options: []string{"encode lb_try_duration 1h", "encode_timeout 300ms", "encode health_fails 1000"}, status: 504},
+		"own retries give up":              {fault: fault{Kind: fakevllm.Status, Code: 503}, options: []string{"retries 0", "decode lb_retries 3", "decode lb_retry_match `{rp.status_code} >= 500`"}, status: 503, decodes: 4},
+		"own error":                        {fault: fault{Kind: fakevllm.Status, Code: 400}, options: []string{"decode @bad status 400", "decode handle_response @bad {\nerror 418\n}"}, status: 418, decodes: 1},
+		"own answer":                       {fault: fault{Kind: fakevllm.Status, Code: 400}, options: []string{"decode @bad status 400", "decode handle_response @bad {\nrespond 410\n}"}, status: 410, decodes: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 1, 0, 2)
+			c := startCaddy(t, e.block(tc.options...))
+			if tc.kill {
+				e.encode[0].Kill()
+			}
+			setFault(tc.fault, e.decode...)
+			r := c.post(t, chat("", image("AAAA")))
+			assert.Equal(t, tc.status, r.StatusCode, "%s", r.body)
+			_, _, decodes := e.requests()
+			assert.Equal(t, tc.decodes, decodes)
+		})
+	}
+}
+
 // Nobody may take half of an answer for the whole.
 func TestAnswerThatBreaksOff(t *testing.T) {
 	t.Parallel()

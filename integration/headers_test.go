@@ -24,6 +24,7 @@ func TestHeaders(t *testing.T) {
 		"Connection: X-Listed, close", "X-Listed: x", "Keep-Alive: 5", "Te: trailers", "Trailer: X-T", "Upgrade: websocket", "Expect: 100-continue",
 		"Range: bytes=0-1", "If-None-Match: x", "If-Match: x", "If-Modified-Since: x", "If-Unmodified-Since: x", "If-Range: x",
 		"Content-Md5: x", "Digest: x", "Content-Digest: x", "Repr-Digest: x", "Incremental: ?1", "Accept-Encoding: br, gzip", "Http2-Settings: x",
+		"Content-Range: x", "Content-Language: x", "X-Data-Parallel-Host-Port: x", "X-Kv-Cache-Source-Host-Port: x", "X-Llm-D-Prefiller-Host-Port: x",
 		"X-Forwarded-For: 6.6.6.6", "X-Forwarded-Host: evil")
 	assertAnswer(t, body, r)
 	for _, engine := range e.all() {
@@ -36,6 +37,7 @@ func TestHeaders(t *testing.T) {
 		assert.Equal(t, "application/json", got.Get("Content-Type"))
 		for _, name := range []string{"X-Data-Parallel-Rank", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "Epp-Profile", "Connection", "X-Listed", "Keep-Alive", "Te", "Trailer",
 			"Upgrade", "Expect", "Range", "If-None-Match", "If-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest",
+			"Content-Range", "Content-Language", "X-Data-Parallel-Host-Port", "X-Kv-Cache-Source-Host-Port", "X-Llm-D-Prefiller-Host-Port",
 			"Incremental", "Http2-Settings", "Transfer-Encoding", "Content-Encoding"} {
 			assert.Empty(t, got[name], "%s at %s", name, engine.Name())
 		}
@@ -133,11 +135,14 @@ func TestClientsTransferParamsAreRemoved(t *testing.T) {
 func TestPlaceholdersInPools(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 2, 1, 1)
-	const up = "header_up X-Seen \"{vars.tenant} {http.request.orig_uri} {remote_host} {tier} {http.request.uri.path}\""
+	const up = "header_up X-Seen \"{vars.tenant} {http.request.orig_uri} {remote_host} {tier} {http.request.uri.path} {bucket}\""
 	c := startSite(t, `vars tenant acme
 		map {query.tier} {tier} {
 			gold first
 			default last
+		}
+		map {http.request.uuid} {bucket} { # looking this up sets a variable
+			default x
 		}
 		handle_path /prefix/* {
 			epd_proxy {
@@ -150,7 +155,7 @@ func TestPlaceholdersInPools(t *testing.T) {
 	}
 	for _, engine := range e.all() {
 		for _, r := range engine.Requests() {
-			assert.Equal(t, "acme /prefix"+chatPath+"?tier=gold 127.0.0.1 first "+chatPath, r.Header.Get("X-Seen"))
+			assert.Equal(t, "acme /prefix"+chatPath+"?tier=gold 127.0.0.1 first "+chatPath+" x", r.Header.Get("X-Seen"))
 		}
 	}
 }

@@ -24,6 +24,7 @@ var typical = map[string]struct {
 	"completion":   {"/v1/completions", `{"model":"fake","prompt":"Once upon a time","max_tokens":7}`, 0},
 	"one image":    {chatPath, chat("", text("What is this?"), image("AAAA")), 1},
 	"short form":   {chatPath, chat("", `{"image_url":"https://example.com/x.png"}`), 1},
+	"input image":  {chatPath, chat("", `{"type":"input_image","image_url":"data:image/png;base64,AAAA"}`), 1},
 	"every kind":   {chatPath, chat("", image("AAAA"), `{"type":"audio_url","audio_url":{"url":"data:audio/wav;base64,BBBB"}}`, `{"type":"input_audio","input_audio":{"data":"CCCC","format":"wav"}}`, `{"type":"video_url","video_url":{"url":"file:///media/x.mp4"}}`, text("Compare.")), 4},
 	"five images":  {chatPath, chat("", image("AAAA"), text("a"), image("BBBB"), image("CCCC"), text("b"), image("DDDD"), image("AAAA")), 5},
 	"embeddings":   {chatPath, chat("", `{"type":"image_embeds","image_embeds":"AAAA"}`, text("x")), 0},

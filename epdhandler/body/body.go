@@ -23,6 +23,7 @@ const (
 	MediaIOKwargs
 	Priority
 	SessionID
+	VLLMXArgs
 	KVTransferParams
 	ECTransferParams
 	numFields
@@ -41,6 +42,7 @@ var fieldNames = [numFields]string{
 	MediaIOKwargs:       "media_io_kwargs",
 	Priority:            "priority",
 	SessionID:           "session_id",
+	VLLMXArgs:           "vllm_xargs",
 	KVTransferParams:    "kv_transfer_params",
 	ECTransferParams:    "ec_transfer_params",
 }

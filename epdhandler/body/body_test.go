@@ -76,6 +76,7 @@ func TestParseRefuses(t *testing.T) {
 		"duplicate, surrogates": {`{"\ud83d\ude00":1,"😀":2}`, "given twice"},
 		"duplicate, secret":     {`{"What I Think":1,"What I Think":2}`, "the member at byte 18 is given twice"},
 		"duplicate of many":     {strings.TrimSuffix(manyNames(100), "}") + `,"n7":1}`, "given twice"},
+		"members without end":   {manyNames(2000), "an object has more than 1000 members"},
 		"nested too deep":       {`{"a":` + strings.Repeat("[", MaxDepth) + strings.Repeat("]", MaxDepth) + `}`, "nested deeper than 1000 levels"},
 		"nested without end":    {`{"a":` + strings.Repeat(`{"a":`, 100_000), "nested deeper than 1000 levels"},
 	} {

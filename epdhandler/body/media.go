@@ -18,7 +18,10 @@ func (i Item) Path() string { return partPath(i.Message, i.Part) }
 // for them in a part that does not tell its type.
 var mediaKeys = [...]string{"image_url", "audio_url", "input_audio", "video_url"}
 
-const inputAudio = "input_audio"
+const (
+	inputAudio = "input_audio"
+	inputImage = "input_image" // the type, in the Responses API, of a part with image_url
+)
 
 // mediaParser finds the media items of a request's messages.
 type mediaParser struct {
@@ -132,6 +135,9 @@ func (it *part) media() (key int, ok bool) {
 		if it.typ == name {
 			return key, true
 		}
+	}
+	if it.typ == inputImage {
+		return 0, true
 	}
 	if it.typed && !it.uuid {
 		return 0, false

@@ -23,6 +23,7 @@ func TestItems(t *testing.T) {
 		`{"type":null,"image_url":"https://x/y.png"}`,
 		`{"type":"audio_url","audio_url":{"url":"https://x/y.wav"}}`,
 		`{"audio_url":"https://x/y.wav"}`,
+		`{"type":"input_image","image_url":"https://x/y.png"}`,
 		`{"type":"video_url","video_url":{"url":"https://x/y.mp4"}}`,
 		`{"video_url":"https://x/y.mp4"}`,
 		`{"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}}`,

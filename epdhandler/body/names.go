@@ -6,6 +6,10 @@ import (
 	"unicode/utf8"
 )
 
+// maxMembers is how many members an object may have that is checked for
+// duplicates. Names cost far more memory than the bytes that they are made of.
+const maxMembers = 1000
+
 // names is the set of member names seen in one object. Objects have few
 // members, unless somebody means harm: then the map keeps the check linear.
 type names struct {
@@ -13,6 +17,9 @@ type names struct {
 	n    int
 	many map[string]struct{}
 }
+
+// full reports whether there may be no more names.
+func (s *names) full() bool { return len(s.many) >= maxMembers }
 
 // add reports whether name is new.
 func (s *names) add(name []byte) bool {

@@ -114,6 +114,9 @@ func (s *scanner) object(seen *names, visit func(member) error) error {
 		}
 		m.raw.End = s.i
 		m.name = unescape(s.b[name.Start:name.End])
+		if seen != nil && seen.full() {
+			return &Error{Message: fmt.Sprintf("an object has more than %d members, at byte %d", maxMembers, m.raw.Start)}
+		}
 		if seen != nil && !seen.add(m.name) {
 			return duplicate(m)
 		}

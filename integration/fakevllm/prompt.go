@@ -98,7 +98,11 @@ func (p *prompt) addPart(raw json.RawMessage, options string) error {
 // partKind is the part's type or, without one, the key that tells it.
 func partKind(part object) (string, error) {
 	if part.has("type") {
-		return part.text("type")
+		kind, err := part.text("type")
+		if kind == "input_image" { // the Responses API's name
+			kind = "image_url"
+		}
+		return kind, err
 	}
 	for _, kind := range mediaKinds {
 		if part.has(kind) {
