@@ -44,6 +44,9 @@ type failure struct {
 func judge(ctx context.Context, stage string, c *call, a *answer, err error) *failure {
 	f := &failure{stage: stage, call: c, cause: err}
 	handler, _ := errors.AsType[caddyhttp.HandlerError](err)
+	if handler.Err != nil {
+		f.cause = handler.Err
+	}
 	timeout, isTimeout := errors.AsType[interface {
 		error
 		Timeout() bool
@@ -74,9 +77,6 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 		if err == nil {
 			f.cause = errors.New("no answer")
 		}
-	}
-	if f.cause == err && handler.Err != nil {
-		f.cause = handler.Err
 	}
 	if f.cause != nil && strings.Contains(f.cause.Error(), "malformed") {
 		f.cause = errors.New("malformed HTTP") // net/http quotes what it got, which may be the request

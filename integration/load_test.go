@@ -126,7 +126,9 @@ func TestEnginesDieUnderLoad(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := startEngines(t, n[0], n[1], n[2])
-			c := startCaddy(t, e.block())
+			// an instance that counts as down when the other one dies would be missed
+			const patient = "health_fails 1000"
+			c := startCaddy(t, e.block("encode "+patient, "prefill "+patient, "decode "+patient))
 			sent, over := make(chan int), make(chan struct{})
 			go func() {
 				defer close(over)
