@@ -139,6 +139,17 @@ func Size(to *int64) Option {
 	}
 }
 
+// Flag is an option that is on when it is given.
+func Flag(to *bool) Option {
+	return func(s *Segment) error {
+		if s.Next() {
+			return s.Errf("unexpected '%s': %s has no argument; it is on when it is written", s.Val(), s.Name())
+		}
+		*to = true
+		return nil
+	}
+}
+
 // argument returns the only argument.
 func (s *Segment) argument(want string) (string, error) {
 	if !s.NextArg() {

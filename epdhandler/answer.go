@@ -3,6 +3,7 @@ package epdhandler
 import (
 	"bytes"
 	"errors"
+	"mime"
 	"net/http"
 )
 
@@ -55,7 +56,10 @@ type response struct {
 	accept func(status int) bool // whether the client gets an answer of this status
 
 	held      answer // what was not accepted
+	silence   *silence
 	committed bool   // the client has the status
+	stream    bool   // of server-sent events, not compressed by the engine
+	end       []byte // of what the client has
 	status    int    // that it has
 	gone      bool   // writing to the client failed
 }
@@ -90,6 +94,8 @@ func (w *response) commit(status int, header http.Header) {
 	}
 	h["X-Request-Id"] = []string{w.id}
 	w.committed, w.status = true, status
+	typ, _, _ := mime.ParseMediaType(header.Get("Content-Type"))
+	w.stream = typ == "text/event-stream" && header.Get("Content-Encoding") == ""
 	w.client.WriteHeader(status)
 }
 
@@ -104,9 +110,24 @@ func (w *response) Write(p []byte) (int, error) {
 	if !w.committed {
 		return w.held.Write(p)
 	}
+	w.silence.heard()
 	n, err := w.client.Write(p)
 	w.gone = w.gone || err != nil
+	w.end = append(w.end, p[max(0, n-4):n]...)
+	w.end = w.end[max(0, len(w.end)-4):]
 	return n, err
+}
+
+// writeEvent adds an event with an error to a stream, apart from an event that may
+// have been cut.
+func (w *response) writeEvent(e apiError) {
+	event := append([]byte("data: "), e.encode()...)
+	event = append(event, '\n') // encode has ended the line
+	if !bytes.HasSuffix(w.end, []byte("\n\n")) && !bytes.HasSuffix(w.end, []byte("\r\n\r\n")) && len(w.end) > 0 {
+		event = append([]byte("\n\n"), event...)
+	}
+	_, _ = w.client.Write(event)
+	_ = http.NewResponseController(w.client).Flush()
 }
 
 // FlushError implements the Flush of http.ResponseController.

@@ -120,6 +120,8 @@ func (x *exchange) logFailure(f *failure, attempt int) {
 	switch {
 	case !f.final:
 		x.h.logger.Warn("attempt failed", fields...)
+	case x.optional(f):
+		x.h.logger.Warn("going on without encoders", fields...)
 	case f.verdict.status < http.StatusInternalServerError:
 		x.h.logger.Warn("request failed", fields...)
 	default:

@@ -19,11 +19,15 @@ func (h *Handler) options() caddyfile.Options {
 		"prefill": caddyfile.OptionalPool(&h.Prefill),
 		"decode":  caddyfile.Pool(&h.Decode),
 
-		"retries":            caddyfile.OptionalInt(&h.Retries),
-		"encode_concurrency": caddyfile.Int(&h.EncodeConcurrency),
-		"encode_timeout":     caddyfile.Duration(&h.EncodeTimeout),
-		"max_body_size":      caddyfile.Size(&h.MaxBodySize),
-		"max_media_items":    caddyfile.Int(&h.MaxMediaItems),
+		"retries":              caddyfile.OptionalInt(&h.Retries),
+		"encode_concurrency":   caddyfile.Int(&h.EncodeConcurrency),
+		"encode_optional":      caddyfile.Flag(&h.EncodeOptional),
+		"encode_timeout":       caddyfile.Duration(&h.EncodeTimeout),
+		"prefill_timeout":      caddyfile.Duration(&h.PrefillTimeout),
+		"stream_start_timeout": caddyfile.Duration(&h.StreamStartTimeout),
+		"stream_idle_timeout":  caddyfile.Duration(&h.StreamIdleTimeout),
+		"max_body_size":        caddyfile.Size(&h.MaxBodySize),
+		"max_media_items":      caddyfile.Int(&h.MaxMediaItems),
 	}
 }
 
@@ -40,11 +44,15 @@ func (h *Handler) options() caddyfile.Options {
 //			<options of reverse_proxy...>
 //		}
 //
-//		retries            <number>
-//		encode_concurrency <number>
-//		encode_timeout     <duration>
-//		max_body_size      <size>
-//		max_media_items    <number>
+//		retries              <number>
+//		encode_concurrency   <number>
+//		encode_optional
+//		encode_timeout       <duration>
+//		prefill_timeout      <duration>
+//		stream_start_timeout <duration>
+//		stream_idle_timeout  <duration>
+//		max_body_size        <size>
+//		max_media_items      <number>
 //	}
 //
 // Upstreams are given as in reverse_proxy, as host:port or as URLs, separated by

@@ -1,7 +1,9 @@
 package epdhandler
 
 import (
+	"context"
 	"net/http"
+	"time"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
@@ -10,7 +12,8 @@ import (
 // comes, as soon as its status is one that need not be tried elsewhere.
 func (x *exchange) decode() *failure {
 	defer x.report.decode.time(x.decoding)()
-	ctx := x.r.Context()
+	ctx, heard, cancel := x.watch()
+	defer cancel()
 	c := &call{
 		method:       http.MethodGet, // HEAD too: engines know only GET, and the server leaves the body out
 		path:         x.r.URL.Path,
@@ -22,6 +25,7 @@ func (x *exchange) decode() *failure {
 		c.body = decodeBody(x.body, x.kv, x.handles, x.h.prefill != nil)
 	}
 	w := x.response()
+	w.silence = heard
 	x.decoding.begin(c)
 	err := x.do(ctx, x.h.decode, c, w)
 	x.decoding.note(c)
@@ -31,7 +35,7 @@ func (x *exchange) decode() *failure {
 		x.settle(x.decoding, f)
 		return f
 	case err != nil:
-		x.abort(c, w, err)
+		x.abort(ctx, c, w, err)
 	case w.status >= http.StatusBadRequest:
 		x.report.outcome = outcomeFailed
 		x.logFailure(&failure{
@@ -44,22 +48,33 @@ func (x *exchange) decode() *failure {
 
 // response is the way to the client.
 func (x *exchange) response() *response {
-	return &response{client: x.w, id: x.id, accept: func(status int) bool {
+	return &response{client: x.w, id: x.id, silence: new(silence), accept: func(status int) bool {
 		// reverse_proxy says 499 for a client that went away
 		return !x.decoding.repeatable(status) && x.r.Context().Err() == nil
 	}}
 }
 
+// watch limits the silence of a stream.
+func (x *exchange) watch() (context.Context, *silence, context.CancelFunc) {
+	if x.body == nil || string(x.body.Value(body.Stream)) != "true" {
+		return x.r.Context(), new(silence), func() {}
+	}
+	return watch(x.r.Context(), time.Duration(x.h.StreamStartTimeout), time.Duration(x.h.StreamIdleTimeout))
+}
+
 // abort ends an answer that broke off in its middle: the client must not take
-// half of it for the whole.
-func (x *exchange) abort(c *call, w *response, cause error) {
+// half of it for the whole. In a stream it gets to know why.
+func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error) {
 	if w.gone || x.r.Context().Err() != nil {
 		x.report.outcome = outcomeClientClosed
-	} else {
-		x.report.outcome = outcomeBrokeOff
-		f := brokenAnswer("decode", c, cause)
-		f.final = true
-		x.logFailure(f, x.decoding.made)
+		panic(http.ErrAbortHandler)
+	}
+	x.report.outcome = outcomeBrokeOff
+	f := judge(ctx, "decode", c, new(answer), cause)
+	f.final = true
+	x.logFailure(f, x.decoding.made)
+	if w.stream {
+		w.writeEvent(f.verdict)
 	}
 	panic(http.ErrAbortHandler)
 }

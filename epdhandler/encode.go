@@ -52,12 +52,20 @@ func (x *exchange) encode() *failure {
 		})
 	}
 	wg.Wait()
-	if first != nil {
+	if first != nil && !x.optional(first) {
 		return first
 	}
 	x.encoded = true
-	x.handles = mergeEntries(entries)
+	if first == nil {
+		x.handles = mergeEntries(entries)
+	}
 	return nil
+}
+
+// optional reports whether a request goes on after a failure: its consumer then
+// encodes the media items itself.
+func (x *exchange) optional(f *failure) bool {
+	return x.h.EncodeOptional && f.stage == "encode" && (f.reason == unavailable || f.reason == refused)
 }
 
 // encodeItem has one media item encoded and returns the entries of the answer's
@@ -81,7 +89,7 @@ func (x *exchange) tryEncode(ctx context.Context, i int) ([]body.Entry, *failure
 	c := &call{
 		method: http.MethodPost,
 		path:   chatPath,
-		id:     x.id + ":" + strconv.Itoa(i) + ":" + hex6(),
+		id:     x.engineID + ":" + strconv.Itoa(i) + ":" + hex6(),
 		body:   encodeBody(x.body, item),
 	}
 	a, f := x.ask(ctx, x.encoding[i], c)

@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -52,10 +53,10 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 		Timeout() bool
 	}](err)
 	switch {
-	case errors.Is(ctx.Err(), context.Canceled):
-		f.reason = canceled
+	case errors.Is(context.Cause(ctx), context.DeadlineExceeded):
+		f.reason, f.cause = timedOut, context.DeadlineExceeded
 	case ctx.Err() != nil:
-		f.reason, f.cause = timedOut, ctx.Err()
+		f.reason = canceled
 	case err == nil && a.status/100 == 2:
 		return nil
 	case err == nil && a.status != 0:
@@ -147,9 +148,16 @@ func (e apiError) write(w http.ResponseWriter) {
 	if e.Message == "" {
 		return
 	}
-	enc := json.NewEncoder(w)
+	_, _ = w.Write(e.encode())
+}
+
+// encode returns the error as a line of JSON.
+func (e apiError) encode() []byte {
+	var line bytes.Buffer
+	enc := json.NewEncoder(&line)
 	enc.SetEscapeHTML(false)
 	_ = enc.Encode(map[string]apiError{"error": e})
+	return line.Bytes()
 }
 
 // These bound how much of an engine's own words is passed on, in bytes.

@@ -57,6 +57,23 @@ type Handler struct {
 	// one, once. Default: 60s.
 	EncodeTimeout caddy.Duration `json:"encode_timeout,omitempty"`
 
+	// How long a prefill may take. It is not tried again then: the engine may only be
+	// busy, and twice the work would make that worse. Default: 10m.
+	PrefillTimeout caddy.Duration `json:"prefill_timeout,omitempty"`
+
+	// How long it may take decode to send the first byte of a stream. An answer that is
+	// not streamed is one long silence, and has no limit. Default: 10m.
+	StreamStartTimeout caddy.Duration `json:"stream_start_timeout,omitempty"`
+
+	// How long a stream may be silent after its first byte. There is no limit to the
+	// whole of it. Default: 10m.
+	StreamIdleTimeout caddy.Duration `json:"stream_idle_timeout,omitempty"`
+
+	// Let prefill or decode encode the media items of a request by themselves when no
+	// encoder can be reached, instead of answering 503. Their engines must be able to:
+	// they need the encoder's weights, and the time. Default: false.
+	EncodeOptional bool `json:"encode_optional,omitempty"`
+
 	// The largest request body that is accepted, in bytes. Default: 268435456 (256 MiB).
 	MaxBodySize int64 `json:"max_body_size,omitempty"`
 
@@ -108,8 +125,15 @@ func (h *Handler) setDefaults() {
 	if h.EncodeConcurrency == 0 {
 		h.EncodeConcurrency = 16
 	}
-	if h.EncodeTimeout == 0 {
-		h.EncodeTimeout = caddy.Duration(time.Minute)
+	for d, value := range map[*caddy.Duration]time.Duration{
+		&h.EncodeTimeout:      time.Minute,
+		&h.PrefillTimeout:     10 * time.Minute,
+		&h.StreamStartTimeout: 10 * time.Minute,
+		&h.StreamIdleTimeout:  10 * time.Minute,
+	} {
+		if *d == 0 {
+			*d = caddy.Duration(value)
+		}
 	}
 	if h.MaxBodySize == 0 {
 		h.MaxBodySize = 256 << 20
@@ -128,6 +152,9 @@ func (h *Handler) Validate() error {
 		{"retries", int64(*h.Retries)},
 		{"encode_concurrency", int64(h.EncodeConcurrency)},
 		{"encode_timeout", int64(h.EncodeTimeout)},
+		{"prefill_timeout", int64(h.PrefillTimeout)},
+		{"stream_start_timeout", int64(h.StreamStartTimeout)},
+		{"stream_idle_timeout", int64(h.StreamIdleTimeout)},
 		{"max_body_size", h.MaxBodySize},
 		{"max_media_items", int64(h.MaxMediaItems)},
 	} {

@@ -5,6 +5,9 @@ import "net/http"
 // run takes the request through its stages, until one has failed for good or the
 // client has its answer.
 func (x *exchange) run() {
+	var release func()
+	x.engineID, release = claimID(x.id)
+	defer release()
 	x.header = forwarded(x.r.Header)
 	x.decoding = x.attempts(x.h.decode)
 	if x.h.prefill != nil {

@@ -64,6 +64,7 @@ func (p *pool) setHealthDefaults() {
 		return
 	}
 	a := checks.Active
+	//lint:ignore SA1019 users may still have it
 	if a.URI == "" && a.Path == "" {
 		a.URI = "/health"
 	}

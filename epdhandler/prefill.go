@@ -1,10 +1,12 @@
 package epdhandler
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
@@ -25,7 +27,9 @@ func (x *exchange) prefill() *failure {
 		id:     x.attemptID(x.prefilling),
 		body:   prefillBody(x.body, x.handles),
 	}
-	a, f := x.ask(x.r.Context(), x.prefilling, c)
+	ctx, cancel := context.WithTimeout(x.r.Context(), time.Duration(x.h.PrefillTimeout))
+	defer cancel()
+	a, f := x.ask(ctx, x.prefilling, c)
 	if f == nil {
 		kv, err := transferParams(a.body.Bytes())
 		if err == nil {
@@ -42,9 +46,9 @@ func (x *exchange) prefill() *failure {
 // know it already.
 func (x *exchange) attemptID(a *attempts) string {
 	if a.reached == 0 {
-		return x.id
+		return x.engineID
 	}
-	return x.id + "-" + hex6()
+	return x.engineID + "-" + hex6()
 }
 
 // prefillBody is the client's body for a prefill engine: the whole prompt, one

@@ -18,11 +18,13 @@ type exchange struct {
 	h      *Handler
 	w      http.ResponseWriter
 	r      *http.Request
-	id     string      // x-request-id
+	id     string      // x-request-id, for the client
 	parent sync.Mutex  // guards the variables and placeholders of r
 	header http.Header // what engines get of the client's headers
 	body   *body.Body  // nil if the request has none
 	report report
+
+	engineID string // x-request-id, for engines
 
 	// What the stages have come to:
 	encoded   bool

@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -62,6 +63,7 @@ func TestFailures(t *testing.T) {
 		"prefill is garbage":    {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Garbage}, status: 502, code: "prefill_failed", requests: [3]int{1, 2, 0}},
 		"prefill is cut":        {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.CutBefore}, options: []string{"prefill " + noKeepalive}, status: 502, code: "prefill_failed", requests: [3]int{1, 2, 0}},
 		"prefill is cut in two": {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.CutMiddle}, status: 502, code: "prefill_failed", requests: [3]int{1, 2, 0}},
+		"prefill hangs":         {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Hang}, options: []string{"prefill_timeout 200ms"}, status: 504, code: "prefill_timeout", requests: [3]int{1, 1, 0}},
 		"prefill times out":     {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Hang}, options: []string{"prefill transport http {\nresponse_header_timeout 200ms\n}"}, status: 504, code: "prefill_timeout", requests: [3]int{1, 1, 0}},
 
 		"decode 400":        {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 400, Message: "bad sampling"}, status: 400, code: 400.0, message: "bad sampling", requests: [3]int{1, 1, 1}},
@@ -349,6 +351,93 @@ func TestDynamicPoolWithNobodyThere(t *testing.T) {
 	assert.LessOrEqual(t, len(c.failures(r.id())), 2)
 }
 
+// A stream must begin, and go on.
+func TestSilentStreams(t *testing.T) {
+	t.Parallel()
+	body := stream(chat("", text("x"), image("AAAA")))
+
+	t.Run("before its first byte", func(t *testing.T) {
+		t.Parallel()
+		e := startEngines(t, 1, 1, 2, func(o *fakevllm.Options) {
+			o.Delay = map[fakevllm.Role]time.Duration{fakevllm.Decode: time.Hour}[o.Role]
+		})
+		c := startCaddy(t, e.block("stream_start_timeout 200ms"))
+		r := c.post(t, body)
+		assert.Equal(t, http.StatusGatewayTimeout, r.StatusCode)
+		assert.Equal(t, "decode_timeout", r.apiError(t)["code"])
+		e.assertRequests(t, 1, 1, 1)
+	})
+	t.Run("after it", func(t *testing.T) {
+		t.Parallel()
+		e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) { o.ChunkDelay = time.Hour })
+		c := startCaddy(t, e.block("stream_idle_timeout 200ms"))
+		r := c.post(t, body)
+		assert.Equal(t, http.StatusOK, r.StatusCode)
+		require.Error(t, r.err)
+		assert.Contains(t, string(r.body), "\n\ndata: {\"error\":{\"message\":\"the decode stage did not answer in time\"")
+		require.Eventually(t, func() bool { return e.decode[0].InFlight() == 0 }, time.Second, time.Millisecond)
+	})
+	t.Run("only streams", func(t *testing.T) {
+		t.Parallel()
+		e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) { o.Delay = 300 * time.Millisecond })
+		c := startCaddy(t, e.block("stream_start_timeout 100ms", "stream_idle_timeout 100ms"))
+		assertAnswer(t, chat("", text("x")), c.post(t, chat("", text("x"))))
+	})
+	t.Run("every write counts", func(t *testing.T) {
+		t.Parallel()
+		e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) { o.ChunkDelay = 50 * time.Millisecond })
+		c := startCaddy(t, e.block("stream_start_timeout 2s", "stream_idle_timeout 2s"))
+		long := stream(chat("", text(strings.Repeat("long ", 40))))
+		assertAnswer(t, long, c.post(t, long))
+	})
+}
+
+// With the option, a request whose media nobody can encode goes on to its consumer.
+func TestEncodersAreOptional(t *testing.T) {
+	t.Parallel()
+	for _, prefills := range []int{0, 1} {
+		e := startEngines(t, 2, prefills, 1)
+		c := startCaddy(t, e.block("encode_optional"))
+		for _, engine := range e.encode {
+			engine.Kill()
+		}
+		r := c.post(t, chat("", image("AAAA"), image("BBBB")))
+		assert.Equal(t, http.StatusInternalServerError, r.StatusCode)
+		assert.Contains(t, r.apiError(t)["message"], "multimodal embedding missing", "not what the consumer says")
+
+		// an encoder that can be reached still has the last word
+		require.NoError(t, e.encode[0].Restart())
+		e.encode[0].SetFault(fault{Kind: fakevllm.Status, Code: 400, Message: "too large"})
+		assert.Equal(t, http.StatusBadRequest, c.post(t, chat("", image("AAAA"))).StatusCode)
+	}
+}
+
+// Engines that know a request's id do not get another one with it.
+func TestOneIDTwiceInFlight(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) { o.Delay = 20 * time.Millisecond })
+	c := startCaddy(t, e.block())
+	body := chat("", image("AAAA"))
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			r := c.post(t, body, "X-Request-Id: same")
+			assert.Equal(t, "same", r.id())
+			assert.Equal(t, http.StatusOK, r.StatusCode, "%s", r.body)
+		})
+	}
+	wg.Wait()
+	e.assertContract(t)
+	for _, engine := range []*fakevllm.Engine{e.prefill[0], e.decode[0]} {
+		for _, r := range engine.Requests() {
+			assert.Regexp(t, "^same(-[0-9a-f]{6})?$", r.ID)
+		}
+	}
+	e.reset()
+	assertAnswer(t, body, c.post(t, body, "X-Request-Id: same"))
+	assert.Equal(t, "same", e.decode[0].Requests()[0].ID, "the id is still taken")
+}
+
 // What users configure in a pool works inside an attempt.
 func TestPoolOptions(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -394,6 +483,8 @@ func TestAnswerThatBreaksOff(t *testing.T) {
 			require.Error(t, err)
 			assert.Equal(t, http.StatusOK, res.StatusCode)
 			assert.NotEmpty(t, half)
+			event := "\n\ndata: {\"error\":{\"message\":\"the decode stage gave no valid answer\",\"type\":\"server_error\",\"param\":null,\"code\":\"decode_failed\"}}\n\n"
+			assert.Equal(t, strings.Contains(body, `"stream":true`), strings.HasSuffix(string(half), event), "%s", half)
 			entry := c.access(t, res.Header.Get("X-Request-Id"))
 			assert.Equal(t, "broke_off", entry.str("epd", "outcome"))
 			assert.Positive(t, entry.at("epd", "duration"))
