@@ -26,6 +26,7 @@ func (h *Handler) options() caddyfile.Options {
 		"prefill_timeout":      caddyfile.Duration(&h.PrefillTimeout),
 		"stream_start_timeout": caddyfile.Duration(&h.StreamStartTimeout),
 		"stream_idle_timeout":  caddyfile.Duration(&h.StreamIdleTimeout),
+		"trust_clients":        caddyfile.Flag(&h.TrustClients),
 		"max_body_size":        caddyfile.Size(&h.MaxBodySize),
 		"max_media_items":      caddyfile.Int(&h.MaxMediaItems),
 	}
@@ -51,6 +52,7 @@ func (h *Handler) options() caddyfile.Options {
 //		prefill_timeout      <duration>
 //		stream_start_timeout <duration>
 //		stream_idle_timeout  <duration>
+//		trust_clients
 //		max_body_size        <size>
 //		max_media_items      <number>
 //	}

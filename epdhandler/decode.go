@@ -22,7 +22,7 @@ func (x *exchange) decode() *failure {
 	}
 	if x.body != nil {
 		c.method = http.MethodPost
-		c.body = decodeBody(x.body, x.kv, x.handles, x.h.prefill != nil)
+		c.body = x.decodeBody()
 	}
 	w := x.response()
 	w.silence = heard
@@ -81,9 +81,10 @@ func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error)
 
 // decodeBody is the client's body with what the stages before have left for
 // decode. A prefill has consumed the encoders' handles.
-func decodeBody(b *body.Body, kv, handles []byte, prefilled bool) *body.Segments {
-	if prefilled {
-		handles = nil
+func (x *exchange) decodeBody() *body.Segments {
+	handles := body.Remove(body.ECTransferParams)
+	if x.h.prefill == nil {
+		handles = x.carry(body.ECTransferParams, x.handles)
 	}
-	return b.Rewrite(carry(body.KVTransferParams, kv), carry(body.ECTransferParams, handles))
+	return x.body.Rewrite(x.carry(body.KVTransferParams, x.kv), handles)
 }

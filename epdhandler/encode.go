@@ -57,7 +57,7 @@ func (x *exchange) encode() *failure {
 	}
 	x.encoded = true
 	if first == nil {
-		x.handles = mergeEntries(entries)
+		x.handles = mergeEntries(append([][]body.Entry{x.ownEntries()}, entries...))
 	}
 	return nil
 }
@@ -124,7 +124,9 @@ func encodeBody(b *body.Body, item body.Item) *body.Segments {
 	if model := b.Value(body.Model); model != nil {
 		parts = append(parts, []byte(`"model":`), model, []byte(","))
 	}
-	parts = append(parts, []byte(`"messages":[{"role":"user","content":[`), b.Slice(item.Range), []byte(`]}],"max_tokens":1,"stream":false`))
+	parts = append(parts, []byte(`"messages":[{"role":"user","content":[`))
+	parts = append(parts, b.Pieces(item.Range)...)
+	parts = append(parts, []byte(`]}],"max_tokens":1,"stream":false`))
 	for _, f := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs, body.Priority, body.SessionID} {
 		if v := b.Value(f); v != nil {
 			parts = append(parts, []byte(`,"`+f.String()+`":`), v)
@@ -149,6 +151,15 @@ func transferEntries(answer []byte) ([]body.Entry, error) {
 		return nil, fmt.Errorf("reading ec_transfer_params: %w", err)
 	}
 	return entries, nil
+}
+
+// ownEntries are the ec_transfer_params that a trusted client has sent itself.
+func (x *exchange) ownEntries() []body.Entry {
+	if !x.h.TrustClients {
+		return nil
+	}
+	entries, _ := body.Entries(x.body.Value(body.ECTransferParams))
+	return entries
 }
 
 // mergeEntries makes one object of the entries of all items, nil if there are

@@ -74,6 +74,12 @@ type Handler struct {
 	// they need the encoder's weights, and the time. Default: false.
 	EncodeOptional bool `json:"encode_optional,omitempty"`
 
+	// Let clients say what engines do besides answering: pass on `kv_transfer_params`,
+	// `ec_transfer_params`, the `uuid` of media items, and the headers by which routers
+	// steer engines. A client can then make an engine connect to hosts of its choice,
+	// and read what other clients have sent. Default: false.
+	TrustClients bool `json:"trust_clients,omitempty"`
+
 	// The largest request body that is accepted, in bytes. Default: 268435456 (256 MiB).
 	MaxBodySize int64 `json:"max_body_size,omitempty"`
 

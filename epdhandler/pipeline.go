@@ -8,7 +8,7 @@ func (x *exchange) run() {
 	var release func()
 	x.engineID, release = claimID(x.id)
 	defer release()
-	x.header = forwarded(x.r.Header)
+	x.header = forwarded(x.r.Header, x.h.TrustClients)
 	x.decoding = x.attempts(x.h.decode)
 	if x.h.prefill != nil {
 		x.prefilling = x.attempts(x.h.prefill)

@@ -25,7 +25,7 @@ func (x *exchange) prefill() *failure {
 		method: http.MethodPost,
 		path:   x.r.URL.Path,
 		id:     x.attemptID(x.prefilling),
-		body:   prefillBody(x.body, x.handles),
+		body:   prefillBody(x.body, x.carry(body.ECTransferParams, x.handles)),
 	}
 	ctx, cancel := context.WithTimeout(x.r.Context(), time.Duration(x.h.PrefillTimeout))
 	defer cancel()
@@ -53,13 +53,13 @@ func (x *exchange) attemptID(a *attempts) string {
 
 // prefillBody is the client's body for a prefill engine: the whole prompt, one
 // token, no stream.
-func prefillBody(b *body.Body, handles []byte) *body.Segments {
+func prefillBody(b *body.Body, handles body.Edit) *body.Segments {
 	edits := []body.Edit{
 		body.Set(body.Stream, "false"),
 		body.Remove(body.StreamOptions),
 		body.Set(body.MaxTokens, "1"),
 		body.Set(body.KVTransferParams, kvStub),
-		carry(body.ECTransferParams, handles),
+		handles,
 	}
 	if b.Has(body.MaxCompletionTokens) {
 		edits = append(edits, body.Set(body.MaxCompletionTokens, "1"))
@@ -76,9 +76,12 @@ func prefillBody(b *body.Body, handles []byte) *body.Segments {
 	return b.Rewrite(edits...)
 }
 
-// carry sets a field to what an engine gave for it. The client's own value is
-// never passed on: it would make an engine read from any host.
-func carry(f body.Field, params []byte) body.Edit {
+// carry sets a field to what an engine gave for it. The client's own value would
+// make an engine read from any host.
+func (x *exchange) carry(f body.Field, params []byte) body.Edit {
+	if params == nil && x.h.TrustClients && x.body.Has(f) {
+		return body.Set(f, x.body.Value(f))
+	}
 	if params == nil {
 		return body.Remove(f)
 	}

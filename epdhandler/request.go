@@ -61,7 +61,7 @@ func (x *exchange) readBody(chat bool) *apiError {
 		return x.readError(err)
 	}
 	if chat {
-		x.body, err = body.ParseChat(raw, x.h.MaxMediaItems)
+		x.body, err = body.ParseChat(raw, x.h.MaxMediaItems, x.h.TrustClients)
 	} else {
 		x.body, err = body.Parse(raw)
 	}
@@ -72,7 +72,7 @@ func (x *exchange) readBody(chat bool) *apiError {
 		}
 		return e
 	}
-	if x.smuggles() {
+	if !x.h.TrustClients && x.smuggles() {
 		e := badRequest(http.StatusBadRequest, "invalid_body", "vllm_xargs must not have kv_transfer_params or ec_transfer_params")
 		e.Param = "vllm_xargs"
 		return e

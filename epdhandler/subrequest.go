@@ -124,21 +124,29 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 	return r
 }
 
-// dropped are headers of the client that no engine gets, besides those that begin
-// with one of droppedPrefixes: what describes a body, a connection or a
-// conversation that is not the one with the engine, and by what routers (vLLM's,
-// llm-d's) tell engines what to do.
+// What of a client's headers no engine gets: what describes a body, a connection or
+// a conversation that is not the one with the engine and, unless clients are
+// trusted, by what routers (vLLM's, llm-d's) tell engines what to do.
 var (
-	dropped = []string{
-		"Digest", "Repr-Digest", "Transfer-Encoding", "Trailer", "Te", "Expect", "Connection", "Upgrade", "Http2-Settings", "Incremental", "Range",
-		"X-Data-Parallel-Rank", "X-Data-Parallel-Host-Port", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "X-Kv-Cache-Source-Host-Port", "Epp-Profile",
+	notEndToEnd = headerNames{
+		names:    []string{"Digest", "Repr-Digest", "Transfer-Encoding", "Trailer", "Te", "Expect", "Connection", "Upgrade", "Http2-Settings", "Incremental", "Range"},
+		prefixes: []string{"Content-", "If-"},
 	}
-	droppedPrefixes = []string{"Content-", "If-", "X-Llm-D-"}
+	steering = headerNames{
+		names:    []string{"X-Data-Parallel-Rank", "X-Data-Parallel-Host-Port", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "X-Kv-Cache-Source-Host-Port", "Epp-Profile"},
+		prefixes: []string{"X-Llm-D-"},
+	}
 )
+
+type headerNames struct{ names, prefixes []string }
+
+func (n headerNames) has(name string) bool {
+	return slices.Contains(n.names, name) || slices.ContainsFunc(n.prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
+}
 
 // forwarded returns the client's headers that engines get. The values are shared
 // with h.
-func forwarded(h http.Header) http.Header {
+func forwarded(h http.Header, trusted bool) http.Header {
 	out := maps.Clone(h)
 	for _, line := range h["Connection"] {
 		for name := range strings.SplitSeq(line, ",") {
@@ -146,8 +154,7 @@ func forwarded(h http.Header) http.Header {
 		}
 	}
 	maps.DeleteFunc(out, func(name string, _ []string) bool {
-		return slices.Contains(dropped, name) ||
-			slices.ContainsFunc(droppedPrefixes, func(p string) bool { return strings.HasPrefix(name, p) })
+		return notEndToEnd.has(name) || !trusted && steering.has(name)
 	})
 	return out
 }

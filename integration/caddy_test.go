@@ -134,6 +134,17 @@ func (c *caddy) configure(t *testing.T, dir, directives string) {
 	require.NoError(t, os.WriteFile(c.config, []byte(config), 0o600))
 }
 
+// reload makes Caddy take over another block of epd_proxy.
+func (c *caddy) reload(t *testing.T, block string) {
+	t.Helper()
+	dir := filepath.Dir(c.config)
+	c.configure(t, dir, "epd_proxy {\n"+block+"\n}")
+	cmd := exec.Command(binary, "reload", "--config", c.config, "--adapter", "caddyfile", "--address", "unix/"+dir+"/admin.sock", "--force")
+	cmd.Env = c.cmd.Env
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
 // client returns a client that speaks HTTP/2, or else HTTP/1.1 only.
 func (c *caddy) client(t *testing.T, http2 bool) *http.Client {
 	tr := &http.Transport{

@@ -117,6 +117,35 @@ func TestStaleConnections(t *testing.T) {
 	require.NotEmpty(t, e.decode[1].Requests())
 }
 
+// A new configuration, also with other instances, is nothing that clients see.
+func TestReloadUnderLoad(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 4, 2, 4)
+	halves := []*engines{
+		{encode: e.encode[:2], prefill: e.prefill, decode: e.decode[:2]},
+		{encode: e.encode[2:], prefill: e.prefill, decode: e.decode[2:]},
+	}
+	c := startCaddy(t, halves[0].block())
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		c.crowd(t, c.client(t, true), 16, 40, mixed)
+	}()
+	for n := 1; ; n++ {
+		select {
+		case <-over:
+			assert.Greater(t, n, 3)
+			for _, engine := range e.all() {
+				assert.NotEmpty(t, engine.Requests(), engine.Name())
+			}
+			e.assertContract(t)
+			return
+		default:
+			c.reload(t, halves[n%2].block())
+		}
+	}
+}
+
 // Engines that die and come back under load make nobody fail, except in streams
 // that have begun. One dies at a time, and the next one only when no request is
 // left that has met the last death: each may have one attempt too many, not two.

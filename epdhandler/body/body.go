@@ -3,6 +3,7 @@ package body
 import (
 	"bytes"
 	"fmt"
+	"slices"
 )
 
 // Field is a top-level member that the proxy reads or writes. All others are
@@ -75,7 +76,8 @@ type Body struct {
 	Items []Item
 
 	bytes       []byte
-	open, close int // the braces
+	cuts        []Range // what is left out of everything made of the body, in order
+	open, close int     // the braces
 	empty       bool
 	fields      [numFields]place
 }
@@ -87,9 +89,11 @@ func Parse(b []byte) (*Body, error) {
 }
 
 // ParseChat indexes a chat completions request, whose messages must be a list
-// and hold at most maxItems media items. Errors are of type *[Error].
-func ParseChat(b []byte, maxItems int) (*Body, error) {
-	p := &mediaParser{max: maxItems}
+// and hold at most maxItems media items. Unless keepUUIDs, the uuid of content
+// parts is left out of everything that is made of the body, and a part that is
+// nothing but a uuid is an error. Errors are of type *[Error].
+func ParseChat(b []byte, maxItems int, keepUUIDs bool) (*Body, error) {
+	p := &mediaParser{max: maxItems, keepUUIDs: keepUUIDs}
 	body, err := parse(b, p)
 	if err != nil {
 		return nil, err
@@ -97,7 +101,7 @@ func ParseChat(b []byte, maxItems int) (*Body, error) {
 	if !body.Has(Messages) {
 		return nil, &Error{Message: "'messages' is missing", Param: "messages"}
 	}
-	body.Items = p.items
+	body.Items, body.cuts = p.items, p.cuts
 	return body, nil
 }
 
@@ -167,8 +171,21 @@ func (b *Body) Value(f Field) []byte {
 	return b.Slice(b.fields[f].value)
 }
 
-// Slice returns the bytes of a range.
+// Slice returns the bytes of a range, as written.
 func (b *Body) Slice(r Range) []byte { return b.bytes[r.Start:r.End:r.End] }
+
+// Pieces returns the bytes of a range without what is left out.
+func (b *Body) Pieces(r Range) (pieces [][]byte) {
+	first, _ := slices.BinarySearchFunc(b.cuts, r.Start, func(c Range, start int) int { return c.Start - start })
+	for _, cut := range b.cuts[first:] {
+		if cut.Start >= r.End {
+			break
+		}
+		pieces = append(pieces, b.Slice(Range{r.Start, cut.Start}))
+		r.Start = cut.End
+	}
+	return append(pieces, b.Slice(r))
+}
 
 // An Entry is one member of an object, as written.
 type Entry struct {

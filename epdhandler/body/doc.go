@@ -9,7 +9,7 @@
 // the same bytes. Everything that the index does not look into is left exactly
 // as the client wrote it.
 //
-//	b, err := body.ParseChat(bytes, 128)
+//	b, err := body.ParseChat(bytes, 128, false)
 //	for _, item := range b.Items { … }            // each media item, in document order
 //	prefill := b.Rewrite(body.Set(body.Stream, "false"), body.Remove(body.StreamOptions))
 //	http.NewRequest("POST", url, prefill.Reader())

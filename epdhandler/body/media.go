@@ -25,8 +25,10 @@ const (
 
 // mediaParser finds the media items of a request's messages.
 type mediaParser struct {
-	items []Item
-	max   int
+	items     []Item
+	max       int
+	cuts      []Range // the uuids
+	keepUUIDs bool
 }
 
 func (p *mediaParser) messages(s *scanner) error {
@@ -53,6 +55,8 @@ type part struct {
 	typ     string // the type, if it is one that carries media or is another string
 	typed   bool   // type is there and not null
 	uuid    bool   // uuid is there and not null
+	content bool   // there is anything besides type and uuid
+	cut     place  // of uuid
 	present [len(mediaKeys)]bool
 	known   [len(mediaKeys)]bool // the value has a known form
 }
@@ -66,9 +70,33 @@ func (p *mediaParser) part(s *scanner, message, index int) error {
 		it   part
 	)
 	start := s.i
-	err := s.object(&seen, func(m member) error { return it.member(s, m) })
+	inUUID := false
+	err := s.object(&seen, func(m member) error {
+		if inUUID {
+			it.cut.after, inUUID = m.before, false
+		}
+		if inUUID = string(m.name) == "uuid"; inUUID {
+			it.cut.before = m.before
+		}
+		return it.member(s, m)
+	})
 	if err != nil {
 		return err
+	}
+	if inUUID {
+		it.cut.after = s.i - 1
+	}
+	if it.uuid && !it.content {
+		if p.keepUUIDs {
+			return nil // the engines have the media
+		}
+		return &Error{
+			Message: fmt.Sprintf("part %d of message %d is nothing but a uuid; send its media, for clients may not name what others have sent", index, message),
+			Param:   partPath(message, index),
+		}
+	}
+	if it.cut.after > 0 && !p.keepUUIDs {
+		p.cuts = append(p.cuts, s.without(it.cut))
 	}
 	key, ok := it.media()
 	if !ok {
@@ -87,6 +115,7 @@ func (p *mediaParser) part(s *scanner, message, index int) error {
 func (it *part) member(s *scanner, m member) error {
 	for key, name := range mediaKeys {
 		if string(m.name) == name {
+			it.content = it.content || s.peek() != 'n'
 			return it.mediaValue(s, key)
 		}
 	}
@@ -100,8 +129,22 @@ func (it *part) member(s *scanner, m member) error {
 			it.typ = string(unescape(s.b[r.Start:r.End]))
 			return err
 		}
+	default:
+		it.content = it.content || s.peek() != 'n'
 	}
 	return s.value()
+}
+
+// without is the range that takes a member out of its object, together with one
+// of the commas around it.
+func (s *scanner) without(p place) Range {
+	switch {
+	case s.b[p.before] == ',':
+		return Range{p.before, p.after}
+	case s.b[p.after] == ',':
+		return Range{p.before + 1, p.after + 1}
+	}
+	return Range{p.before + 1, p.after}
 }
 
 // mediaValue steps over the value of a member that may carry media. The known

@@ -33,7 +33,7 @@ func TestItems(t *testing.T) {
 		` { "type" : "image_url" , "image_url" : { "url" : "" } } `,
 	} {
 		t.Run(part, func(t *testing.T) {
-			b, err := ParseChat([]byte(chat(`{"type":"text","text":"hi"}`, part, `"plain"`)), 1)
+			b, err := ParseChat([]byte(chat(`{"type":"text","text":"hi"}`, part, `"plain"`)), 1, false)
 			require.NoError(t, err)
 			require.Len(t, b.Items, 1)
 			assert.Equal(t, strings.TrimSpace(part), string(b.Slice(b.Items[0].Range)))
@@ -57,7 +57,7 @@ func TestNoItems(t *testing.T) {
 		`{}`, `null`, `[{"type":"image_url","image_url":"x"}]`,
 	} {
 		t.Run(part, func(t *testing.T) {
-			b, err := ParseChat([]byte(chat(part)), 0)
+			b, err := ParseChat([]byte(chat(part)), 0, false)
 			require.NoError(t, err)
 			assert.Empty(t, b.Items)
 		})
@@ -69,7 +69,7 @@ func TestItemsOfAllMessagesInOrder(t *testing.T) {
 		{"role":"system","content":"text"},
 		{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":"1"},{"image_url":"2"}]},
 		{"content":[{"type":"video_url","video_url":"3"}],"role":"tool"},
-		"odd", {"role":"assistant","content":null}]}`), 3)
+		"odd", {"role":"assistant","content":null}]}`), 3, false)
 	require.NoError(t, err)
 	var paths []string
 	for _, i := range b.Items {
@@ -79,13 +79,16 @@ func TestItemsOfAllMessagesInOrder(t *testing.T) {
 }
 
 func TestParseChatRefuses(t *testing.T) {
-	item := `{"type":"image_url","image_url":"x"}`
+	item, text := `{"type":"image_url","image_url":"x"}`, `{"type":"text","text":""}`
 	for name, tc := range map[string]struct{ in, want, param string }{
 		"no messages":               {`{"model":"m"}`, "'messages' is missing", "messages"},
 		"messages null":             {`{"messages":null}`, "'messages' must be a list", "messages"},
 		"messages an object":        {`{"messages":{}}`, "'messages' must be a list", "messages"},
 		"value missing":             {chat(`{"type":"text","text":""}`, `{"type":"image_url"}`), "image_url in part 1 of message 0 has no known form", "messages[0].content[1].image_url"},
-		"value null":                {chat(`{"type":"image_url","image_url":null,"uuid":"u"}`), "no known form", "messages[0].content[0].image_url"},
+		"value null":                {chat(`{"type":"image_url","image_url":null}`), "no known form", "messages[0].content[0].image_url"},
+		"only a uuid":               {chat(`{"type":"image_url","image_url":null,"uuid":"u"}`), "part 0 of message 0 is nothing but a uuid", "messages[0].content[0]"},
+		"only a uuid, embeddings":   {chat(`{"uuid":"u","type":"image_embeds","image_embeds":null}`), "nothing but a uuid", "messages[0].content[0]"},
+		"only a uuid, no type":      {chat(text, `{"uu\u0069d":"u"}`), "part 1 of message 0 is nothing but a uuid", "messages[0].content[1]"},
 		"value a number":            {chat(`{"type":"video_url","video_url":7}`), `video_url in part 0 of message 0 has no known form: it must be {"url": "…"} or a string`, "messages[0].content[0].video_url"},
 		"value a list":              {chat(`{"audio_url":["x"]}`), "no known form", "messages[0].content[0].audio_url"},
 		"no url":                    {chat(`{"type":"image_url","image_url":{"URL":"x"}}`), "no known form", "messages[0].content[0].image_url"},
@@ -100,12 +103,47 @@ func TestParseChatRefuses(t *testing.T) {
 		"duplicate in media object": {chat(`{"type":"image_url","image_url":{"url":"x","url":"y"}}`), "'url' at byte", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := ParseChat([]byte(tc.in), 2)
+			_, err := ParseChat([]byte(tc.in), 2, false)
 			var e *Error
 			require.ErrorAs(t, err, &e)
 			assert.Contains(t, e.Message, tc.want)
 			assert.Equal(t, tc.param, e.Param)
 		})
+	}
+}
+
+func TestUUIDsAreLeftOut(t *testing.T) {
+	for in, want := range map[string]string{
+		`{"type":"image_url","image_url":"x"}`:                                  `{"type":"image_url","image_url":"x"}`,
+		`{"type":"image_url","image_url":"x","uuid":"u"}`:                       `{"type":"image_url","image_url":"x"}`,
+		`{"uuid":"u","type":"image_url","image_url":"x"}`:                       `{"type":"image_url","image_url":"x"}`,
+		`{"type":"image_url" , "uuid" : "u" , "image_url":"x"}`:                 `{"type":"image_url" , "image_url":"x"}`,
+		`{"type":"image_url","image_url":{"url":"x","uuid":"i"},"uu\u0069d":1}`: `{"type":"image_url","image_url":{"url":"x","uuid":"i"}}`,
+		`{"type":"text","text":"x","uuid":null}`:                                `{"type":"text","text":"x"}`,
+		`{"type":"text","text":"\"uuid\":\"u\""}`:                               `{"type":"text","text":"\"uuid\":\"u\""}`,
+	} {
+		t.Run(in, func(t *testing.T) {
+			all := []byte(chat(in, `{"type":"text","text":"between"}`, in))
+			b, err := ParseChat(all, 2, false)
+			require.NoError(t, err)
+			assert.Equal(t, chat(want, `{"type":"text","text":"between"}`, want), string(b.Rewrite().Bytes()))
+			for _, item := range b.Items {
+				assert.Equal(t, want, string(Join(b.Pieces(item.Range)...).Bytes()))
+			}
+
+			b, err = ParseChat(all, 2, true)
+			require.NoError(t, err)
+			assert.Equal(t, string(all), string(b.Rewrite().Bytes()))
+		})
+	}
+}
+
+// A trusted client may name what the engines know.
+func TestTrustedUUIDs(t *testing.T) {
+	for _, part := range []string{`{"type":"image_embeds","image_embeds":null,"uuid":"u"}`, `{"type":"image_url","image_url":null,"uuid":"u"}`, `{"uuid":"u","type":"video_url"}`} {
+		b, err := ParseChat([]byte(chat(part)), 0, true)
+		require.NoError(t, err)
+		assert.Empty(t, b.Items, "there is nothing to encode")
 	}
 }
 
@@ -124,7 +162,7 @@ func BenchmarkParseChat(b *testing.B) {
 			b.SetBytes(int64(len(in)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := ParseChat(in, 128); err != nil {
+				if _, err := ParseChat(in, 128, false); err != nil {
 					b.Fatal(err)
 				}
 			}

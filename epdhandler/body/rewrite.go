@@ -31,7 +31,7 @@ func (b *Body) Rewrite(edits ...Edit) *Segments {
 	}
 	slices.SortFunc(here, func(x, y Edit) int { return b.fields[x.field].before - b.fields[y.field].before })
 
-	w := rewriter{body: b.bytes, pos: b.open + 1}
+	w := rewriter{body: b, pos: b.open + 1}
 	w.parts = append(w.parts, []byte("{"))
 	for _, e := range here {
 		p := b.fields[e.field]
@@ -63,7 +63,7 @@ func (b *Body) Rewrite(edits ...Edit) *Segments {
 // rewriter assembles an object from runs: stretches of the old one that hold
 // whole members, without the comma before and behind.
 type rewriter struct {
-	body  []byte
+	body  *Body
 	parts [][]byte
 	pos   int  // what is before is dealt with
 	inRun bool // pos is in a run that has been begun
@@ -76,7 +76,7 @@ func (w *rewriter) keep(end int) {
 		w.join()
 		w.inRun = true
 	}
-	w.parts = append(w.parts, w.body[w.pos:end])
+	w.parts = append(w.parts, w.body.Pieces(Range{w.pos, end})...)
 	w.pos = end
 }
 

@@ -138,3 +138,36 @@ func FuzzRewrite(f *testing.F) {
 		require.NoError(t, err)
 	})
 }
+
+// FuzzChat holds what is left out of a chat body, and its media items, against the
+// same done with maps.
+func FuzzChat(f *testing.F) {
+	f.Add([]byte(chat(`{"type":"image_url","image_url":{"url":"x"},"uuid":"u"}`, `{"uuid":"u","type":"text","text":"x"}`, `"plain"`, `7`)))
+	f.Add([]byte(`{"messages":[{"content":[{"a":1,"uuid":"u"},{"uuid":null}]},{"content":"x"},null]}`))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		b, err := ParseChat(in, 10, false)
+		if err != nil {
+			return
+		}
+		var want map[string]any
+		require.NoError(t, json.Unmarshal(in, &want))
+		for _, m := range want["messages"].([]any) {
+			message, _ := m.(map[string]any)
+			parts, _ := message["content"].([]any)
+			for _, p := range parts {
+				if part, ok := p.(map[string]any); ok {
+					delete(part, "uuid")
+				}
+			}
+		}
+		var got map[string]any
+		out := b.Rewrite().Bytes()
+		require.NoError(t, json.Unmarshal(out, &got), "%s", out)
+		require.Equal(t, want, got)
+		for _, item := range b.Items {
+			var part map[string]any
+			require.NoError(t, json.Unmarshal(Join(b.Pieces(item.Range)...).Bytes(), &part))
+			require.Equal(t, want["messages"].([]any)[item.Message].(map[string]any)["content"].([]any)[item.Part], any(part))
+		}
+	})
+}
