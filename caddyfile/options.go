@@ -139,6 +139,25 @@ func Size(to *int64) Option {
 	}
 }
 
+// List is one or more words, each of which must pass the check.
+func List(to *[]string, example string, check func(string) error) Option {
+	return func(s *Segment) error {
+		for s.NextArg() {
+			if err := check(s.Val()); err != nil {
+				return s.WrapErr(err)
+			}
+			*to = append(*to, s.Val())
+		}
+		if s.Next() {
+			return s.Errf("unexpected '%s': %s has no block", s.Val(), s.Name())
+		}
+		if len(*to) == 0 {
+			return s.Errf("%s needs arguments, such as: %s", s.Name(), example)
+		}
+		return nil
+	}
+}
+
 // Flag is an option that is on when it is given.
 func Flag(to *bool) Option {
 	return func(s *Segment) error {

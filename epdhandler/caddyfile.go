@@ -27,6 +27,7 @@ func (h *Handler) options() caddyfile.Options {
 		"stream_start_timeout": caddyfile.Duration(&h.StreamStartTimeout),
 		"stream_idle_timeout":  caddyfile.Duration(&h.StreamIdleTimeout),
 		"trust_clients":        caddyfile.Flag(&h.TrustClients),
+		"media_sources":        caddyfile.List(&h.MediaSources, "data: https://*.example.com", func(s string) error { _, err := parseSource(s); return err }),
 		"max_body_size":        caddyfile.Size(&h.MaxBodySize),
 		"max_media_items":      caddyfile.Int(&h.MaxMediaItems),
 	}
@@ -53,6 +54,7 @@ func (h *Handler) options() caddyfile.Options {
 //		stream_start_timeout <duration>
 //		stream_idle_timeout  <duration>
 //		trust_clients
+//		media_sources        <schemes or scheme://hosts...>
 //		max_body_size        <size>
 //		max_media_items      <number>
 //	}

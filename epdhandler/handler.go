@@ -80,6 +80,12 @@ type Handler struct {
 	// and read what other clients have sent. Default: false.
 	TrustClients bool `json:"trust_clients,omitempty"`
 
+	// Where media may come from: schemes, such as `data:`, or a scheme with a host, such
+	// as `https://media.example.com` or `https://*.example.com`. An engine fetches the
+	// URLs that clients send, also those of hosts that only it can reach. Redirects are
+	// the engine's to refuse (`VLLM_MEDIA_URL_ALLOW_REDIRECTS=0`). Default: anywhere.
+	MediaSources []string `json:"media_sources,omitempty"`
+
 	// The largest request body that is accepted, in bytes. Default: 268435456 (256 MiB).
 	MaxBodySize int64 `json:"max_body_size,omitempty"`
 
@@ -87,6 +93,8 @@ type Handler struct {
 	MaxMediaItems int `json:"max_media_items,omitempty"`
 
 	encode, prefill, decode *pool // prefill may be nil
+
+	sources []source // MediaSources
 
 	logger *zap.Logger
 }
@@ -104,6 +112,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.logger = ctx.Logger()
 	h.setDefaults()
 
+	for _, s := range h.MediaSources {
+		from, err := parseSource(s)
+		if err != nil {
+			return err
+		}
+		h.sources = append(h.sources, from)
+	}
 	if h.Encode == nil {
 		return errors.New("there is no encode pool; " + writePool("encode", "e1:8001 e2:8001"))
 	}

@@ -72,6 +72,9 @@ func (x *exchange) readBody(chat bool) *apiError {
 		}
 		return e
 	}
+	if e := x.checkSources(); e != nil {
+		return e
+	}
 	if !x.h.TrustClients && x.smuggles() {
 		e := badRequest(http.StatusBadRequest, "invalid_body", "vllm_xargs must not have kv_transfer_params or ec_transfer_params")
 		e.Param = "vllm_xargs"

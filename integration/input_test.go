@@ -17,7 +17,7 @@ import (
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1)
-	c := startCaddy(t, e.block("max_body_size 4KiB", "max_media_items 3"))
+	c := startCaddy(t, e.block("max_body_size 4KiB", "max_media_items 3", "media_sources data: https://*.example.com"))
 	picture := image("AAAA")
 	for name, tc := range map[string]struct {
 		method, path, body string
@@ -40,6 +40,7 @@ func TestBadInput(t *testing.T) {
 		"too deep":                  {body: `{"messages":` + strings.Repeat("[", 1001) + strings.Repeat("]", 1001) + `}`, status: 400, message: "the body is nested deeper than 1000 levels, at byte 1011", code: "invalid_body"},
 		"too large":                 {body: chat("", text(strings.Repeat("x", 5000))), status: 413, message: "the body is larger than 4096 bytes", code: "body_too_large"},
 		"compressed":                {body: chat(""), headers: []string{"Content-Encoding: gzip"}, status: 415, message: "compressed bodies are not supported; send the JSON as it is", code: "unsupported_encoding"},
+		"media from elsewhere":      {body: chat("", picture, `{"type":"video_url","video_url":{"url":"http:\/\/169.254.169.254/latest"}}`), status: 400, message: "the media of part 1 of message 0 come from where they may not", param: "messages[0].content[1]", code: "media_source"},
 		"smuggled params":           {body: chat(`,"vllm_xargs":{"a":1,"kv_transfer\u005fparams":"x"}`), status: 400, message: "vllm_xargs must not have kv_transfer_params or ec_transfer_params", param: "vllm_xargs", code: "invalid_body"},
 		"completions, not JSON":     {path: "/v1/completions", body: `x`, status: 400, message: "the body is not valid JSON: unexpected character at byte 0", code: "invalid_body"},
 		"unknown path":              {path: "/v1/embeddings", body: `{}`, status: 404, message: "there is no such route", code: "not_found"},

@@ -9,10 +9,31 @@ type Item struct {
 
 	// Range is the whole part, from brace to brace.
 	Range Range
+
+	// Inline is whether the media are in the request as data, not by a URL.
+	Inline bool
+
+	payload Range // of the URL or the data, between the quotes
 }
 
 // Path is where the item stands in the request, such as "messages[0].content[2]".
 func (i Item) Path() string { return partPath(i.Message, i.Part) }
+
+// URL returns the URL of an item that is not inline, unescaped, at most the first
+// max bytes as written.
+func (b *Body) URL(i Item, max int) string {
+	r := i.payload
+	if r.End-r.Start > max {
+		r.End = r.Start + max
+		for n := 1; n < 6 && r.End-n > r.Start; n++ { // not in the middle of an escape
+			if b.bytes[r.End-n] == '\\' {
+				r.End -= n
+				break
+			}
+		}
+	}
+	return string(unescape(b.Slice(r)))
+}
 
 // mediaKeys are the members that carry media, in the order in which vLLM looks
 // for them in a part that does not tell its type.
@@ -59,6 +80,7 @@ type part struct {
 	cut     place  // of uuid
 	present [len(mediaKeys)]bool
 	known   [len(mediaKeys)]bool // the value has a known form
+	payload [len(mediaKeys)]Range
 }
 
 func (p *mediaParser) part(s *scanner, message, index int) error {
@@ -98,6 +120,7 @@ func (p *mediaParser) part(s *scanner, message, index int) error {
 	if it.cut.after > 0 && !p.keepUUIDs {
 		p.cuts = append(p.cuts, s.without(it.cut))
 	}
+	it.uuid = it.uuid && p.keepUUIDs
 	key, ok := it.media()
 	if !ok {
 		return nil
@@ -108,7 +131,10 @@ func (p *mediaParser) part(s *scanner, message, index int) error {
 	if len(p.items) == p.max {
 		return &Error{Message: fmt.Sprintf("the request has more than %d media items", p.max), Param: "messages"}
 	}
-	p.items = append(p.items, Item{Message: message, Part: index, Range: Range{start, s.i}})
+	p.items = append(p.items, Item{
+		Message: message, Part: index, Range: Range{start, s.i},
+		Inline: mediaKeys[key] == inputAudio, payload: it.payload[key],
+	})
 	return nil
 }
 
@@ -155,15 +181,22 @@ func (it *part) mediaValue(s *scanner, key int) error {
 	if mediaKeys[key] == inputAudio {
 		payload = "data"
 	}
+	text := func() (err error) {
+		it.known[key] = true
+		it.payload[key], err = s.str()
+		return err
+	}
 	it.present[key] = s.peek() != 'n'
 	switch s.peek() {
 	case '"':
-		it.known[key] = payload == "url"
+		if payload == "url" {
+			return text()
+		}
 	case '{':
 		var seen names
 		return s.object(&seen, func(m member) error {
-			if string(m.name) == payload {
-				it.known[key] = s.peek() == '"'
+			if string(m.name) == payload && s.peek() == '"' {
+				return text()
 			}
 			return s.value()
 		})

@@ -29,7 +29,6 @@ func TestItems(t *testing.T) {
 		`{"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}}`,
 		`{"input_audio":{"format":"wav","data":"AAAA"}}`,
 		`{"\u0074ype":"\u0069mage_url","\u0069mage_url":{"\u0075rl":"https://x"}}`,
-		`{"type":"text","text":"x","uuid":"u","image_url":"https://x"}`, // vLLM goes by the key where there is a uuid
 		` { "type" : "image_url" , "image_url" : { "url" : "" } } `,
 	} {
 		t.Run(part, func(t *testing.T) {
@@ -145,6 +144,31 @@ func TestTrustedUUIDs(t *testing.T) {
 		require.NoError(t, err)
 		assert.Empty(t, b.Items, "there is nothing to encode")
 	}
+}
+
+// vLLM goes by the key, whatever the type, where there is a uuid.
+func TestUUIDMakesAnItem(t *testing.T) {
+	const part = `{"type":"text","text":"x","uuid":"u","image_url":"https://x"}`
+	for trusted, items := range map[bool]int{true: 1, false: 0} {
+		b, err := ParseChat([]byte(chat(part)), 1, trusted)
+		require.NoError(t, err)
+		assert.Len(t, b.Items, items)
+	}
+}
+
+func TestURL(t *testing.T) {
+	b, err := ParseChat([]byte(chat(
+		`{"type":"image_url","image_url":{"detail":"low","\u0075rl":"https:\/\/x.example\u002fy"}}`,
+		`{"video_url":"data:video/mp4;base64,AAAA"}`,
+		`{"type":"input_audio","input_audio":{"format":"wav","data":"AAAA"}}`,
+	)), 3, false)
+	require.NoError(t, err)
+	assert.Equal(t, "https://x.example/y", b.URL(b.Items[0], 100))
+	assert.Equal(t, "data:video", b.URL(b.Items[1], 10))
+	for max := range 40 {
+		assert.True(t, strings.HasPrefix("https://x.example/y", b.URL(b.Items[0], max)), max)
+	}
+	assert.Equal(t, []bool{false, false, true}, []bool{b.Items[0].Inline, b.Items[1].Inline, b.Items[2].Inline})
 }
 
 func BenchmarkParseChat(b *testing.B) {
