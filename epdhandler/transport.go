@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 )
 
 // replayTransport gives every round trip of a sub-request its body anew, and
-// repeats one that met a connection which the engine had closed in the meantime.
+// repeats one, once and on a connection of its own, that met a connection which the
+// engine had closed in the meantime.
 //
 // Without it a body could be sent once only, and requests would fail whenever
 // they meet the end of an idle connection: net/http repeats a POST only if it can
@@ -25,24 +27,25 @@ import (
 type replayTransport struct {
 	*reverseproxy.HTTPTransport
 
-	// multiplexed is whether all connections are HTTP/2 or 3. There the end of a
-	// request is not that of its connection, and net/http does what can be done.
-	multiplexed bool
+	// fresh keeps no connections. It is nil where all connections are HTTP/2 or 3:
+	// there the end of a request is not that of its connection, and net/http does
+	// what can be done.
+	fresh *http.Transport
 }
 
 func newReplayTransport(t *reverseproxy.HTTPTransport) replayTransport {
-	return replayTransport{t, slices.Contains(t.Versions, "h2c") || slices.Contains(t.Versions, "3")}
+	r := replayTransport{HTTPTransport: t}
+	if !slices.Contains(t.Versions, "h2c") && !slices.Contains(t.Versions, "3") {
+		r.fresh = t.Transport.Clone()
+		r.fresh.DisableKeepAlives = true
+	}
+	return r
 }
 
-const (
-	// maxReplays bounds the round trips of one sub-request.
-	maxReplays = 2
-
-	// staleWindow is how soon after the request was sent a connection must have
-	// died to be taken for one that was dead already. Later, the engine died with
-	// the request, which it may have worked on.
-	staleWindow = 100 * time.Millisecond
-)
+// staleWindow is how soon after the request was sent a connection must have died to
+// be taken for one that was dead already. Later, the engine died with the request,
+// which it may have worked on.
+const staleWindow = 500 * time.Millisecond
 
 // RoundTrip implements http.RoundTripper.
 func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -50,17 +53,15 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if c == nil { // a health check
 		return t.HTTPTransport.RoundTrip(r)
 	}
-	for n := 0; ; n++ {
-		trip := new(roundTrip)
-		res, err := t.HTTPTransport.RoundTrip(trip.request(r, c))
-		if trip.connected.Load() {
-			c.reached = true
-		}
-		if err == nil || n == maxReplays || t.multiplexed || !trip.stale(err) || r.Context().Err() != nil {
-			return res, err
-		}
-		t.Transport.CloseIdleConnections() // where one has died idle, others have
+	trip := new(roundTrip)
+	res, err := t.HTTPTransport.RoundTrip(trip.request(r, c))
+	c.reached = c.reached || trip.connected.Load()
+	if err == nil || t.fresh == nil || !trip.stale(err) || r.Context().Err() != nil {
+		return res, err
 	}
+	again := new(roundTrip).request(r, c)
+	t.SetScheme(again)
+	return t.fresh.RoundTrip(again)
 }
 
 // roundTrip observes one round trip. Its fields are set by goroutines of the
@@ -97,6 +98,9 @@ func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
 func (t *roundTrip) stale(err error) bool {
 	if !t.reused.Load() || t.answered.Load() {
 		return false
+	}
+	if strings.Contains(err.Error(), "server closed idle connection") { // net/http is sure
+		return true
 	}
 	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
 		return false

@@ -310,7 +310,7 @@ func TestPoisonOnIdleConnections(t *testing.T) {
 	for _, engine := range e.encode {
 		if n := len(engine.Requests()); n > 0 {
 			met++
-			assert.LessOrEqual(t, n, 3, "more than two replays")
+			assert.LessOrEqual(t, n, 2, "more than one replay")
 		}
 	}
 	assert.LessOrEqual(t, met, 2)
@@ -330,7 +330,7 @@ func TestDeathIsNoIdleConnection(t *testing.T) {
 	e.reset()
 	go func() {
 		assert.Eventually(t, func() bool { return len(e.decode[0].Requests()) == 1 }, waitLong, time.Millisecond)
-		<-time.After(200 * time.Millisecond) // how long it takes is what tells the two apart
+		<-time.After(time.Second) // how long it takes is what tells the two apart
 		assert.NoError(t, e.decode[0].Restart())
 	}()
 	assert.Equal(t, http.StatusBadGateway, c.post(t, chat("", text("x"))).StatusCode)
