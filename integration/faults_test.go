@@ -55,22 +55,22 @@ func TestFailures(t *testing.T) {
 		"encode is garbage":        {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Garbage}, status: 502, code: "encode_failed", requests: [3]int{2, 0, 0}},
 		"encode is cut":            {role: fakevllm.Encode, fault: fault{Kind: fakevllm.CutBefore}, options: []string{"encode " + noKeepalive}, status: 502, code: "encode_failed", requests: [3]int{2, 0, 0}},
 		"encode is cut in two":     {role: fakevllm.Encode, fault: fault{Kind: fakevllm.CutMiddle}, status: 502, code: "encode_failed", requests: [3]int{2, 0, 0}},
-		"encode hangs":             {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Hang}, options: []string{"encode_timeout 200ms", "retries 2"}, status: 504, code: "encode_timeout", requests: [3]int{2, 0, 0}},
-		"encode hangs, no retries": {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Hang}, options: []string{"encode_timeout 200ms", "retries 0"}, status: 504, code: "encode_timeout", requests: [3]int{1, 0, 0}},
+		"encode hangs":             {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Hang}, options: []string{"encode_timeout 1s", "retries 2"}, status: 504, code: "encode_timeout", requests: [3]int{2, 0, 0}},
+		"encode hangs, no retries": {role: fakevllm.Encode, fault: fault{Kind: fakevllm.Hang}, options: []string{"encode_timeout 1s", "retries 0"}, status: 504, code: "encode_timeout", requests: [3]int{1, 0, 0}},
 
 		"prefill 400":           {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Status, Code: 400, Message: "the prompt is too long"}, status: 400, code: 400.0, message: "the prompt is too long", requests: [3]int{1, 1, 0}},
 		"prefill 500":           {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Status, Code: 500, Message: "out of memory"}, status: 500, code: 500.0, message: "out of memory", requests: [3]int{1, 2, 0}},
 		"prefill is garbage":    {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Garbage}, status: 502, code: "prefill_failed", requests: [3]int{1, 2, 0}},
 		"prefill is cut":        {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.CutBefore}, options: []string{"prefill " + noKeepalive}, status: 502, code: "prefill_failed", requests: [3]int{1, 2, 0}},
 		"prefill is cut in two": {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.CutMiddle}, status: 502, code: "prefill_failed", requests: [3]int{1, 2, 0}},
-		"prefill hangs":         {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Hang}, options: []string{"prefill_timeout 200ms"}, status: 504, code: "prefill_timeout", requests: [3]int{1, 1, 0}},
-		"prefill times out":     {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Hang}, options: []string{"prefill transport http {\nresponse_header_timeout 200ms\n}"}, status: 504, code: "prefill_timeout", requests: [3]int{1, 1, 0}},
+		"prefill hangs":         {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Hang}, options: []string{"prefill_timeout 1s"}, status: 504, code: "prefill_timeout", requests: [3]int{1, 1, 0}},
+		"prefill times out":     {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Hang}, options: []string{"prefill transport http {\nresponse_header_timeout 1s\n}"}, status: 504, code: "prefill_timeout", requests: [3]int{1, 1, 0}},
 
 		"decode 400":        {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 400, Message: "bad sampling"}, status: 400, code: 400.0, message: "bad sampling", requests: [3]int{1, 1, 1}},
 		"decode 500":        {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 500, Message: "out of memory"}, status: 500, code: 500.0, message: "out of memory", requests: [3]int{1, 1, 1}},
 		"decode 503":        {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 503, Message: "busy"}, status: 503, code: 503.0, message: "busy", requests: [3]int{1, 2, 2}},
 		"decode is cut":     {role: fakevllm.Decode, fault: fault{Kind: fakevllm.CutBefore}, options: []string{"decode " + noKeepalive}, status: 502, code: "decode_failed", requests: [3]int{1, 2, 2}},
-		"decode times out":  {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Hang}, options: []string{"decode transport http {\nresponse_header_timeout 200ms\n}"}, status: 504, code: "decode_timeout", requests: [3]int{1, 1, 1}},
+		"decode times out":  {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Hang}, options: []string{"decode transport http {\nresponse_header_timeout 1s\n}"}, status: 504, code: "decode_timeout", requests: [3]int{1, 1, 1}},
 		"decode 503, twice": {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 503, Message: "busy"}, options: []string{"retries 2"}, status: 503, code: 503.0, message: "busy", requests: [3]int{1, 3, 3}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -128,7 +128,7 @@ func TestFailover(t *testing.T) {
 			for _, handles := range []bool{false, true} {
 				for _, prefills := range []int{0, 2} {
 					e := startEngines(t, 2, prefills, 2, func(o *fakevllm.Options) { o.Handles = handles })
-					c := startCaddy(t, e.block("encode_timeout 300ms"))
+					c := startCaddy(t, e.block("encode_timeout 2s")) // which the other encoder must keep on a busy machine
 					e.encode[0].SetFault(f)
 					if prefills > 0 && f.Kind != fakevllm.Hang {
 						e.prefill[0].SetFault(f)
@@ -136,7 +136,11 @@ func TestFailover(t *testing.T) {
 					if f.Code > 500 || f.Kind == fakevllm.CutBefore || f.Kind == fakevllm.Crash {
 						e.decode[0].SetFault(f)
 					}
-					for range 4 {
+					rounds := 4
+					if f.Kind == fakevllm.Hang {
+						rounds = 1
+					}
+					for range rounds {
 						for _, body := range []string{chat("", image("AAAA"), text("x"), image("BBBB")), stream(chat("", image("CCCC")))} {
 							assertAnswer(t, body, c.post(t, body))
 						}
