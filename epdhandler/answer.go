@@ -54,6 +54,7 @@ type response struct {
 	client http.ResponseWriter
 	id     string                // x-request-id for the client
 	accept func(status int) bool // whether the client gets an answer of this status
+	stop   func()                // ends the answer of an engine that nobody reads any more
 
 	held      answer // what was not accepted
 	silence   *silence
@@ -112,10 +113,15 @@ func (w *response) Write(p []byte) (int, error) {
 	}
 	w.silence.heard()
 	n, err := w.client.Write(p)
-	w.gone = w.gone || err != nil
+	if err != nil {
+		// reverse_proxy would write a line of its own to the log
+		w.gone = true
+		w.stop()
+		return len(p), nil
+	}
 	w.end = append(w.end, p[max(0, n-4):n]...)
 	w.end = w.end[max(0, len(w.end)-4):]
-	return n, err
+	return n, nil
 }
 
 // writeEvent adds an event with an error to a stream, apart from an event that may
@@ -127,7 +133,6 @@ func (w *response) writeEvent(e apiError) {
 		event = append([]byte("\n\n"), event...)
 	}
 	_, _ = w.client.Write(event)
-	_ = http.NewResponseController(w.client).Flush()
 }
 
 // FlushError implements the Flush of http.ResponseController.

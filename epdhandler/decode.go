@@ -25,7 +25,7 @@ func (x *exchange) decode() *failure {
 		c.body = x.decodeBody()
 	}
 	w := x.response()
-	w.silence = heard
+	w.silence, w.stop = heard, cancel
 	x.decoding.begin(c)
 	err := x.do(ctx, x.h.decode, c, w)
 	x.decoding.note(c)
@@ -34,7 +34,7 @@ func (x *exchange) decode() *failure {
 		f := judge(ctx, "decode", c, &w.held, err)
 		x.settle(x.decoding, f)
 		return f
-	case err != nil:
+	case err != nil || w.gone:
 		x.abort(ctx, c, w, err)
 	case w.status >= http.StatusBadRequest:
 		x.report.outcome = outcomeFailed
@@ -48,7 +48,7 @@ func (x *exchange) decode() *failure {
 
 // response is the way to the client.
 func (x *exchange) response() *response {
-	return &response{client: x.w, id: x.id, silence: new(silence), accept: func(status int) bool {
+	return &response{client: x.w, id: x.id, silence: new(silence), stop: func() {}, accept: func(status int) bool {
 		// reverse_proxy says 499 for a client that went away
 		return !x.decoding.repeatable(status) && x.r.Context().Err() == nil
 	}}
@@ -57,7 +57,8 @@ func (x *exchange) response() *response {
 // watch limits the silence of a stream.
 func (x *exchange) watch() (context.Context, *silence, context.CancelFunc) {
 	if x.body == nil || string(x.body.Value(body.Stream)) != "true" {
-		return x.r.Context(), new(silence), func() {}
+		ctx, cancel := context.WithCancel(x.r.Context())
+		return ctx, new(silence), cancel
 	}
 	return watch(x.r.Context(), time.Duration(x.h.StreamStartTimeout), time.Duration(x.h.StreamIdleTimeout))
 }
@@ -76,6 +77,7 @@ func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error)
 	if w.stream {
 		w.writeEvent(f.verdict)
 	}
+	_ = w.FlushError()
 	panic(http.ErrAbortHandler)
 }
 

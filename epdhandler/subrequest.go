@@ -30,6 +30,7 @@ type call struct {
 	// What came of it, besides the answer:
 	chosen  []string // the instances that the load balancing chose, the last one answered
 	reached bool     // a connection was there, so an engine may have got the request
+	broke   bool     // the answer ended in its middle
 }
 
 // upstream is the instance that answered, or was asked last.
@@ -52,11 +53,10 @@ func callOf(ctx context.Context) *call {
 // pool's handler, or errBroke.
 func (x *exchange) do(ctx context.Context, p *pool, c *call, w http.ResponseWriter) (err error) {
 	defer func() {
-		// An engine that breaks off in the middle of its answer makes
-		// reverse_proxy panic; on a goroutine of ours that would end the process.
+		// On a goroutine of ours a panic would end the process.
 		switch v := recover(); v {
 		case nil:
-		case http.ErrAbortHandler:
+		case http.ErrAbortHandler: // by which reverse_proxy ends an answer that w did not take
 			err = errBroke
 		default:
 			x.h.logger.Error("panic in a sub-request", zap.String("request_id", x.id), zap.String("stage", p.stage),
@@ -64,7 +64,10 @@ func (x *exchange) do(ctx context.Context, p *pool, c *call, w http.ResponseWrit
 			err = fmt.Errorf("panic: %v", v)
 		}
 	}()
-	return p.handler.ServeHTTP(w, x.request(ctx, c, w), noHandler)
+	if err = p.handler.ServeHTTP(w, x.request(ctx, c, w), noHandler); err == nil && c.broke {
+		err = errBroke
+	}
+	return err
 }
 
 // errBroke is the end of an answer in its middle.

@@ -17,7 +17,7 @@ import (
 
 // replayTransport gives every round trip of a sub-request its body anew, and
 // repeats one, once and on a connection of its own, that met a connection which the
-// engine had closed in the meantime.
+// engine had closed in the meantime. It notes answers that end in their middle.
 //
 // Without it a body could be sent once only, and requests would fail whenever
 // they meet the end of an idle connection: net/http repeats a POST only if it can
@@ -56,12 +56,33 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	trip := new(roundTrip)
 	res, err := t.HTTPTransport.RoundTrip(trip.request(r, c))
 	c.reached = c.reached || trip.connected.Load()
-	if err == nil || t.fresh == nil || !trip.stale(err) || r.Context().Err() != nil {
-		return res, err
+	if err != nil && t.fresh != nil && trip.stale(err) && r.Context().Err() == nil {
+		again := new(roundTrip).request(r, c)
+		t.SetScheme(again)
+		res, err = t.fresh.RoundTrip(again)
 	}
-	again := new(roundTrip).request(r, c)
-	t.SetScheme(again)
-	return t.fresh.RoundTrip(again)
+	c.broke = false
+	if err == nil && res.StatusCode != http.StatusSwitchingProtocols {
+		res.Body = answerBody{res.Body, c}
+	}
+	return res, err
+}
+
+// answerBody is the body of an engine's answer. If it breaks off, the call knows it,
+// but not reverse_proxy, which would write a line of its own to the log, and panic.
+type answerBody struct {
+	io.ReadCloser
+	call *call
+}
+
+// Read implements io.Reader.
+func (b answerBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		b.call.broke = true
+		err = io.EOF
+	}
+	return n, err
 }
 
 // roundTrip observes one round trip. Its fields are set by goroutines of the

@@ -282,3 +282,9 @@ func (c *caddy) failures(id string) []entry {
 	})
 	return found
 }
+
+// lines returns all log entries of the handler and its pools.
+func (c *caddy) lines() []entry {
+	found, _ := c.log.find(func(e entry) bool { return e.str("logger") == "http.handlers.epd_proxy" })
+	return found
+}

@@ -82,7 +82,7 @@ func TestClientGoesAway(t *testing.T) {
 				assert.Equal(t, tc.status, access.at("status"))
 				assert.Equal(t, "client_closed", access.str("epd", "outcome"))
 				assert.Positive(t, access.at("epd", "duration"))
-				assert.Empty(t, c.failures(id))
+				assert.Empty(t, c.lines(), "that is no failure")
 			}
 			assert.Equal(t, "healthy", object(t, c.do(t, http.MethodGet, "/health", "").body)["encode_cluster"])
 		})

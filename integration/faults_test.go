@@ -495,4 +495,5 @@ func TestAnswerThatBreaksOff(t *testing.T) {
 			assert.Len(t, c.failures(res.Header.Get("X-Request-Id")), 1)
 		}
 	}
+	assert.Len(t, c.lines(), 4, "one line for each failure, and none of Caddy's own")
 }
