@@ -2,12 +2,10 @@ package body
 
 import (
 	"bytes"
-	"encoding/json"
 	"io"
 	"strings"
 	"testing"
 	"testing/iotest"
-	"unicode/utf8"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -76,98 +74,4 @@ func TestSegments(t *testing.T) {
 			assert.True(t, bytes.Equal(want, whole), "readers disturb each other")
 		})
 	}
-}
-
-// FuzzParse holds the index against encoding/json: what it accepts is valid, and
-// what it refuses is invalid or has a member twice.
-func FuzzParse(f *testing.F) {
-	for _, s := range []string{
-		`{}`, ` {"a":[1,2.5e-3,"\u00e9\ud83d\udc4b",{"b":null}],"model":"m","stream":true} `, `{"a":1,"a":2}`, "{\"a\":\"\xff\"}", `[]`, `{"a":01}`,
-		chat(`{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHH"}}`),
-	} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, in []byte) {
-		b, err := Parse(in)
-		valid := json.Valid(in) && utf8.Valid(in)
-		if err == nil {
-			require.True(t, valid, "accepted %q", in)
-			var members map[string]json.RawMessage
-			require.NoError(t, json.Unmarshal(in, &members))
-			for field := range numFields {
-				assert.Equal(t, string(members[field.String()]), string(b.Value(field)))
-			}
-			return
-		}
-		var e *Error
-		require.ErrorAs(t, err, &e)
-		if !valid || !strings.HasPrefix(strings.TrimLeft(string(in), " \t\r\n"), "{") || strings.Contains(e.Message, "nested deeper") {
-			return
-		}
-		require.Contains(t, e.Message, "given twice", "refused %q", in)
-	})
-}
-
-// FuzzRewrite holds the edits against the same edits of a map.
-func FuzzRewrite(f *testing.F) {
-	f.Add([]byte(`{"a":1,"stream":true,"kv_transfer_params":{"x":1},"max_tokens":5}`), uint16(0b1010), uint16(0b0110))
-	f.Add([]byte(`{"stream":true , "model": "m" }`), uint16(0xffff), uint16(0))
-	f.Fuzz(func(t *testing.T, in []byte, sets, removes uint16) {
-		b, err := Parse(in)
-		if err != nil {
-			return
-		}
-		var want map[string]json.RawMessage
-		require.NoError(t, json.Unmarshal(in, &want))
-		var edits []Edit
-		for field := range numFields {
-			switch {
-			case sets&(1<<field) != 0:
-				edits = append(edits, Set(field, `{"new":1}`))
-				want[field.String()] = json.RawMessage(`{"new":1}`)
-			case removes&(1<<field) != 0:
-				edits = append(edits, Remove(field))
-				delete(want, field.String())
-			}
-		}
-		out := b.Rewrite(edits...).Bytes()
-		var got map[string]json.RawMessage
-		require.NoError(t, json.Unmarshal(out, &got), "%s", out)
-		require.Equal(t, want, got)
-		_, err = Parse(out)
-		require.NoError(t, err)
-	})
-}
-
-// FuzzChat holds what is left out of a chat body, and its media items, against the
-// same done with maps.
-func FuzzChat(f *testing.F) {
-	f.Add([]byte(chat(`{"type":"image_url","image_url":{"url":"x"},"uuid":"u"}`, `{"uuid":"u","type":"text","text":"x"}`, `"plain"`, `7`)))
-	f.Add([]byte(`{"messages":[{"content":[{"a":1,"uuid":"u"},{"uuid":null}]},{"content":"x"},null]}`))
-	f.Fuzz(func(t *testing.T, in []byte) {
-		b, err := ParseChat(in, 10, false)
-		if err != nil {
-			return
-		}
-		var want map[string]any
-		require.NoError(t, json.Unmarshal(in, &want))
-		for _, m := range want["messages"].([]any) {
-			message, _ := m.(map[string]any)
-			parts, _ := message["content"].([]any)
-			for _, p := range parts {
-				if part, ok := p.(map[string]any); ok {
-					delete(part, "uuid")
-				}
-			}
-		}
-		var got map[string]any
-		out := b.Rewrite().Bytes()
-		require.NoError(t, json.Unmarshal(out, &got), "%s", out)
-		require.Equal(t, want, got)
-		for _, item := range b.Items {
-			var part map[string]any
-			require.NoError(t, json.Unmarshal(Join(b.Pieces(item.Range)...).Bytes(), &part))
-			require.Equal(t, want["messages"].([]any)[item.Message].(map[string]any)["content"].([]any)[item.Part], any(part))
-		}
-	})
 }

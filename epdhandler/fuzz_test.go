@@ -1,0 +1,123 @@
+package epdhandler
+
+import (
+	"encoding/json"
+	"maps"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+)
+
+// FuzzStages holds the bodies that the stages send against the same made with maps:
+// of any client's body, and of any answers of encoders and prefill.
+func FuzzStages(f *testing.F) {
+	const message = `"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"},"uuid":"u"}]}]`
+	f.Add([]byte(`{`+message+`,"model":"m","stream":true,"stream_options":{},"max_tokens":9,"ec_transfer_params":{}}`), []byte(`{"ec_transfer_params":{"h":{"a":1}}}`), []byte(`{"kv_transfer_params":{"remote_host":"h"}}`), false)
+	f.Add([]byte(`{"max_completion_tokens":9,"min_tokens":"2","tool_choice":"required",`+message+`,"priority":1}`), []byte(`{}`), []byte(`{"kv_transfer_params":null}`), true)
+	f.Add([]byte(`{`+message+`,"kv_transfer_params":{"x":1},"mm_processor_kwargs":{},"media_io_kwargs":{},"session_id":"s"}`), []byte(`[]`), []byte(`{"kv_transfer_params":7}`), true)
+	f.Fuzz(func(t *testing.T, in, encoded, prefilled []byte, trusted bool) {
+		b, err := body.ParseChat(in, 10, trusted)
+		if err != nil {
+			return
+		}
+		x := &exchange{h: &Handler{TrustClients: trusted, prefill: new(pool)}, body: b}
+		client := decoded(t, b.Rewrite().Bytes())
+
+		entries, err := transferEntries(encoded)
+		handles, fit := params(encoded, "ec_transfer_params")
+		require.Equal(t, fit, err == nil, "%q: %v", encoded, err)
+		x.handles = mergeEntries([][]body.Entry{x.ownEntries(), entries})
+		if own, ok := client["ec_transfer_params"].(map[string]any); ok && trusted {
+			own = maps.Clone(own)
+			maps.Copy(own, handles)
+			handles = own
+		}
+		if x.handles != nil {
+			require.Equal(t, handles, decoded(t, x.handles))
+		} else {
+			require.Empty(t, handles)
+		}
+
+		for _, item := range b.Items {
+			want := map[string]any{"max_tokens": 1.0, "stream": false, "messages": []any{map[string]any{"role": "user", "content": []any{
+				client["messages"].([]any)[item.Message].(map[string]any)["content"].([]any)[item.Part]}}}}
+			for _, name := range []string{"model", "mm_processor_kwargs", "media_io_kwargs", "priority", "session_id"} {
+				if v, ok := client[name]; ok {
+					want[name] = v
+				}
+			}
+			require.Equal(t, want, decoded(t, encodeBody(b, item).Bytes()))
+		}
+
+		want := maps.Clone(client)
+		want["stream"], want["max_tokens"], want["kv_transfer_params"] = false, 1.0, decoded(t, []byte(kvStub))
+		delete(want, "stream_options")
+		if _, ok := want["max_completion_tokens"]; ok {
+			want["max_completion_tokens"] = 1.0
+		}
+		got := decoded(t, prefillBody(b, x.carry(body.ECTransferParams, x.handles)).Bytes())
+		for _, name := range []string{"min_tokens", "tool_choice"} { // TestCaptures knows when
+			if _, ok := got[name]; !ok || got[name] == "none" {
+				delete(want, name)
+				delete(got, name)
+			}
+		}
+		setParams(want, "ec_transfer_params", x.handles, trusted)
+		require.Equal(t, want, got)
+
+		x.kv, err = transferParams(prefilled)
+		kv, fit := params(prefilled, "kv_transfer_params")
+		require.Equal(t, fit, err == nil, "%q: %v", prefilled, err)
+		if err == nil && len(kv) > 0 {
+			require.Equal(t, kv, decoded(t, x.kv))
+		}
+		for _, x.h.prefill = range []*pool{nil, new(pool)} {
+			want = maps.Clone(client)
+			setParams(want, "kv_transfer_params", x.kv, trusted)
+			delete(want, "ec_transfer_params")
+			if x.h.prefill == nil {
+				want = maps.Clone(client)
+				setParams(want, "kv_transfer_params", x.kv, trusted)
+				setParams(want, "ec_transfer_params", x.handles, trusted)
+			}
+			require.Equal(t, want, decoded(t, x.decodeBody().Bytes()))
+		}
+	})
+}
+
+// decoded is a body as encoding/json reads it.
+func decoded(t *testing.T, in []byte) (m map[string]any) {
+	require.NoError(t, json.Unmarshal(in, &m), "%s", in)
+	return m
+}
+
+// params are the transfer params in an engine's answer; they do not fit if it is none,
+// or they are no object.
+func params(answer []byte, name string) (m map[string]any, fit bool) {
+	if b, err := body.Parse(answer); err != nil || b == nil {
+		return nil, false
+	}
+	var top map[string]json.RawMessage
+	if json.Unmarshal(answer, &top) != nil {
+		return nil, false
+	}
+	if _, err := body.Entries(top[name]); top[name] != nil && string(top[name]) != "null" && err != nil {
+		return nil, false // no object, or with a member given twice
+	}
+	_ = json.Unmarshal(top[name], &m)
+	return m, true
+}
+
+// setParams sets what engines have given; a client's own stays only if clients are trusted.
+func setParams(m map[string]any, name string, given []byte, trusted bool) {
+	switch {
+	case given != nil:
+		var v any
+		_ = json.Unmarshal(given, &v)
+		m[name] = v
+	case !trusted:
+		delete(m, name)
+	}
+}
