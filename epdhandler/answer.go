@@ -58,6 +58,7 @@ type response struct {
 
 	held      answer // what was not accepted
 	silence   *silence
+	keepalive *keepalive
 	committed bool   // the client has the status
 	stream    bool   // of server-sent events, not compressed by the engine
 	end       []byte // of what the client has
@@ -79,7 +80,7 @@ func (w *response) WriteHeader(status int) {
 	if w.committed || status < 200 {
 		return
 	}
-	if !w.accept(status) {
+	if !w.accept(status) || w.keepalive.end() && (status != http.StatusOK || !isStream(w.held.header)) {
 		w.held.WriteHeader(status)
 		return
 	}
@@ -88,16 +89,26 @@ func (w *response) WriteHeader(status int) {
 
 // commit gives the client the status and the header.
 func (w *response) commit(status int, header http.Header) {
+	w.committed, w.status = true, status
+	w.stream = isStream(header)
+	if w.keepalive.end() {
+		return // it has them
+	}
 	h := w.client.Header()
 	delete(h, "Server") // as reverse_proxy does where it is not wrapped
 	for name, values := range header {
 		h[name] = append(h[name], values...)
 	}
 	h["X-Request-Id"] = []string{w.id}
-	w.committed, w.status = true, status
-	typ, _, _ := mime.ParseMediaType(header.Get("Content-Type"))
-	w.stream = typ == "text/event-stream" && header.Get("Content-Encoding") == ""
 	w.client.WriteHeader(status)
+}
+
+const eventStream = "text/event-stream"
+
+// isStream reports whether an answer is a stream of events that is not compressed.
+func isStream(header http.Header) bool {
+	typ, _, _ := mime.ParseMediaType(header.Get("Content-Type"))
+	return typ == eventStream && header.Get("Content-Encoding") == ""
 }
 
 // deliver gives the client an answer that was held back.
@@ -124,15 +135,11 @@ func (w *response) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// writeEvent adds an event with an error to a stream, apart from an event that may
-// have been cut.
-func (w *response) writeEvent(e apiError) {
-	event := append([]byte("data: "), e.encode()...)
-	event = append(event, '\n') // encode has ended the line
+// endEvent sets what follows in a stream apart from an event that may have been cut.
+func (w *response) endEvent() {
 	if !bytes.HasSuffix(w.end, []byte("\n\n")) && !bytes.HasSuffix(w.end, []byte("\r\n\r\n")) && len(w.end) > 0 {
-		event = append([]byte("\n\n"), event...)
+		_, _ = w.client.Write([]byte("\n\n"))
 	}
-	_, _ = w.client.Write(event)
 }
 
 // FlushError implements the Flush of http.ResponseController.

@@ -15,6 +15,7 @@ import (
 // spent. Where a user configures them, they happen inside an attempt.
 type attempts struct {
 	pool     *pool
+	turn     *turn
 	left     int      // further attempts that may be made
 	late     int      // further attempts that may be made after a time limit
 	repeats  []int    // statuses that lead to another attempt
@@ -26,7 +27,7 @@ type attempts struct {
 }
 
 func (x *exchange) attempts(p *pool) *attempts {
-	a := &attempts{pool: p, left: *x.h.Retries, repeats: gatewayErrors}
+	a := &attempts{pool: p, turn: new(turn), left: *x.h.Retries, repeats: gatewayErrors}
 	switch p.stage {
 	case "encode":
 		a.late = 1
@@ -46,6 +47,7 @@ var (
 func (a *attempts) begin(c *call) {
 	a.made++
 	c.skip = a.failed
+	c.turn = a.turn
 }
 
 // note keeps what is known of the attempt when it is over.

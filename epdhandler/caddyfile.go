@@ -26,8 +26,16 @@ func (h *Handler) options() caddyfile.Options {
 		"prefill_timeout":      caddyfile.Duration(&h.PrefillTimeout),
 		"stream_start_timeout": caddyfile.Duration(&h.StreamStartTimeout),
 		"stream_idle_timeout":  caddyfile.Duration(&h.StreamIdleTimeout),
+		"stream_keepalive":     caddyfile.Duration(&h.StreamKeepalive),
+		"encode_limit":         caddyfile.Int(&h.EncodeLimit),
+		"prefill_limit":        caddyfile.Int(&h.PrefillLimit),
+		"decode_limit":         caddyfile.Int(&h.DecodeLimit),
+		"queue_size":           caddyfile.OptionalInt(&h.QueueSize),
+		"queue_timeout":        caddyfile.Duration(&h.QueueTimeout),
 		"trust_clients":        caddyfile.Flag(&h.TrustClients),
 		"media_sources":        caddyfile.List(&h.MediaSources, "data: https://*.example.com", func(s string) error { _, err := parseSource(s); return err }),
+		"max_memory":           caddyfile.Size(&h.MaxMemory),
+		"body_timeout":         caddyfile.Duration(&h.BodyTimeout),
 		"max_body_size":        caddyfile.Size(&h.MaxBodySize),
 		"max_media_items":      caddyfile.Int(&h.MaxMediaItems),
 	}
@@ -53,8 +61,16 @@ func (h *Handler) options() caddyfile.Options {
 //		prefill_timeout      <duration>
 //		stream_start_timeout <duration>
 //		stream_idle_timeout  <duration>
+//		stream_keepalive     <duration>
+//		encode_limit         <number>
+//		prefill_limit        <number>
+//		decode_limit         <number>
+//		queue_size           <number>
+//		queue_timeout        <duration>
 //		trust_clients
 //		media_sources        <schemes or scheme://hosts...>
+//		max_memory           <size>
+//		body_timeout         <duration>
 //		max_body_size        <size>
 //		max_media_items      <number>
 //	}

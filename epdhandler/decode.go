@@ -2,6 +2,7 @@ package epdhandler
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -12,26 +13,33 @@ import (
 // comes, as soon as its status is one that need not be tried elsewhere.
 func (x *exchange) decode() *failure {
 	defer x.report.decode.time(x.decoding)()
-	ctx, heard, cancel := x.watch()
+	ctx, clock, cancel := x.watch()
 	defer cancel()
 	c := &call{
 		method:       http.MethodGet, // HEAD too: engines know only GET, and the server leaves the body out
 		path:         x.r.URL.Path,
 		id:           x.attemptID(x.decoding),
-		keepEncoding: true,
+		keepEncoding: x.keepalive == nil,
+		clock:        clock,
 	}
 	if x.body != nil {
 		c.method = http.MethodPost
 		c.body = x.decodeBody()
 	}
 	w := x.response()
-	w.silence, w.stop = heard, cancel
+	w.silence, w.stop = clock, cancel
 	x.decoding.begin(c)
+	if x.body == nil {
+		c.turn = nil // engines have an answer to that at once
+	}
 	err := x.do(ctx, x.h.decode, c, w)
 	x.decoding.note(c)
 	switch {
 	case !w.committed:
 		f := judge(ctx, "decode", c, &w.held, err)
+		if f == nil {
+			f = brokenAnswer("decode", c, errors.New("no stream"))
+		}
 		x.settle(x.decoding, f)
 		return f
 	case err != nil || w.gone:
@@ -48,7 +56,7 @@ func (x *exchange) decode() *failure {
 
 // response is the way to the client.
 func (x *exchange) response() *response {
-	return &response{client: x.w, id: x.id, silence: new(silence), stop: func() {}, accept: func(status int) bool {
+	return &response{client: x.w, id: x.id, keepalive: x.keepalive, silence: new(silence), stop: func() {}, accept: func(status int) bool {
 		// reverse_proxy says 499 for a client that went away
 		return !x.decoding.repeatable(status) && x.r.Context().Err() == nil
 	}}
@@ -56,7 +64,7 @@ func (x *exchange) response() *response {
 
 // watch limits the silence of a stream.
 func (x *exchange) watch() (context.Context, *silence, context.CancelFunc) {
-	if x.body == nil || string(x.body.Value(body.Stream)) != "true" {
+	if !x.streams() {
 		ctx, cancel := context.WithCancel(x.r.Context())
 		return ctx, new(silence), cancel
 	}
@@ -75,7 +83,8 @@ func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error)
 	f.final = true
 	x.logFailure(f, x.decoding.made)
 	if w.stream {
-		w.writeEvent(f.verdict)
+		w.endEvent()
+		f.verdict.writeEvent(w.client)
 	}
 	_ = w.FlushError()
 	panic(http.ErrAbortHandler)

@@ -26,6 +26,7 @@ func (x *exchange) encode() *failure {
 		x.encoding = make([]*attempts, len(x.body.Items))
 		for i := range x.encoding {
 			x.encoding[i] = x.attempts(x.h.encode)
+			x.encoding[i].turn = x.encoding[0].turn // a request's, not an item's
 		}
 	}
 	defer x.report.encode.time(x.encoding...)()
@@ -83,7 +84,7 @@ func (x *exchange) encodeItem(ctx context.Context, i int) ([]body.Entry, *failur
 }
 
 func (x *exchange) tryEncode(ctx context.Context, i int) ([]body.Entry, *failure) {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(x.h.EncodeTimeout))
+	ctx, clock, cancel := watch(ctx, time.Duration(x.h.EncodeTimeout), 0)
 	defer cancel()
 	item := x.body.Items[i]
 	c := &call{
@@ -91,6 +92,7 @@ func (x *exchange) tryEncode(ctx context.Context, i int) ([]body.Entry, *failure
 		path:   chatPath,
 		id:     x.engineID + ":" + strconv.Itoa(i) + ":" + hex6(),
 		body:   encodeBody(x.body, item),
+		clock:  clock,
 	}
 	a, f := x.ask(ctx, x.encoding[i], c)
 	var entries []body.Entry

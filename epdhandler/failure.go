@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -19,12 +21,13 @@ import (
 type reason string
 
 const (
-	canceled    reason = "canceled"          // by the client, or because a sibling failed
-	timedOut    reason = "timed out"         // a time limit of ours or of the transport
-	unavailable reason = "no instance is up" // there was nobody to ask
-	refused     reason = "no connection"     // dial or handshake failed, the engine knows nothing
-	broken      reason = "broken answer"     // none at all, half of one, or nonsense
-	badStatus   reason = "bad status"        // anything but 2xx
+	canceled    reason = "canceled"            // by the client, or because a sibling failed
+	timedOut    reason = "timed out"           // a time limit of ours or of the transport
+	unavailable reason = "no instance is up"   // there was nobody to ask
+	crowded     reason = "no instance is free" // and the queue full, or the wait too long
+	refused     reason = "no connection"       // dial or handshake failed, the engine knows nothing
+	broken      reason = "broken answer"       // none at all, half of one, or nonsense
+	badStatus   reason = "bad status"          // anything but 2xx
 )
 
 // failure is why an attempt, or the whole request, failed, and what the client
@@ -62,6 +65,8 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 	case err == nil && a.status != 0:
 		f.reason, f.status, f.engine = badStatus, a.status, a
 		f.cause = statusError(a.status)
+	case c.crowded:
+		f.reason = crowded
 	case len(c.chosen) == 0:
 		f.reason = unavailable
 	case err != nil && !c.reached:
@@ -107,6 +112,8 @@ func (f *failure) explain() apiError {
 		return serverError(http.StatusGatewayTimeout, f.stage+"_timeout", "the %s stage did not answer in time", f.stage)
 	case unavailable, refused:
 		return serverError(http.StatusServiceUnavailable, f.stage+"_unavailable", "no instance of the %s stage can be reached", f.stage)
+	case crowded:
+		return overloaded(f.stage)
 	case badStatus:
 		return engineError(f.stage, f.status, f.engine)
 	}
@@ -132,6 +139,19 @@ func serverError(status int, code, format string, args ...any) apiError {
 	return apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "server_error", Code: code}
 }
 
+// overloaded is for requests that found no room. It is 503, not 429: the engines have
+// too much to do, whoever it comes from.
+func overloaded(stage string) apiError {
+	e := serverError(http.StatusServiceUnavailable, stage+"_overloaded", "all instances of the %s stage are busy; try again later", stage)
+	e.header = retryLater()
+	return e
+}
+
+// retryLater says when, in seconds: not to all the same.
+func retryLater() http.Header {
+	return http.Header{"Retry-After": {strconv.Itoa(1 + rand.IntN(5))}}
+}
+
 // requestError is an error that the client can mend.
 func requestError(status int, code, format string, args ...any) apiError {
 	return apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "invalid_request_error", Code: code}
@@ -149,6 +169,13 @@ func (e apiError) write(w http.ResponseWriter) {
 		return
 	}
 	_, _ = w.Write(e.encode())
+}
+
+// writeEvent sends the error as an event of a stream, the last one.
+func (e apiError) writeEvent(w http.ResponseWriter) {
+	event := append([]byte("data: "), e.encode()...)
+	_, _ = w.Write(append(event, '\n')) // encode has ended the line
+	_ = http.NewResponseController(w).Flush()
 }
 
 // encode returns the error as a line of JSON.

@@ -69,6 +69,33 @@ type Handler struct {
 	// whole of it. Default: 10m.
 	StreamIdleTimeout caddy.Duration `json:"stream_idle_timeout,omitempty"`
 
+	// How often the client of a stream gets an SSE comment while encode and prefill take
+	// long, so that nobody in between takes the connection for dead: load balancers often
+	// do after 60s. This commits the status 200, so that a failure afterwards is told by
+	// an event with an error. Default: never.
+	StreamKeepalive caddy.Duration `json:"stream_keepalive,omitempty"`
+
+	// How many media items each encoder gets at the same time. More wait, for the first
+	// encoder that is done with one, and requests take turns. Default: no limit.
+	EncodeLimit int `json:"encode_limit,omitempty"`
+
+	// How many requests each prefill instance gets at the same time. More wait, for the
+	// first one that is done. Default: no limit.
+	PrefillLimit int `json:"prefill_limit,omitempty"`
+
+	// How many requests each decode instance gets at the same time; a stream is one
+	// until its end. More wait, for the first one that is done. Default: no limit.
+	DecodeLimit int `json:"decode_limit,omitempty"`
+
+	// How many requests may wait for each pool that has a limit. Those that come then
+	// are refused, with 503 and Retry-After, before anything is done for them.
+	// Default: 1000. 0: none waits.
+	QueueSize *int `json:"queue_size,omitempty"`
+
+	// How long a request may wait for an instance, before it gets 503 with Retry-After.
+	// Default: 30s.
+	QueueTimeout caddy.Duration `json:"queue_timeout,omitempty"`
+
 	// Let prefill or decode encode the media items of a request by themselves when no
 	// encoder can be reached, instead of answering 503. Their engines must be able to:
 	// they need the encoder's weights, and the time. Default: false.
@@ -86,7 +113,18 @@ type Handler struct {
 	// the engine's to refuse (`VLLM_MEDIA_URL_ALLOW_REDIRECTS=0`). Default: anywhere.
 	MediaSources []string `json:"media_sources,omitempty"`
 
-	// The largest request body that is accepted, in bytes. Default: 268435456 (256 MiB).
+	// How much memory, in bytes, the bodies of all requests of the process may take
+	// together. A request that would pass it waits a little and then gets 503 with
+	// Retry-After, before its body is read. Default: half of the memory that the
+	// machine, or Caddy's cgroup, has.
+	MaxMemory int64 `json:"max_memory,omitempty"`
+
+	// How long a request body may take to arrive. The timeouts of the server, if it has
+	// any for reading, come first. Default: 5m.
+	BodyTimeout caddy.Duration `json:"body_timeout,omitempty"`
+
+	// The largest request body that is accepted, in bytes; half of max_memory at most.
+	// Default: 268435456 (256 MiB), or a quarter of max_memory if that is less.
 	MaxBodySize int64 `json:"max_body_size,omitempty"`
 
 	// The most media items that a request may have. Default: 128.
@@ -126,22 +164,27 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return errors.New("there is no decode pool; " + writePool("decode", "pd1:8003 pd2:8003"))
 	}
 	var err error
-	if h.encode, err = newPool(ctx, "encode", h.Encode); err != nil {
+	if h.encode, err = newPool(ctx, h.queue("encode", h.EncodeLimit), h.Encode); err != nil {
 		return err
 	}
 	if h.Prefill != nil {
-		if h.prefill, err = newPool(ctx, "prefill", h.Prefill); err != nil {
+		if h.prefill, err = newPool(ctx, h.queue("prefill", h.PrefillLimit), h.Prefill); err != nil {
 			return err
 		}
 	}
-	h.decode, err = newPool(ctx, "decode", h.Decode)
+	h.decode, err = newPool(ctx, h.queue("decode", h.DecodeLimit), h.Decode)
 	return err
 }
 
+func (h *Handler) queue(stage string, limit int) *queue {
+	return &queue{stage: stage, limit: limit, size: *h.QueueSize, wait: time.Duration(h.QueueTimeout)}
+}
+
 func (h *Handler) setDefaults() {
-	if h.Retries == nil {
-		h.Retries = new(int)
-		*h.Retries = 1
+	for n, value := range map[**int]int{&h.Retries: 1, &h.QueueSize: 1000} {
+		if *n == nil {
+			*n = &value
+		}
 	}
 	if h.EncodeConcurrency == 0 {
 		h.EncodeConcurrency = 16
@@ -151,13 +194,18 @@ func (h *Handler) setDefaults() {
 		&h.PrefillTimeout:     10 * time.Minute,
 		&h.StreamStartTimeout: 10 * time.Minute,
 		&h.StreamIdleTimeout:  10 * time.Minute,
+		&h.QueueTimeout:       30 * time.Second,
+		&h.BodyTimeout:        5 * time.Minute,
 	} {
 		if *d == 0 {
 			*d = caddy.Duration(value)
 		}
 	}
+	if h.MaxMemory == 0 {
+		h.MaxMemory = defaultMemory()
+	}
 	if h.MaxBodySize == 0 {
-		h.MaxBodySize = 256 << 20
+		h.MaxBodySize = min(256<<20, h.MaxMemory/4)
 	}
 	if h.MaxMediaItems == 0 {
 		h.MaxMediaItems = 128
@@ -176,12 +224,23 @@ func (h *Handler) Validate() error {
 		{"prefill_timeout", int64(h.PrefillTimeout)},
 		{"stream_start_timeout", int64(h.StreamStartTimeout)},
 		{"stream_idle_timeout", int64(h.StreamIdleTimeout)},
+		{"encode_limit", int64(h.EncodeLimit)},
+		{"prefill_limit", int64(h.PrefillLimit)},
+		{"decode_limit", int64(h.DecodeLimit)},
+		{"queue_size", int64(*h.QueueSize)},
+		{"queue_timeout", int64(h.QueueTimeout)},
+		{"max_memory", h.MaxMemory},
+		{"body_timeout", int64(h.BodyTimeout)},
+		{"stream_keepalive", int64(h.StreamKeepalive)},
 		{"max_body_size", h.MaxBodySize},
 		{"max_media_items", int64(h.MaxMediaItems)},
 	} {
 		if n.value < 0 {
 			return fmt.Errorf("%s must not be negative", n.name)
 		}
+	}
+	if h.MaxBodySize > h.MaxMemory/2 {
+		return fmt.Errorf("max_memory (%d bytes) must be twice max_body_size (%d bytes) at least: a body that grows is there twice", h.MaxMemory, h.MaxBodySize)
 	}
 	return nil
 }

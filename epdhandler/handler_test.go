@@ -48,6 +48,8 @@ func TestProvisionRefuses(t *testing.T) {
 		"negative body size":  {`{"max_body_size":-1,"encode":` + one + `,"decode":` + one + `}`, "max_body_size must not be negative"},
 		"negative timeout":    {`{"encode_timeout":-1,"encode":` + one + `,"decode":` + one + `}`, "encode_timeout must not be negative"},
 		"negative items":      {`{"max_media_items":-1,"encode":` + one + `,"decode":` + one + `}`, "max_media_items must not be negative"},
+		"negative limit":      {`{"decode_limit":-1,"encode":` + one + `,"decode":` + one + `}`, "decode_limit must not be negative"},
+		"little memory":       {`{"max_memory":100,"max_body_size":60,"encode":` + one + `,"decode":` + one + `}`, "max_memory (100 bytes) must be twice max_body_size (60 bytes) at least"},
 		"no such JSON member": {`{"encoder":` + one + `}`, "unknown field"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -69,6 +71,10 @@ func TestDefaults(t *testing.T) {
 	assert.Equal(t, 16, h.EncodeConcurrency)
 	assert.EqualValues(t, time.Minute, h.EncodeTimeout)
 	assert.EqualValues(t, 256<<20, h.MaxBodySize)
+	assert.GreaterOrEqual(t, h.MaxMemory, int64(512<<20))
+	assert.Equal(t, 1000, *h.QueueSize)
+	assert.EqualValues(t, 30*time.Second, h.QueueTimeout)
+	assert.Zero(t, h.EncodeLimit)
 	assert.Equal(t, 128, h.MaxMediaItems)
 	assert.Nil(t, h.prefill)
 	for _, p := range []*pool{h.encode, h.decode} {
@@ -138,8 +144,10 @@ func TestOptionsAreTheSameEverywhere(t *testing.T) {
 	require.True(t, ok)
 	table, _, _ = strings.Cut(table, "\n\n")
 	var rows []string
-	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(table, -1) {
-		rows = append(rows, m[1])
+	for _, row := range regexp.MustCompile("(?m)^\\| (`[^|]+`) \\|").FindAllStringSubmatch(table, -1) {
+		for name := range strings.SplitSeq(row[1], ", ") {
+			rows = append(rows, strings.Trim(name, "`"))
+		}
 	}
 	slices.Sort(rows)
 	assert.Equal(t, options, rows)

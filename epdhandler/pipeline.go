@@ -1,6 +1,11 @@
 package epdhandler
 
-import "net/http"
+import (
+	"net/http"
+	"time"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+)
 
 // run takes the request through its stages, until one has failed for good or the
 // client has its answer.
@@ -14,6 +19,10 @@ func (x *exchange) run() {
 		x.prefilling = x.attempts(x.h.prefill)
 	}
 	x.report.outcome = outcomeOK
+	if x.h.StreamKeepalive > 0 && x.streams() {
+		x.keepalive = keepAlive(x.w, x.id, time.Duration(x.h.StreamKeepalive))
+		defer x.keepalive.end()
+	}
 	for {
 		f := x.pass()
 		if f == nil {
@@ -67,7 +76,8 @@ func (x *exchange) fail(f *failure) {
 	if f.reason == canceled {
 		x.report.outcome = outcomeClientClosed
 	}
-	if f.stage == "decode" && f.engine != nil {
+	begun := x.keepalive.end()
+	if f.stage == "decode" && f.engine != nil && !begun {
 		x.response().deliver(f.engine)
 		return
 	}
@@ -75,5 +85,14 @@ func (x *exchange) fail(f *failure) {
 	if f.item != "" && e.Param == nil && e.status < http.StatusInternalServerError {
 		e.Param = f.item
 	}
+	if begun {
+		e.writeEvent(x.w)
+		panic(http.ErrAbortHandler)
+	}
 	e.write(x.w)
+}
+
+// streams reports whether the client wants a stream.
+func (x *exchange) streams() bool {
+	return x.body != nil && string(x.body.Value(body.Stream)) == "true"
 }

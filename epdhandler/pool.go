@@ -17,11 +17,13 @@ type pool struct {
 	stage   string // "encode", "prefill" or "decode"
 	handler *reverseproxy.Handler
 	dynamic bool // upstreams come from a source and are not known beforehand
+	queue   *queue
 }
 
 // newPool provisions a pool. It leaves nothing behind if that fails.
-func newPool(ctx caddy.Context, stage string, handler *reverseproxy.Handler) (*pool, error) {
-	p := &pool{stage: stage, handler: handler, dynamic: handler.DynamicUpstreamsRaw != nil}
+func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler) (*pool, error) {
+	stage := q.stage
+	p := &pool{stage: stage, handler: handler, dynamic: handler.DynamicUpstreamsRaw != nil, queue: q}
 	if len(handler.Upstreams) == 0 && !p.dynamic {
 		return nil, fmt.Errorf("the %s pool has no upstreams; %s", stage, writePool(stage, "host:port"))
 	}
@@ -97,7 +99,7 @@ func (p *pool) loadPolicy(ctx caddy.Context) error {
 		}
 		policy = mod.(reverseproxy.Selector)
 	}
-	lb.SelectionPolicy = selector{policy}
+	lb.SelectionPolicy = selector{policy, p.queue}
 	return nil
 }
 
@@ -165,14 +167,12 @@ func (p *pool) othersThan(skip []string) bool {
 	})
 }
 
-// selector leaves out the instances at which a request has failed, and notes the
-// one that is chosen.
-type selector struct{ policy reverseproxy.Selector }
-
-// maxPicks is how often the policy is asked to come up with another instance by
-// itself. It should be given the chance, because a shorter list of instances can
-// mean something else to it: weights go by position.
-const maxPicks = 64
+// selector leaves out the instances at which a request has failed and those that have
+// enough to do, and notes the one that is chosen.
+type selector struct {
+	policy reverseproxy.Selector
+	queue  *queue
+}
 
 // Select implements reverseproxy.Selector.
 func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
@@ -180,17 +180,37 @@ func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w
 		return upstreams[0] // the round trip fails at once; Caddy would go on asking, for as long as lb_try_duration
 	}
 	c := callOf(r.Context())
-	skipped := func(u *reverseproxy.Upstream) bool { return slices.Contains(c.skip, u.String()) }
-	u := s.policy.Select(upstreams, r, w)
-	for n := 1; u != nil && skipped(u); n++ {
-		if n == maxPicks {
-			u = s.policy.Select(slices.DeleteFunc(slices.Clone(upstreams), skipped), r, w)
-			break
-		}
-		u = s.policy.Select(upstreams, r, w)
+	freeSlot(c) // of an instance that could not be reached
+	choose := func(full func(*reverseproxy.Upstream) bool) *reverseproxy.Upstream {
+		return s.choose(upstreams, r, w, func(u *reverseproxy.Upstream) bool {
+			return slices.Contains(c.skip, u.String()) || full(u)
+		})
+	}
+	var u *reverseproxy.Upstream
+	if c.turn == nil {
+		u = choose(hasRoom)
+	} else {
+		u = s.queue.take(r.Context(), &waiter{call: c, upstreams: upstreams, choose: choose, done: make(chan struct{})})
 	}
 	if u != nil {
 		c.chosen = append(c.chosen, u.String())
+	}
+	return u
+}
+
+// maxPicks is how often the policy is asked to come up with another instance by
+// itself. It should be given the chance, because a shorter list of instances can
+// mean something else to it: weights go by position.
+const maxPicks = 64
+
+// choose asks the policy for an instance that is not left out.
+func (s selector) choose(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter, out func(*reverseproxy.Upstream) bool) *reverseproxy.Upstream {
+	u := s.policy.Select(upstreams, r, w)
+	for n := 1; u != nil && out(u); n++ {
+		if n == maxPicks {
+			return s.policy.Select(slices.DeleteFunc(slices.Clone(upstreams), out), r, w)
+		}
+		u = s.policy.Select(upstreams, r, w)
 	}
 	return u
 }

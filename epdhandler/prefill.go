@@ -1,7 +1,6 @@
 package epdhandler
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"strconv"
@@ -21,14 +20,15 @@ func (x *exchange) prefill() *failure {
 		return nil
 	}
 	defer x.report.prefill.time(x.prefilling)()
+	ctx, clock, cancel := watch(x.r.Context(), time.Duration(x.h.PrefillTimeout), 0)
+	defer cancel()
 	c := &call{
 		method: http.MethodPost,
 		path:   x.r.URL.Path,
 		id:     x.attemptID(x.prefilling),
 		body:   prefillBody(x.body, x.carry(body.ECTransferParams, x.handles)),
+		clock:  clock,
 	}
-	ctx, cancel := context.WithTimeout(x.r.Context(), time.Duration(x.h.PrefillTimeout))
-	defer cancel()
 	a, f := x.ask(ctx, x.prefilling, c)
 	if f == nil {
 		kv, err := transferParams(a.body.Bytes())

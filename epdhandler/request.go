@@ -56,7 +56,7 @@ func (x *exchange) readBody(chat bool) *apiError {
 	if e := x.r.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
 		return badRequest(http.StatusUnsupportedMediaType, "unsupported_encoding", "compressed bodies are not supported; send the JSON as it is")
 	}
-	raw, err := readAll(x.r.Body, x.r.ContentLength, x.h.MaxBodySize)
+	raw, err := x.receive()
 	if err != nil {
 		return x.readError(err)
 	}
@@ -97,6 +97,22 @@ func badRequest(status int, code, format string, args ...any) *apiError {
 	return &e
 }
 
+// receive reads the body. If all requests together hold too much, that fails before a
+// byte is read.
+func (x *exchange) receive() ([]byte, error) {
+	length := x.r.ContentLength
+	if length > x.h.MaxBodySize {
+		return nil, errBodyTooLarge
+	}
+	room, err := newShare(x.r.Context(), max(length, 0), x.h.MaxMemory)
+	if err != nil {
+		return nil, err
+	}
+	defer room.close()
+	defer x.limitUpload()()
+	return readAll(x.r.Body, length, x.h.MaxBodySize, room.alloc)
+}
+
 var errBodyTooLarge = errors.New("body too large")
 
 // firstRead is how much memory a body gets before it has shown that it comes.
@@ -104,15 +120,15 @@ const firstRead = 512 << 10
 
 // readAll reads a body of length bytes (-1: unknown), at most limit. Memory
 // grows with what arrives, not with what was announced.
-func readAll(r io.Reader, length, limit int64) ([]byte, error) {
-	if length > limit {
-		return nil, errBodyTooLarge
-	}
+func readAll(r io.Reader, length, limit int64, alloc func(n int) ([]byte, error)) ([]byte, error) {
 	if length < 0 {
 		length = limit
 	}
 	// one byte more than may come, to meet the end without growing
-	buf := make([]byte, 0, min(length, firstRead)+1)
+	buf, err := alloc(int(min(length, firstRead)) + 1)
+	if err != nil {
+		return nil, err
+	}
 	for {
 		n, err := r.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
@@ -124,9 +140,11 @@ func readAll(r io.Reader, length, limit int64) ([]byte, error) {
 		case err != nil:
 			return nil, err
 		case len(buf) == cap(buf):
-			grown := make([]byte, len(buf), min(length, 2*int64(cap(buf)))+1)
-			copy(grown, buf)
-			buf = grown
+			grown, err := alloc(int(min(length, 2*int64(cap(buf)))) + 1)
+			if err != nil {
+				return nil, err
+			}
+			buf = append(grown, buf...)
 		}
 	}
 }
@@ -139,12 +157,16 @@ func (x *exchange) readError(err error) *apiError {
 		return tooLargeError(tooLarge.Limit)
 	case errors.Is(err, errBodyTooLarge):
 		return tooLargeError(x.h.MaxBodySize)
+	case errors.Is(err, errNoMemory):
+		e := serverError(http.StatusServiceUnavailable, "overloaded", "%s; try again later", err)
+		e.header = retryLater()
+		return &e
 	case errors.Is(err, io.ErrUnexpectedEOF): // the client may still listen
 		return badRequest(http.StatusBadRequest, "incomplete_body", "the body ended early")
+	case errors.Is(err, os.ErrDeadlineExceeded): // which also ends the request's context
+		return badRequest(http.StatusRequestTimeout, "body_timeout", "the body did not arrive in time")
 	case x.r.Context().Err() != nil:
 		return &apiError{status: statusClientClosed}
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return badRequest(http.StatusRequestTimeout, "body_timeout", "the body did not arrive in time")
 	}
 	if he, ok := errors.AsType[caddyhttp.HandlerError](err); ok && he.StatusCode != 0 {
 		return badRequest(he.StatusCode, "invalid_body", "the body could not be read")

@@ -32,6 +32,7 @@ type exchange struct {
 	prefilled bool
 	kv        []byte // kv_transfer_params, nil if the prefill gave none
 
+	keepalive            *keepalive  // nil: there is none
 	encoding             []*attempts // of each media item
 	prefilling, decoding *attempts
 }
@@ -52,7 +53,9 @@ var routes = map[string]route{
 // ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, and
 // never calls next.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	x := &exchange{h: h, w: w, r: r, id: requestID(r.Header), report: report{start: time.Now()}}
+	client := newClientWriter(w, r, time.Duration(h.StreamIdleTimeout))
+	defer client.done()
+	x := &exchange{h: h, w: client, r: r, id: requestID(r.Header), report: report{start: time.Now()}}
 	w.Header()["X-Request-Id"] = []string{x.id}
 	defer x.logFields()
 
@@ -79,11 +82,33 @@ func (x *exchange) chatCompletions() { x.complete(true) }
 func (x *exchange) completions() { x.complete(false) }
 
 func (x *exchange) complete(chat bool) {
+	// who is refused should know at once, and not after the first stages
+	if e := x.findRoom(x.h.prefill, x.h.decode); e != nil {
+		x.reject(e)
+		return
+	}
 	if e := x.readBody(chat); e != nil {
 		x.reject(e)
 		return
 	}
+	if len(x.body.Items) > 0 {
+		if e := x.findRoom(x.h.encode); e != nil {
+			x.reject(e)
+			return
+		}
+	}
 	x.run()
+}
+
+// findRoom refuses a request if so many wait for a pool that it may not join them.
+func (x *exchange) findRoom(pools ...*pool) *apiError {
+	for _, p := range pools {
+		if p != nil && p.queue.full(p.handler.Upstreams) {
+			e := overloaded(p.stage)
+			return &e
+		}
+	}
+	return nil
 }
 
 // models asks the decode pool.

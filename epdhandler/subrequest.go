@@ -26,11 +26,15 @@ type call struct {
 	body         *body.Segments // nil: none
 	keepEncoding bool           // the client gets the answer's bytes and so says how they may be encoded
 	skip         []string       // instances not to choose
+	turn         *turn          // in the pool's queue; nil: it does not wait
+	clock        *silence       // what the time limit goes by
 
 	// What came of it, besides the answer:
 	chosen  []string // the instances that the load balancing chose, the last one answered
 	reached bool     // a connection was there, so an engine may have got the request
 	broke   bool     // the answer ended in its middle
+	crowded bool     // there was no slot for it
+	slot    instance // where it is in flight
 }
 
 // upstream is the instance that answered, or was asked last.
@@ -52,6 +56,7 @@ func callOf(ctx context.Context) *call {
 // do sends a call to a pool and writes the answer to w. The error is that of the
 // pool's handler, or errBroke.
 func (x *exchange) do(ctx context.Context, p *pool, c *call, w http.ResponseWriter) (err error) {
+	defer freeSlot(c)
 	defer func() {
 		// On a goroutine of ours a panic would end the process.
 		switch v := recover(); v {
@@ -103,9 +108,8 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 	}
 
 	parent := x.r.Context()
-	server := parent.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	repl := caddy.NewReplacer()
-	r = caddyhttp.PrepareRequest(r.WithContext(context.WithValue(ctx, callKey{}, c)), repl, w, server)
+	r = caddyhttp.PrepareRequest(r.WithContext(context.WithValue(ctx, callKey{}, c)), repl, w, serverOf(x.r))
 
 	// give back what the fresh context has lost, for placeholders in the pool's options
 	x.parent.Lock()

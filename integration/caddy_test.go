@@ -283,6 +283,14 @@ func (c *caddy) failures(id string) []entry {
 	return found
 }
 
+// failure waits for our own entry of a request.
+func (c *caddy) failure(t *testing.T, id string) entry {
+	t.Helper()
+	return c.entries(t, 1, func(e entry) bool {
+		return e.str("logger") == "http.handlers.epd_proxy" && e.str("request_id") == id
+	})[0]
+}
+
 // lines returns all log entries of the handler and its pools.
 func (c *caddy) lines() []entry {
 	found, _ := c.log.find(func(e entry) bool { return e.str("logger") == "http.handlers.epd_proxy" })

@@ -43,6 +43,7 @@ type reports struct {
 	cancellations []Cancellation
 	refusals      []Refusal
 	inFlight      map[*exchange]string // with the x-request-id that each has claimed
+	peak          int                  // of inFlight
 	healthChecks  int
 }
 
@@ -85,6 +86,14 @@ func (e *Engine) InFlight() int {
 	return len(e.reports.inFlight)
 }
 
+// Peak is the most requests that were in service at the same time since the engine
+// was started.
+func (e *Engine) Peak() int {
+	e.reports.mu.Lock()
+	defer e.reports.mu.Unlock()
+	return e.reports.peak
+}
+
 // HealthChecks is the number of GET /health since the engine was started.
 func (e *Engine) HealthChecks() int {
 	e.reports.mu.Lock()
@@ -123,6 +132,7 @@ func (r *reports) begin(x *exchange) {
 		r.inFlight = make(map[*exchange]string)
 	}
 	r.inFlight[x] = ""
+	r.peak = max(r.peak, len(r.inFlight))
 }
 
 // claim reserves the request's id while it is in flight. It reports false if

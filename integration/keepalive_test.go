@@ -1,0 +1,92 @@
+package integration
+
+import (
+	"bytes"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
+)
+
+const comment = ": keep-alive\n\n"
+
+// A client that waits for a stream hears comments, if so configured, and then the
+// stream, byte for byte.
+func TestStreamKeepalive(t *testing.T) {
+	t.Parallel()
+	for name, slow := range map[string]fakevllm.Role{"encode": fakevllm.Encode, "prefill": fakevllm.Prefill, "decode": fakevllm.Decode} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) {
+				if o.Role == slow {
+					o.Delay = 500 * time.Millisecond
+				}
+			})
+			c := startCaddy(t, e.block("stream_keepalive 20ms"))
+			body := stream(chat("", text("x"), image("AAAA")))
+			for _, http2 := range []bool{true, false} {
+				r := c.doWith(t, c.client(t, http2), http.MethodPost, chatPath, body, "Accept-Encoding: gzip", "X-Request-Id: mine")
+				require.NoError(t, r.err)
+				comments := bytes.Count(r.body, []byte(comment))
+				assert.Greater(t, comments, 2)
+				stream := bytes.TrimPrefix(r.body, bytes.Repeat([]byte(comment), comments))
+				assert.NotContains(t, string(stream), comment, "after decode has answered")
+				assert.Equal(t, "text/event-stream", r.Header.Get("Content-Type"))
+				assert.Equal(t, "no-cache", r.Header.Get("Cache-Control"))
+				assert.Equal(t, []string{"mine"}, r.Header.Values("X-Request-Id"))
+				r.body = stream
+				assertAnswer(t, body, r)
+			}
+			r := c.post(t, strings.Replace(body, `"stream":true`, `"stream":false`, 1))
+			assert.NotContains(t, string(r.body), comment)
+			assert.Equal(t, "application/json", r.Header.Get("Content-Type"))
+			e.assertContract(t)
+		})
+	}
+}
+
+// What fails after a comment is told by an event; what fails before, by its status.
+func TestFailureAfterKeepalive(t *testing.T) {
+	t.Parallel()
+	body := stream(chat("", text("x"), image("AAAA")))
+	prefill := func(e *engines) []*fakevllm.Engine { return e.prefill }
+	decode := func(e *engines) []*fakevllm.Engine { return e.decode }
+	for name, tc := range map[string]struct {
+		list  func(*engines) []*fakevllm.Engine
+		fault fault
+		want  string
+	}{
+		"prefill":             {prefill, fault{Kind: fakevllm.Status, Code: 422, Message: "too long"}, `{"error":{"message":"too long",`},
+		"decode":              {decode, fault{Kind: fakevllm.Status, Code: 500, Message: "oom"}, `{"error":{"message":"oom",`},
+		"decode, all of them": {decode, fault{Kind: fakevllm.Status, Code: 503, Message: "busy"}, `{"error":{"message":"busy",`},
+		"decode, no stream":   {decode, fault{Kind: fakevllm.Garbage}, `{"error":{"message":"the decode stage gave no valid answer",`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 1, 1, 2, func(o *fakevllm.Options) {
+				if o.Role == fakevllm.Encode {
+					o.Delay = 300 * time.Millisecond
+				}
+			})
+			c := startCaddy(t, e.block("stream_keepalive 20ms"))
+			setFault(tc.fault, tc.list(e)...)
+			r := c.post(t, body)
+			assert.Equal(t, http.StatusOK, r.StatusCode)
+			assert.Error(t, r.err, "the stream must not look complete")
+			assert.Contains(t, string(r.body), comment+"data: "+tc.want)
+			assert.True(t, bytes.HasSuffix(r.body, []byte("}}\n\n")), "%s", r.body)
+			assert.Equal(t, "failed", c.access(t, r.id()).str("epd", "outcome"))
+
+			setFault(fault{Kind: fakevllm.Status, Code: 400, Message: "the image is bad"}, e.encode...)
+			c.reload(t, e.block("stream_keepalive 1h"))
+			r = c.post(t, body)
+			assert.Equal(t, http.StatusBadRequest, r.StatusCode)
+			assert.Equal(t, "the image is bad", r.apiError(t).str("message"))
+		})
+	}
+}

@@ -1,0 +1,233 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
+)
+
+// No instance gets more than its pool's limit, whatever comes, and all are served.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 2, 2, 2, func(o *fakevllm.Options) {
+		o.Delay = map[fakevllm.Role]time.Duration{fakevllm.Encode: 10, fakevllm.Prefill: 5, fakevllm.Decode: 20}[o.Role] * time.Millisecond
+	})
+	c := startCaddy(t, e.block("encode_limit 3", "prefill_limit 2", "decode_limit 2"))
+	c.crowd(t, c.client(t, true), 48, 8, mixed)
+	for i := range 2 {
+		// more would be a proxy that overshoots, less one that leaves engines idle
+		assert.Equal(t, 3, e.encode[i].Peak())
+		assert.Equal(t, 2, e.decode[i].Peak())
+		assert.LessOrEqual(t, e.prefill[i].Peak(), 2)
+	}
+	e.assertContract(t)
+	assert.Empty(t, c.lines())
+}
+
+// occupy sends a request that one engine of the list holds until release is called.
+func (c *caddy) occupy(t *testing.T, body, mark string, list ...*fakevllm.Engine) (release func()) {
+	t.Helper()
+	setFault(fault{Kind: fakevllm.Hang, Match: mark}, list...)
+	before := busy(list...)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if res, err := c.send(ctx, c.client(t, true), http.MethodPost, chatPath, body); err == nil {
+			_, _ = io.Copy(io.Discard, res.Body)
+			_ = res.Body.Close()
+		}
+	})
+	require.Eventually(t, func() bool { return busy(list...) > before }, waitLong, time.Millisecond)
+	return func() {
+		cancel()
+		wg.Wait()
+	}
+}
+
+// busy is the number of requests that the engines work on.
+func busy(list ...*fakevllm.Engine) (n int) {
+	for _, engine := range list {
+		n += engine.InFlight()
+	}
+	return n
+}
+
+// A request waits for the pool, not behind one instance that is busy.
+func TestBusyInstanceHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []string{"round_robin", "first", "least_conn", "header X-Request-Id"} {
+		e := startEngines(t, 2, 0, 2)
+		only := "lb_policy " + policy
+		c := startCaddy(t, e.block("encode_limit 1", "decode_limit 1", "queue_timeout 10s", "encode "+only, "decode "+only))
+		defer c.occupy(t, chat("", image("HELD")), "HELD", e.encode...)()
+		defer c.occupy(t, chat("", text("STUCK")), "STUCK", e.decode...)()
+		for range 8 {
+			body := chat("", image("AAAA"), image("BBBB"))
+			assertAnswer(t, body, c.post(t, body))
+		}
+		assert.Equal(t, "healthy", object(t, c.do(t, http.MethodGet, "/health", "").body)["decode_cluster"])
+		assert.Empty(t, c.lines())
+	}
+}
+
+// Who finds the queue full is refused at once, before anything is done for him; who
+// waits too long, when he has.
+func TestQueueIsBounded(t *testing.T) {
+	t.Parallel()
+	for stage, tc := range map[string]struct {
+		list func(*engines) []*fakevllm.Engine
+		body string
+	}{
+		"encode":  {func(e *engines) []*fakevllm.Engine { return e.encode }, chat("", image("HELD"))},
+		"prefill": {func(e *engines) []*fakevllm.Engine { return e.prefill }, chat("", text("HELD"))},
+		"decode":  {func(e *engines) []*fakevllm.Engine { return e.decode }, chat("", text("HELD"))},
+	} {
+		for size := range 2 {
+			t.Run(fmt.Sprintf("%s, queue of %d", stage, size), func(t *testing.T) {
+				t.Parallel()
+				e := startEngines(t, 1, 1, 1)
+				c := startCaddy(t, e.block(stage+"_limit 1", fmt.Sprintf("queue_size %d", size), "queue_timeout 2s"))
+				list := tc.list(e)
+				defer c.occupy(t, tc.body, "HELD", list...)()
+				encode, prefill, decode := e.requests()
+
+				late := strings.Replace(tc.body, "HELD", "LATE", 1)
+				replies := make(chan *reply, 4)
+				for range cap(replies) {
+					go func() { replies <- c.post(t, late) }()
+				}
+				waited := 0
+				for range cap(replies) {
+					r := <-replies
+					require.Equal(t, http.StatusServiceUnavailable, r.StatusCode, "%s", r.body)
+					assert.Equal(t, stage+"_overloaded", r.apiError(t).str("code"))
+					assert.Regexp(t, "^[1-5]$", r.Header.Get("Retry-After"))
+					line := c.failure(t, r.id())
+					access := c.access(t, r.id())
+					if seconds := access.at("epd", "duration").(float64); seconds >= 2 {
+						waited++
+						assert.Equal(t, "failed", access.str("epd", "outcome"))
+						assert.Equal(t, "no instance is free", line.str("reason"))
+					} else {
+						assert.Less(t, seconds, 1.0)
+					}
+				}
+				assert.Equal(t, size, waited)
+				if size == 0 {
+					e.assertRequests(t, encode, prefill, decode)
+				}
+			})
+		}
+	}
+}
+
+// The items of a request with many images do not come all before those of others.
+func TestManyImagesLetOthersThrough(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) {
+		if o.Role == fakevllm.Encode {
+			o.Delay = 50 * time.Millisecond
+		}
+	})
+	c := startCaddy(t, e.block("encode_limit 1"))
+	var many []string
+	for i := range 32 {
+		many = append(many, image(fmt.Sprintf("MANY%04d", i)))
+	}
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		assert.NoError(t, c.check(t, c.client(t, true), chat("", many...)))
+	}()
+	require.Eventually(t, func() bool { return len(e.encode[0].Requests()) > 0 }, waitLong, time.Millisecond)
+	body := chat("", image("FEWX"))
+	assertAnswer(t, body, c.post(t, body))
+	before := len(e.encode[0].Requests())
+	assert.Less(t, before, 16, "media items that went before")
+	<-over
+}
+
+// The time that a media item waits for an encoder is not the encoder's.
+func TestWaitingIsNoSilence(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) {
+		if o.Role == fakevllm.Encode {
+			o.Delay = 300 * time.Millisecond
+		}
+	})
+	c := startCaddy(t, e.block("encode_limit 1", "encode_timeout 1s"))
+	body := chat("", image("AAAA"), image("BBBB"), image("CCCC"), image("DDDD"), image("EEEE"), image("FFFF"))
+	assertAnswer(t, body, c.post(t, body))
+	assert.Len(t, e.encode[0].Requests(), 6)
+}
+
+// A client that leaves the queue leaves nothing behind in it.
+func TestClientLeavesTheQueue(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block("encode_limit 1", "queue_size 1"))
+	release := c.occupy(t, chat("", image("HELD")), "HELD", e.encode...)
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		_, err := c.send(ctx, c.client(t, true), http.MethodPost, chatPath, chat("", image("GONE"), image("AWAY")), "X-Request-Id: left")
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		cancel()
+	}
+	for _, e := range c.entries(t, 3, func(e entry) bool { return e.str("epd", "request_id") == "left" }) {
+		assert.Equal(t, 499.0, e.at("status"))
+	}
+	release()
+	body := chat("", image("AAAA"), image("BBBB"))
+	assertAnswer(t, body, c.post(t, body))
+	for _, r := range e.encode[0].Requests() {
+		assert.NotContains(t, string(r.Body), "GONE")
+	}
+}
+
+// What the configuration before the current one has in flight counts as well.
+func TestLimitsSurviveReload(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block())
+	release := c.occupy(t, chat("", text("HELD")), "HELD", e.decode...)
+	c.reload(t, e.block("decode_limit 1", "queue_size 0"))
+	r := c.post(t, chat("", text("x")))
+	assert.Equal(t, "decode_overloaded", r.apiError(t).str("code"))
+	assert.Equal(t, http.StatusOK, c.do(t, http.MethodGet, "/v1/models", "").StatusCode, "what takes no time does not wait")
+	release()
+	require.Eventually(t, func() bool { return c.post(t, chat("", text("x"))).StatusCode == http.StatusOK }, waitLong, tick)
+	assert.Equal(t, 2, e.decode[0].Peak(), "the held one, and the list of models")
+}
+
+// Who waits gets an instance that comes back, though no other one is done.
+func TestInstanceComesBackToTheQueue(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 2)
+	c := startCaddy(t, e.block("decode_limit 1", "decode health_interval 50ms"))
+	health := func(want string) {
+		t.Helper()
+		require.Eventually(t, func() bool {
+			return object(t, c.do(t, http.MethodGet, "/health", "").body)["decode_cluster"] == want
+		}, waitLong, tick)
+	}
+	e.decode[1].Kill()
+	health("degraded")
+	defer c.occupy(t, chat("", text("HELD")), "HELD", e.decode[0])()
+	body := chat("", image("AAAA"))
+	answered := make(chan error)
+	go func() { answered <- c.check(t, c.client(t, true), body) }()
+	require.Eventually(t, func() bool { return len(e.encode[0].Requests()) == 1 }, waitLong, tick)
+	require.NoError(t, e.decode[1].Restart())
+	assert.NoError(t, <-answered)
+	assert.Len(t, e.decode[1].Requests(), 1)
+}
