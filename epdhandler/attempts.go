@@ -53,7 +53,7 @@ func (a *attempts) begin(c *call) {
 // note keeps what is known of the attempt when it is over.
 func (a *attempts) note(c *call) {
 	if c.upstream() != "" {
-		a.upstream = c.upstream()
+		a.upstream = a.pool.name(c.upstream())
 	}
 	if c.reached {
 		a.reached++
@@ -82,7 +82,7 @@ func (x *exchange) settle(a *attempts, f *failure) {
 	if !f.final && f.reason == timedOut {
 		a.late--
 	}
-	x.logFailure(f, a.made)
+	x.logFailure(f, a)
 }
 
 // may reports whether a failure is one after which another attempt makes sense.
@@ -102,19 +102,19 @@ func (a *attempts) may(f *failure) bool {
 
 // logFailure logs a failed attempt, unless the client has gone or a sibling has
 // failed, which is not its fault.
-func (x *exchange) logFailure(f *failure, attempt int) {
+func (x *exchange) logFailure(f *failure, a *attempts) {
 	if f.reason == canceled {
 		return
 	}
 	fields := []zap.Field{
 		zap.String("request_id", x.id),
 		zap.String("stage", f.stage),
-		zap.String("upstream", f.call.upstream()),
-		zap.Int("attempt", attempt),
+		zap.String("upstream", a.pool.name(f.call.upstream())),
+		zap.Int("attempt", a.made),
 		zap.String("reason", string(f.reason)),
 		zap.Int("status", f.verdict.status),
 		zap.Bool("retrying", !f.final),
-		zap.Error(f.cause),
+		zap.String("error", a.pool.withoutAddresses(f.cause, f.call)),
 	}
 	if f.item != "" {
 		fields = append(fields, zap.String("item", f.item))

@@ -49,7 +49,7 @@ func (x *exchange) decode() *failure {
 		x.logFailure(&failure{
 			reason: badStatus, stage: "decode", call: c, final: true,
 			cause: statusError(w.status), verdict: apiError{status: w.status},
-		}, x.decoding.made)
+		}, x.decoding)
 	}
 	return nil
 }
@@ -81,7 +81,7 @@ func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error)
 	x.report.outcome = outcomeBrokeOff
 	f := judge(ctx, "decode", c, new(answer), cause)
 	f.final = true
-	x.logFailure(f, x.decoding.made)
+	x.logFailure(f, x.decoding)
 	if w.stream {
 		w.endEvent()
 		f.verdict.writeEvent(w.client)

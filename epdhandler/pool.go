@@ -10,6 +10,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
 )
 
 // pool is the instances that do one stage, behind a reverse_proxy handler.
@@ -18,12 +19,13 @@ type pool struct {
 	handler *reverseproxy.Handler
 	dynamic bool // upstreams come from a source and are not known beforehand
 	queue   *queue
+	logger  *zap.Logger
 }
 
 // newPool provisions a pool. It leaves nothing behind if that fails.
 func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler) (*pool, error) {
 	stage := q.stage
-	p := &pool{stage: stage, handler: handler, dynamic: handler.DynamicUpstreamsRaw != nil, queue: q}
+	p := &pool{stage: stage, handler: handler, dynamic: handler.DynamicUpstreamsRaw != nil, queue: q, logger: ctx.Logger()}
 	if len(handler.Upstreams) == 0 && !p.dynamic {
 		return nil, fmt.Errorf("the %s pool has no upstreams; %s", stage, writePool(stage, "host:port"))
 	}

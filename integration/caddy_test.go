@@ -77,7 +77,7 @@ func startSite(t *testing.T, directives string) *caddy {
 		config: filepath.Join(dir, "Caddyfile"),
 		log:    &logBook{changed: make(chan struct{})},
 	}
-	c.configure(t, dir, directives)
+	c.configure(t, dir, "", directives)
 	c.cmd = exec.Command(binary, "run", "--config", c.config, "--adapter", "caddyfile")
 	c.cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "GORACE=halt_on_error=1")
 	stderr, err := c.cmd.StderrPipe()
@@ -115,14 +115,15 @@ func startSite(t *testing.T, directives string) *caddy {
 	return c
 }
 
-// configure writes the Caddyfile.
-func (c *caddy) configure(t *testing.T, dir, directives string) {
+// configure writes the Caddyfile, with a global option and the directives of the site.
+func (c *caddy) configure(t *testing.T, dir, global, directives string) {
 	config := fmt.Sprintf(`{
 	admin unix//%s/admin.sock
 	skip_install_trust
 	auto_https disable_redirects
 	storage file_system %s
 	grace_period 2s
+	%s
 }
 %s {
 	bind 127.0.0.1
@@ -130,15 +131,21 @@ func (c *caddy) configure(t *testing.T, dir, directives string) {
 	log
 	%s
 }
-`, dir, storage, c.URL, directives)
+`, dir, storage, global, c.URL, directives)
 	require.NoError(t, os.WriteFile(c.config, []byte(config), 0o600))
 }
 
 // reload makes Caddy take over another block of epd_proxy.
 func (c *caddy) reload(t *testing.T, block string) {
 	t.Helper()
+	c.reloadWith(t, "", block)
+}
+
+// reloadWith does so with a global option.
+func (c *caddy) reloadWith(t *testing.T, global, block string) {
+	t.Helper()
 	dir := filepath.Dir(c.config)
-	c.configure(t, dir, "epd_proxy {\n"+block+"\n}")
+	c.configure(t, dir, global, "epd_proxy {\n"+block+"\n}")
 	cmd := exec.Command(binary, "reload", "--config", c.config, "--adapter", "caddyfile", "--address", "unix/"+dir+"/admin.sock", "--force")
 	cmd.Env = c.cmd.Env
 	out, err := cmd.CombinedOutput()

@@ -100,7 +100,7 @@ func TestFailures(t *testing.T) {
 				for i, line := range lines {
 					assert.Equal(t, string(tc.role), line["stage"])
 					assert.Equal(t, i < len(lines)-1, line["retrying"])
-					assert.Contains(t, line["upstream"], "127.0.0.1:")
+					assert.Regexp(t, "^"+string(tc.role)+"#[123]$", line["upstream"])
 					assert.NotEmpty(t, line["error"])
 				}
 				assert.Equal(t, "failed", access.str("epd", "outcome"))

@@ -1,7 +1,9 @@
 package integration
 
 import (
+	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -24,8 +26,8 @@ func TestAccessLog(t *testing.T) {
 		list     []*fakevllm.Engine
 	}{"encode": {2, e.encode}, "prefill": {1, e.prefill}, "decode": {1, e.decode}} {
 		upstreams := []any{}
-		for _, engine := range want.list {
-			upstreams = append(upstreams, engine.Addr())
+		for i := range want.list {
+			upstreams = append(upstreams, fmt.Sprintf("%s#%d", stage, i+1))
 		}
 		assert.ElementsMatch(t, upstreams, epd.at(stage, "upstreams"))
 		assert.EqualValues(t, want.attempts, epd.at(stage, "attempts"))
@@ -68,6 +70,48 @@ func TestLogsHoldNoSecrets(t *testing.T) {
 		setFault(fault{}, list...)
 	}
 	assert.NotContains(t, c.log.text(), secret)
+}
+
+// Only debug logging tells where the engines are.
+func TestLogsHoldNoAddresses(t *testing.T) {
+	t.Parallel()
+	for _, debug := range []bool{false, true} {
+		e := startEngines(t, 2, 1, 1)
+		c := startCaddy(t, e.block())
+		if debug {
+			c.reloadWith(t, "debug", e.block())
+		}
+		body := stream(chat("", image("AAAA")))
+		c.post(t, body)
+		setFault(fault{Kind: fakevllm.CutMiddle}, e.decode...)
+		c.post(t, body)
+		setFault(fault{Kind: fakevllm.CutBefore}, e.prefill...)
+		c.post(t, body)
+		for _, engine := range e.encode {
+			engine.Kill()
+		}
+		r := c.post(t, body)
+		assert.Equal(t, http.StatusServiceUnavailable, r.StatusCode)
+		assert.NotContains(t, string(r.body), "127.0.0.1")
+		line := c.failure(t, r.id())
+		assert.Equal(t, debug, strings.Contains(line.str("error"), "127.0.0.1"), "%s", line)
+		assert.Contains(t, line.str("error"), "connection refused")
+		assert.Equal(t, debug, strings.Contains(line.str("upstream"), e.encode[0].Addr()) || strings.Contains(line.str("upstream"), e.encode[1].Addr()), "%s", line)
+		c.access(t, r.id())
+		if debug {
+			continue
+		}
+		found, _ := c.log.find(func(entry entry) bool {
+			for _, engine := range e.all() {
+				if strings.Contains(fmt.Sprint(entry), engine.Addr()) {
+					// Caddy's own, which an operator can exclude
+					return !strings.HasPrefix(entry.str("logger"), "http.handlers.epd_proxy.health_checker")
+				}
+			}
+			return false
+		})
+		assert.Empty(t, found)
+	}
 }
 
 func TestHealth(t *testing.T) {

@@ -73,14 +73,16 @@ func (e *engines) block() string {
 	return b.String()
 }
 
-// name is the name of the engine at an address.
-func (e *engines) name(addr string) string {
-	for _, engine := range e.all() {
-		if engine.Addr() == addr {
-			return engine.Name()
+// find returns the engine that epd_proxy's logs call, for example, decode#2.
+func (e *engines) find(upstream string) (*fakevllm.Engine, bool) {
+	for stage, list := range map[string][]*fakevllm.Engine{"encode": e.encode, "prefill": e.prefill, "decode": e.decode} {
+		for i, engine := range list {
+			if upstream == fmt.Sprintf("%s#%d", stage, i+1) {
+				return engine, true
+			}
 		}
 	}
-	return "?"
+	return nil, false
 }
 
 // drain waits until no request is under way, but not for long. Caddy itself waits

@@ -70,8 +70,10 @@ func (r report) table(e *engines) string {
 	var b strings.Builder
 	for name, s := range r.stages {
 		var at []string
-		for _, addr := range s.Upstreams {
-			at = append(at, fmt.Sprintf("%s (%s)", e.name(addr), addr))
+		for _, upstream := range s.Upstreams {
+			if engine, ok := e.find(upstream); ok {
+				at = append(at, fmt.Sprintf("%s (%s)", engine.Name(), engine.Addr()))
+			}
 		}
 		fmt.Fprintf(&b, "  %-8s %10s   %s\n", name, s.Duration, strings.Join(at, ", "))
 	}
@@ -85,8 +87,10 @@ func (r report) line(e *engines) string {
 	fmt.Fprintf(&b, "%s %s %d %s", r.Request.Method, r.Request.URI, r.Status, r.EPD.Outcome)
 	for name, s := range r.stages {
 		fmt.Fprintf(&b, ", %s %s", name, s.Duration)
-		for _, addr := range s.Upstreams {
-			fmt.Fprintf(&b, " %s", e.name(addr))
+		for _, upstream := range s.Upstreams {
+			if engine, ok := e.find(upstream); ok {
+				fmt.Fprintf(&b, " %s", engine.Name())
+			}
 		}
 	}
 	fmt.Fprintf(&b, ", total %s", r.EPD.Duration)

@@ -1,0 +1,38 @@
+package epdhandler
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+)
+
+func TestNames(t *testing.T) {
+	h, err := load(t, `{"encode":{"upstreams":[{"dial":"e:1"},{"dial":"gpu-7.internal:8001"}],"health_checks":{"active":{}}},"decode":{"dynamic_upstreams":{"source":"a","name":"d","port":"1"}}}`)
+	require.NoError(t, err)
+	p := h.encode
+	p.logger, h.decode.logger = zap.NewNop(), zap.NewNop()
+	assert.Equal(t, "encode#1", p.name("e:1"))
+	assert.Equal(t, "encode#2", p.name("gpu-7.internal:8001"))
+	assert.Empty(t, p.name(""))
+	assert.Regexp(t, "^decode#[0-9a-f]{6}$", h.decode.name("10.0.0.1:1"))
+	assert.NotEqual(t, h.decode.name("10.0.0.1:1"), h.decode.name("10.0.0.2:1"))
+
+	c := &call{chosen: []string{"gpu-7.internal:8001", "e:1"}}
+	for text, want := range map[string]string{
+		"dial tcp 10.1.2.3:8001: connect: connection refused":                                     "dial tcp …: connect: connection refused",
+		"dial tcp: lookup gpu-7.internal on 10.255.255.53:53: no such host":                       "dial tcp: lookup encode#2 on …: no such host",
+		"read tcp [fd00::1]:5->[fd00::2%eth0]:8001: read: connection reset by peer":               "read tcp …->…: read: connection reset by peer",
+		"tls: failed to verify certificate: x509: certificate is valid for a, not gpu-7.internal": "tls: failed to verify certificate: x509: certificate is valid for a, not encode#2",
+		"the answer broke off": "the answer broke off",
+	} {
+		assert.Equal(t, want, p.withoutAddresses(errors.New(text), c))
+	}
+	assert.Empty(t, p.withoutAddresses(nil, c))
+
+	p.logger = zap.NewExample() // which has debug logging on
+	assert.Equal(t, "encode#1=e:1", p.name("e:1"))
+	assert.Equal(t, "dial tcp 10.1.2.3:8001", p.withoutAddresses(errors.New("dial tcp 10.1.2.3:8001"), c))
+}
