@@ -119,8 +119,8 @@ type Handler struct {
 	// machine, or Caddy's cgroup, has.
 	MaxMemory int64 `json:"max_memory,omitempty"`
 
-	// How long a request body may take to arrive. The timeouts of the server, if it has
-	// any for reading, come first. Default: 5m.
+	// How long a request body may take to arrive. The timeouts of Caddy's server apply
+	// as well: by default, a body may not stall for 1m. Default: 5m.
 	BodyTimeout caddy.Duration `json:"body_timeout,omitempty"`
 
 	// The largest request body that is accepted, in bytes; half of max_memory at most.

@@ -32,7 +32,7 @@ func (p *pool) name(address string) string {
 
 func (p *pool) debugs() bool { return p.logger.Core().Enabled(zapcore.DebugLevel) }
 
-var ipAddress = regexp.MustCompile(`\[[^\]]+\](:\d+)?|\b\d{1,3}(\.\d{1,3}){3}\b(:\d+)?`)
+var ipAddress = regexp.MustCompile(`\[[^\]]*:[^\]]*\](:\d+)?|\b\d{1,3}(\.\d{1,3}){3}\b(:\d+)?`)
 
 // withoutAddresses is what logs say of an error of a call.
 func (p *pool) withoutAddresses(err error, c *call) string {

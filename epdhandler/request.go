@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/uuid"
@@ -60,6 +61,7 @@ func (x *exchange) readBody(chat bool) *apiError {
 	if err != nil {
 		return x.readError(err)
 	}
+	x.received = true
 	if chat {
 		x.body, err = body.ParseChat(raw, x.h.MaxMediaItems, x.h.TrustClients)
 	} else {
@@ -109,7 +111,9 @@ func (x *exchange) receive() ([]byte, error) {
 		return nil, err
 	}
 	defer room.close()
-	defer x.limitUpload()()
+	conn := http.NewResponseController(x.w)
+	_ = conn.SetReadDeadline(time.Now().Add(time.Duration(x.h.BodyTimeout)))
+	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
 	return readAll(x.r.Body, length, x.h.MaxBodySize, room.alloc)
 }
 

@@ -1,14 +1,12 @@
 package epdhandler
 
 import (
-	"errors"
 	"net/http"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.uber.org/zap"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
@@ -24,6 +22,7 @@ type exchange struct {
 	body   *body.Body  // nil if the request has none
 	report report
 
+	received bool   // the whole body has come
 	engineID string // x-request-id, for engines
 
 	// What the stages have come to:
@@ -53,9 +52,7 @@ var routes = map[string]route{
 // ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, and
 // never calls next.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	client := newClientWriter(w, r, time.Duration(h.StreamIdleTimeout))
-	defer client.done()
-	x := &exchange{h: h, w: client, r: r, id: requestID(r.Header), report: report{start: time.Now()}}
+	x := &exchange{h: h, w: w, r: r, id: requestID(r.Header), report: report{start: time.Now()}}
 	w.Header()["X-Request-Id"] = []string{x.id}
 	defer x.logFields()
 
@@ -113,17 +110,3 @@ func (x *exchange) findRoom(pools ...*pool) *apiError {
 
 // models asks the decode pool.
 func (x *exchange) models() { x.run() }
-
-// reject answers a request with which nothing was done.
-func (x *exchange) reject(e *apiError) {
-	x.report.outcome = outcomeRejected
-	if e.status == statusClientClosed {
-		x.report.outcome = outcomeClientClosed
-	} else {
-		x.h.logger.Warn("request rejected", zap.String("request_id", x.id), zap.String("stage", "request"),
-			zap.Int("status", e.status), zap.Error(errors.New(e.Message)))
-	}
-	// net/http would wait for more of a body that nobody wants before it answers
-	_ = http.NewResponseController(x.w).EnableFullDuplex()
-	e.write(x.w)
-}

@@ -108,8 +108,9 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 	}
 
 	parent := x.r.Context()
+	server := parent.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	repl := caddy.NewReplacer()
-	r = caddyhttp.PrepareRequest(r.WithContext(context.WithValue(ctx, callKey{}, c)), repl, w, serverOf(x.r))
+	r = caddyhttp.PrepareRequest(r.WithContext(context.WithValue(ctx, callKey{}, c)), repl, w, server)
 
 	// give back what the fresh context has lost, for placeholders in the pool's options
 	x.parent.Lock()

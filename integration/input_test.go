@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -125,6 +126,61 @@ func TestBodiesOnTheWire(t *testing.T) {
 	}
 	e.assertRequests(t, 3, 0, 3)
 	e.assertContract(t)
+}
+
+// What comes after a request that was refused early is not taken for another one.
+func TestRefusedBodiesAreNoRequests(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block("max_body_size 1MiB"))
+	const hidden = "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: hidden\r\n\r\n"
+	for name, tc := range map[string]struct {
+		head   string
+		body   string
+		status int
+	}{
+		"no such route":         {"POST /nowhere HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 404},
+		"no such route, small":  {"POST /nowhere HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 10), 404},
+		"wrong method":          {"PUT /v1/models HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 405},
+		"compressed":            {"POST " + chatPath + " HTTP/1.1\r\nContent-Encoding: br\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 415},
+		"too large":             {"POST " + chatPath + " HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 40_000), 413},
+		"chunked, too large":    {"POST " + chatPath + " HTTP/1.1\r\nTransfer-Encoding: chunked\r\nX-Size: %d", chunked(strings.Repeat("x", 2<<20)) + hidden, 413},
+		"announced, not sent":   {"POST /nowhere HTTP/1.1\r\nX-Size: %d\r\nContent-Length: 99999999999", hidden, 404},
+		"small, not sent":       {"POST /nowhere HTTP/1.1\r\nX-Size: %d\r\nContent-Length: 9999", hidden, 404},
+		"expects a continue":    {"POST /nowhere HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 404},
+		"a body where none is":  {"GET /health HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 200},
+		"memory for none of it": {"POST " + chatPath + " HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 400},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := c.dial(t)
+			start := time.Now()
+			go func() {
+				_, _ = fmt.Fprintf(conn, tc.head+"\r\nHost: localhost\r\n\r\n", len(tc.body))
+				_, _ = io.WriteString(conn, tc.body)
+			}()
+			require.NoError(t, conn.SetReadDeadline(start.Add(10*time.Second)))
+			r := bufio.NewReader(conn)
+			res, err := http.ReadResponse(r, nil)
+			require.NoError(t, err)
+			_, err = io.ReadAll(res.Body)
+			require.NoError(t, err)
+			assert.Equal(t, tc.status, res.StatusCode)
+			assert.Less(t, time.Since(start), 5*time.Second)
+			if res.Close {
+				_, err = http.ReadResponse(r, nil)
+				assert.Error(t, err, "there is another answer")
+				return
+			}
+			// else the connection goes on with the next request
+			_, err = fmt.Fprintf(conn, "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+			require.NoError(t, err)
+			res, err = http.ReadResponse(r, nil)
+			require.NoError(t, err)
+			assert.NotEqual(t, "hidden", res.Header.Get("X-Request-Id"))
+			assert.Equal(t, http.StatusOK, res.StatusCode)
+		})
+	}
+	e.assertRequests(t, 0, 0, 0)
 }
 
 func chunked(s string) string { return fmt.Sprintf("%x\r\n%s\r\n", len(s), s) }

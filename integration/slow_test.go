@@ -75,11 +75,13 @@ func TestSlowUploads(t *testing.T) {
 	e.assertRequests(t, 0, 0, 2)
 }
 
-// A client that does not read its answer does not hold an engine for ever.
+// A client that does not read its answer does not hold an engine for longer than
+// Caddy's server lets it.
 func TestClientDoesNotRead(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
-	c := startCaddy(t, e.block("stream_idle_timeout 300ms"))
+	c := startCaddy(t, e.block())
+	c.reloadWith(t, "servers {\ntimeouts {\nwrite_idle 300ms\n}\n}", e.block())
 	body := stream(chat("", text(strings.Repeat("much to say ", 50_000))))
 
 	conn := c.dial(t)

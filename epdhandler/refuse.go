@@ -1,0 +1,53 @@
+package epdhandler
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// reject answers a request with which nothing was done.
+func (x *exchange) reject(e *apiError) {
+	x.report.outcome = outcomeRejected
+	if e.status == statusClientClosed {
+		x.report.outcome = outcomeClientClosed
+	} else {
+		x.h.logger.Warn("request rejected", zap.String("request_id", x.id), zap.String("stage", "request"),
+			zap.Int("status", e.status), zap.Error(errors.New(e.Message)))
+	}
+	if x.received || x.r.ContentLength == 0 || x.r.ProtoMajor > 1 {
+		e.write(x.w)
+		return
+	}
+	x.refuseUpload(e)
+}
+
+const (
+	// lingering is how long a client may go on to send a body that nobody wants.
+	lingering = time.Second
+
+	// smallUpload is the size up to which it is better to let it come.
+	smallUpload = 64 << 10
+)
+
+// refuseUpload answers over HTTP/1.1 before the body has come. The server would first
+// wait for more of it. Then the connection must end, for what still comes is no
+// request; but not at once, or the client might see nothing but that.
+func (x *exchange) refuseUpload(e *apiError) {
+	conn := http.NewResponseController(x.w)
+	_ = conn.SetReadDeadline(time.Now().Add(lingering))
+	asks := x.r.Header.Get("Expect") != "" // and sends nothing if the answer is no
+	if n := x.r.ContentLength; 0 < n && n <= smallUpload && !asks {
+		e.write(x.w)
+		return
+	}
+	x.w.Header().Set("Connection", "close")
+	e.write(x.w)
+	_ = conn.Flush()
+	if !asks {
+		_, _ = io.Copy(io.Discard, x.r.Body)
+	}
+}
