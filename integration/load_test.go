@@ -194,3 +194,41 @@ func TestEnginesDieUnderLoad(t *testing.T) {
 		})
 	}
 }
+
+// When Caddy stops, requests and streams that have begun end as they should.
+func TestStopUnderLoad(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 2, 1, 2, func(o *fakevllm.Options) {
+		o.ChunkDelay = 5 * time.Millisecond
+		if o.Role == fakevllm.Encode {
+			o.Delay = 100 * time.Millisecond
+		}
+	})
+	c := startCaddy(t, e.block("encode_limit 8", "decode_limit 64"))
+	var begun, over sync.WaitGroup
+	for _, http2 := range []bool{true, false} {
+		client := c.client(t, http2)
+		for n := range 16 {
+			begun.Add(1)
+			over.Go(func() {
+				body := stream(mixed(2*n + 1))
+				res, err := c.send(t.Context(), client, http.MethodPost, chatPath, body)
+				begun.Done() // the stream has its status
+				if !assert.NoError(t, err) {
+					return
+				}
+				got, err := io.ReadAll(res.Body)
+				_ = res.Body.Close()
+				assert.NoError(t, err)
+				text, err := fakevllm.Text(got, true)
+				assert.NoError(t, err)
+				want, _ := fakevllm.Answer([]byte(body))
+				assert.Equal(t, want, text)
+			})
+		}
+	}
+	begun.Wait()
+	c.stop()
+	over.Wait()
+	e.assertContract(t)
+}

@@ -1,0 +1,177 @@
+package integration
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
+)
+
+var overload = flag.Duration("overload", 5*time.Second, "how long TestOverload overloads Caddy")
+
+// With ten times the load that the engines can serve, what is accepted is served, what
+// is refused is refused at once, memory stays bounded, and soon after all is as before.
+//
+//	go test ./integration -run TestOverload -v -args -overload 2m
+func TestOverload(t *testing.T) {
+	// not in parallel: it measures
+	const (
+		limit    = 4
+		service  = 500 * time.Millisecond
+		capacity = 2 * limit * int(time.Second/service) // requests per second
+		memory   = 64 << 20
+	)
+	e := startEngines(t, 2, 0, 2, func(o *fakevllm.Options) {
+		o.Forget = true
+		if o.Role == fakevllm.Decode {
+			o.Delay = service
+		}
+	})
+	c := startCaddy(t, e.block("encode_limit 8", fmt.Sprintf("decode_limit %d", limit), "queue_size 32", "queue_timeout 5s",
+		fmt.Sprintf("max_memory %d", memory), "max_body_size 16MiB"))
+	quiet := func() []sample { return c.storm(t, capacity/2, max(*overload/6, 3*time.Second)) }
+	idle := c.rss(t)
+	before := quiet()
+
+	peak := make(chan int64)
+	ctx, stop := context.WithCancel(t.Context())
+	go func() {
+		var most int64
+		for ctx.Err() == nil {
+			most = max(most, c.rss(t))
+			time.Sleep(50 * time.Millisecond)
+		}
+		peak <- most
+	}()
+	during := c.storm(t, 10*capacity, *overload)
+	stop()
+	rss := <-peak
+
+	<-time.After(10 * time.Second) // what was promised for 10 s after
+	after := quiet()
+
+	served, refused, other := sort(during)
+	t.Logf("RSS: idle %d MiB, bound %d MiB, most %d MiB", idle>>20, memory>>20, rss>>20)
+	t.Logf("storm: %d requests, %d served, %d refused, %d others", len(during), len(served), len(refused), len(other))
+	t.Logf("refused within: p50 %v, p99 %v", percentile(refused, 50), percentile(refused, 99))
+	t.Logf("served within: p50 %v, p99 %v; before the storm p99 %v, 10s after %v", percentile(served, 50), percentile(served, 99), p99(before), p99(after))
+	assert.Empty(t, other)
+	assert.Less(t, rss, (idle+memory)*12/10)
+	assert.Greater(t, len(served), int(overload.Seconds())*capacity*8/10, "engines were idle")
+	assert.Greater(t, len(refused), len(during)/2, "that was no storm")
+	assert.Less(t, percentile(refused, 50), time.Second)
+	assert.Less(t, p99(after), p99(before)*12/10)
+	e.assertContract(t)
+}
+
+// sample is how a request went.
+type sample struct {
+	status int // 0: not at all
+	took   time.Duration
+}
+
+// storm sends so many requests per second, however long they take, and checks what is
+// answered. Half of the clients speak HTTP/2.
+func (c *caddy) storm(t *testing.T, perSecond int, length time.Duration) []sample {
+	t.Helper()
+	var (
+		wg      sync.WaitGroup
+		mu      sync.Mutex
+		samples []sample
+		clients = []*http.Client{c.client(t, true), c.client(t, false)}
+		data    = strings.Repeat("QUJD", 1<<18) // 1 MiB
+	)
+	pace := time.NewTicker(time.Second / time.Duration(perSecond))
+	defer pace.Stop()
+	end := time.Now().Add(length)
+	for n := 0; time.Now().Before(end); n++ {
+		<-pace.C
+		wg.Go(func() {
+			body := chat("", text(fmt.Sprint(n)), image(fmt.Sprintf("%08d", n)+data))
+			s := c.sample(t, clients[n%2], body)
+			mu.Lock()
+			defer mu.Unlock()
+			samples = append(samples, s)
+		})
+	}
+	wg.Wait()
+	return samples
+}
+
+func (c *caddy) sample(t *testing.T, client *http.Client, body string) sample {
+	start := time.Now()
+	res, err := c.send(t.Context(), client, http.MethodPost, chatPath, body)
+	if err != nil {
+		t.Log(err)
+		return sample{0, time.Since(start)}
+	}
+	defer res.Body.Close()
+	got, err := io.ReadAll(res.Body)
+	s := sample{res.StatusCode, time.Since(start)}
+	switch res.StatusCode {
+	case http.StatusOK:
+		text, e := fakevllm.Text(got, false)
+		want, _ := fakevllm.Answer([]byte(body))
+		if err != nil || e != nil || text != want {
+			s.status = 0
+		}
+	case http.StatusServiceUnavailable:
+		assert.Contains(t, string(got), "overloaded")
+		assert.NotEmpty(t, res.Header.Get("Retry-After"))
+	}
+	return s
+}
+
+func sort(samples []sample) (served, refused, other []time.Duration) {
+	for _, s := range samples {
+		switch s.status {
+		case http.StatusOK:
+			served = append(served, s.took)
+		case http.StatusServiceUnavailable:
+			refused = append(refused, s.took)
+		default:
+			other = append(other, s.took)
+		}
+	}
+	return served, refused, other
+}
+
+func p99(samples []sample) time.Duration {
+	served, _, _ := sort(samples)
+	return percentile(served, 99)
+}
+
+func percentile(times []time.Duration, p int) time.Duration {
+	if len(times) == 0 {
+		return 0
+	}
+	slices.Sort(times)
+	return times[(len(times)-1)*p/100]
+}
+
+// rss is the memory that Caddy has, in bytes.
+func (c *caddy) rss(t *testing.T) int64 {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
+	if os.IsNotExist(err) {
+		t.Skip("there is no /proc here to tell how much memory Caddy has")
+	}
+	require.NoError(t, err)
+	_, line, _ := strings.Cut(string(status), "VmRSS:")
+	kib, err := strconv.ParseInt(strings.Fields(line)[0], 10, 64)
+	require.NoError(t, err)
+	return kib << 10
+}
