@@ -1,11 +1,14 @@
 package integration
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,12 +26,17 @@ const (
 // crowd has clients send so many requests each and checks every answer.
 func (c *caddy) crowd(t *testing.T, client *http.Client, clients, each int, request func(n int) string) {
 	t.Helper()
+	c.crowdWith(t, clients, each, func(n int) error { return c.check(t, client, request(n)) })
+}
+
+// crowdWith has clients do something so many times each.
+func (c *caddy) crowdWith(t *testing.T, clients, each int, do func(n int) error) {
+	t.Helper()
 	var wg sync.WaitGroup
 	for who := range clients {
 		wg.Go(func() {
 			for i := range each {
-				body := request(who*each + i)
-				if err := c.check(t, client, body); !assert.NoErrorf(t, err, "client %d, request %d", who, i) {
+				if err := do(who*each + i); !assert.NoErrorf(t, err, "client %d, request %d", who, i) {
 					return
 				}
 			}
@@ -36,6 +44,13 @@ func (c *caddy) crowd(t *testing.T, client *http.Client, clients, each int, requ
 	}
 	wg.Wait()
 }
+
+// These are answers that ended in their middle: a stream as it should then, and what
+// is no stream.
+var (
+	errBrokeOff = errors.New("the stream broke off, with an event that says why")
+	errCut      = errors.New("the answer broke off")
+)
 
 // check sends a request and holds the answer against the right one.
 func (c *caddy) check(t *testing.T, client *http.Client, body string) error {
@@ -45,11 +60,14 @@ func (c *caddy) check(t *testing.T, client *http.Client, body string) error {
 	}
 	defer res.Body.Close()
 	got, err := io.ReadAll(res.Body)
+	if err != nil && strings.Contains(body, `"stream":true`) && bytes.HasSuffix(got, []byte("}}\n\n")) && bytes.Contains(got, []byte("\ndata: {\"error\":{")) {
+		return errBrokeOff
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errCut, err)
 	}
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("status %d: %s", res.StatusCode, got)
+		return &badStatus{res.StatusCode, string(got)}
 	}
 	text, err := fakevllm.Text(got, strings.Contains(body, `"stream":true`))
 	if err != nil {
@@ -60,6 +78,14 @@ func (c *caddy) check(t *testing.T, client *http.Client, body string) error {
 	}
 	return nil
 }
+
+// badStatus is an answer that is none.
+type badStatus struct {
+	status int
+	body   string
+}
+
+func (e *badStatus) Error() string { return fmt.Sprintf("status %d: %s", e.status, e.body) }
 
 // mixed is a request like no other, of changing size, also a stream.
 func mixed(n int) string {
@@ -149,7 +175,7 @@ func TestReloadUnderLoad(t *testing.T) {
 // that have begun. One dies at a time, and the next one only when no request is
 // left that has met the last death: each may have one attempt too many, not two.
 func TestEnginesDieUnderLoad(t *testing.T) {
-	const clients, each = 16, 60
+	const clients, each = 64, 36
 	for name, n := range map[string][3]int{"E+PD": {2, 0, 2}, "E+P+D": {2, 2, 2}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -157,12 +183,17 @@ func TestEnginesDieUnderLoad(t *testing.T) {
 			// an instance that counts as down when the other one dies would be missed
 			const patient = "health_fails 1000"
 			c := startCaddy(t, e.block("encode "+patient, "prefill "+patient, "decode "+patient))
+			client := c.client(t, true)
 			sent, over := make(chan int), make(chan struct{})
 			go func() {
 				defer close(over)
-				c.crowd(t, c.client(t, true), clients, each, func(n int) string {
+				c.crowdWith(t, clients, each, func(n int) error {
 					sent <- n / each
-					return strings.Replace(mixed(n), `"stream":true`, `"stream":false`, 1)
+					err := c.check(t, client, mixed(n))
+					if errors.Is(err, errBrokeOff) {
+						return nil // the first byte had been sent
+					}
+					return err
 				})
 			}()
 			// pass waits until every client has begun another request
@@ -193,6 +224,71 @@ func TestEnginesDieUnderLoad(t *testing.T) {
 			e.assertContract(t)
 		})
 	}
+}
+
+// One instance that fails, in whatever way, is nothing that 64 clients see, except
+// where nothing can be done.
+func TestFaultsUnderLoad(t *testing.T) {
+	const clients, each = 64, 2
+	kinds := map[string]fault{
+		"500":        {Kind: fakevllm.Status, Code: 500, Message: "no"},
+		"503":        {Kind: fakevllm.Status, Code: 503, Message: "no", Spend: true},
+		"cut":        {Kind: fakevllm.CutBefore},
+		"cut in two": {Kind: fakevllm.CutMiddle},
+		"garbage":    {Kind: fakevllm.Garbage},
+		"hangs":      {Kind: fakevllm.Hang},
+	}
+	for topology, n := range map[string][3]int{"E+PD": {2, 0, 2}, "E+P+D": {2, 2, 2}} {
+		for _, role := range []fakevllm.Role{fakevllm.Encode, fakevllm.Prefill, fakevllm.Decode} {
+			for kind, f := range kinds {
+				// what cannot be done anything about
+				var status int
+				switch {
+				case role == fakevllm.Prefill && n[1] == 0, role == fakevllm.Decode && kind == "garbage": // who could tell
+					continue
+				case role == fakevllm.Decode && kind == "500": // may be the request's fault
+					status = http.StatusInternalServerError
+				case role != fakevllm.Encode && kind == "hangs": // may only be busy
+					status = http.StatusGatewayTimeout
+				}
+				t.Run(fmt.Sprintf("%s, %s %s", topology, role, kind), func(t *testing.T) {
+					t.Parallel()
+					e := startEngines(t, n[0], n[1], n[2])
+					// its health checks hang too, but must not come before the requests
+					c := startCaddy(t, e.block("encode_timeout 2s", "prefill_timeout 2s", "stream_start_timeout 2s",
+						"encode health_fails 1000", "prefill health_fails 1000", "decode health_fails 1000"))
+					list := map[fakevllm.Role][]*fakevllm.Engine{fakevllm.Encode: e.encode, fakevllm.Prefill: e.prefill, fakevllm.Decode: e.decode}[role]
+					list[0].SetFault(f)
+					client := c.client(t, true)
+					var failed atomic.Int64
+					c.crowdWith(t, clients, each, func(n int) error {
+						body := mixed(n)
+						if role == fakevllm.Decode && kind == "hangs" {
+							body = mixed(2 * n) // streams; others have no limit
+						}
+						err := c.check(t, client, body)
+						unlucky, ok := errors.AsType[*badStatus](err)
+						if ok && unlucky.status == status || role == fakevllm.Decode && kind == "cut in two" && brokeOff(body, err) {
+							failed.Add(1)
+							return nil
+						}
+						return err
+					})
+					assert.NotEmpty(t, list[0].Requests())
+					assert.Less(t, failed.Load(), int64(clients*each*3/4), "the other one serves")
+					e.assertContract(t)
+				})
+			}
+		}
+	}
+}
+
+// brokeOff reports whether an answer ended in its middle, as it should then.
+func brokeOff(body string, err error) bool {
+	if strings.Contains(body, `"stream":true`) {
+		return errors.Is(err, errBrokeOff)
+	}
+	return errors.Is(err, errCut)
 }
 
 // When Caddy stops, requests and streams that have begun end as they should.
