@@ -54,6 +54,7 @@ type response struct {
 	client http.ResponseWriter
 	id     string                // x-request-id for the client
 	accept func(status int) bool // whether the client gets an answer of this status
+	done   func()                // called when an answer is accepted: there is no further attempt
 	stop   func()                // ends the answer of an engine that nobody reads any more
 
 	held      answer // what was not accepted
@@ -90,6 +91,7 @@ func (w *response) WriteHeader(status int) {
 // commit gives the client the status and the header.
 func (w *response) commit(status int, header http.Header) {
 	w.committed, w.status = true, status
+	w.done()
 	w.stream = isStream(header)
 	if w.keepalive.end() {
 		return // it has them

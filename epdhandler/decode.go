@@ -56,7 +56,7 @@ func (x *exchange) decode() *failure {
 
 // response is the way to the client.
 func (x *exchange) response() *response {
-	return &response{client: x.w, id: x.id, keepalive: x.keepalive, silence: new(silence), stop: func() {}, accept: func(status int) bool {
+	return &response{client: x.w, id: x.id, keepalive: x.keepalive, silence: new(silence), stop: func() {}, done: x.release, accept: func(status int) bool {
 		// reverse_proxy says 499 for a client that went away
 		return !x.decoding.repeatable(status) && x.r.Context().Err() == nil
 	}}

@@ -134,7 +134,7 @@ func encodeBody(b *body.Body, item body.Item) *body.Segments {
 			parts = append(parts, []byte(`,"`+f.String()+`":`), v)
 		}
 	}
-	return body.Join(append(parts, []byte("}"))...)
+	return b.Join(append(parts, []byte("}"))...)
 }
 
 // transferEntries returns the entries of an encoder's ec_transfer_params. That

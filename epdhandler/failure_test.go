@@ -89,7 +89,7 @@ func TestInformationalAnswersAreNotTheAnswer(t *testing.T) {
 	assert.Equal(t, http.StatusOK, a.status)
 
 	client := httptest.NewRecorder()
-	w := &response{client: client, id: "id", silence: new(silence), accept: func(int) bool { return true }}
+	w := &response{client: client, id: "id", silence: new(silence), done: func() {}, accept: func(int) bool { return true }}
 	w.WriteHeader(http.StatusEarlyHints)
 	assert.False(t, w.committed)
 	w.Header().Set("X-Request-Id", "engine's")

@@ -7,6 +7,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
 
 // report is what the access log says about a request, in the field "epd". Caddy's
@@ -15,6 +17,8 @@ import (
 type report struct {
 	start                   time.Time
 	outcome                 string
+	parsed                  bool // there is a body, with these
+	items                   []body.Item
 	encode, prefill, decode stageReport
 }
 
@@ -67,8 +71,8 @@ func (x *exchange) logFields() {
 		zap.String("outcome", x.report.outcome),
 		zap.Duration("duration", time.Since(x.report.start)),
 	}
-	if x.body != nil {
-		fields = append(fields, zap.Int("media_items", len(x.body.Items)))
+	if x.report.parsed {
+		fields = append(fields, zap.Int("media_items", len(x.report.items)))
 	}
 	for _, s := range []struct {
 		name   string

@@ -3,6 +3,7 @@ package epdhandler
 import (
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -74,6 +75,8 @@ func (x *exchange) readBody(chat bool) *apiError {
 		}
 		return e
 	}
+	x.body.Memory = x.memory
+	x.report.parsed, x.report.items = true, x.body.Items
 	if e := x.checkSources(); e != nil {
 		return e
 	}
@@ -110,48 +113,49 @@ func (x *exchange) receive() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer room.close()
 	conn := http.NewResponseController(x.w)
 	_ = conn.SetReadDeadline(time.Now().Add(time.Duration(x.h.BodyTimeout)))
 	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
-	return readAll(x.r.Body, length, x.h.MaxBodySize, room.alloc)
+	raw, err := readAll(x.r.Body, length, x.h.MaxBodySize, room)
+	x.memory = room.arrived(int64(len(raw)))
+	return raw, err
 }
 
 var errBodyTooLarge = errors.New("body too large")
 
-// firstRead is how much memory a body gets before it has shown that it comes.
-const firstRead = 512 << 10
-
-// readAll reads a body of length bytes (-1: unknown), at most limit. Memory
-// grows with what arrives, not with what was announced.
-func readAll(r io.Reader, length, limit int64, alloc func(n int) ([]byte, error)) ([]byte, error) {
+// readAll reads a body of length bytes (-1: unknown), at most limit, and returns what
+// there is of it also on errors. It takes memory with what arrives, not with what was
+// announced.
+func readAll(r io.Reader, length, limit int64, room *share) ([]byte, error) {
 	if length < 0 {
 		length = limit
 	}
-	// one byte more than may come, to meet the end without growing
-	buf, err := alloc(int(min(length, firstRead)) + 1)
-	if err != nil {
-		return nil, err
-	}
+	size := int(min(length, math.MaxInt-1)) + 1 // so that the end is met without growing
+	buf := room.alloc(size)
 	for {
-		n, err := r.Read(buf[len(buf):cap(buf)])
+		end := min(cap(buf), len(buf)+window(len(buf)))
+		if err := room.reach(int64(end)); err != nil {
+			return buf, err
+		}
+		n, err := r.Read(buf[len(buf):end])
 		buf = buf[:len(buf)+n]
 		switch {
 		case int64(len(buf)) > limit:
-			return nil, errBodyTooLarge
+			return buf, errBodyTooLarge
 		case err == io.EOF:
 			return buf, nil
 		case err != nil:
-			return nil, err
+			return buf, err
 		case len(buf) == cap(buf):
-			grown, err := alloc(int(min(length, 2*int64(cap(buf)))) + 1)
-			if err != nil {
-				return nil, err
-			}
-			buf = append(grown, buf...)
+			grown := make([]byte, len(buf), min(size, 2*cap(buf)))
+			copy(grown, buf)
+			buf = grown
 		}
 	}
 }
+
+// window is how many bytes are read at once, in relation to those that are there.
+func window(n int) int { return min(max(n, smallUpload+1), 1<<20) }
 
 // readError says why the body could not be read.
 func (x *exchange) readError(err error) *apiError {

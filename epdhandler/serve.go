@@ -16,10 +16,11 @@ type exchange struct {
 	h      *Handler
 	w      http.ResponseWriter
 	r      *http.Request
-	id     string      // x-request-id, for the client
-	parent sync.Mutex  // guards the variables and placeholders of r
-	header http.Header // what engines get of the client's headers
-	body   *body.Body  // nil if the request has none
+	id     string       // x-request-id, for the client
+	parent sync.Mutex   // guards the variables and placeholders of r
+	header http.Header  // what engines get of the client's headers
+	body   *body.Body   // nil if the request has none, or it is not needed any more
+	memory *body.Memory // that the body is in
 	report report
 
 	received bool   // the whole body has come
@@ -84,6 +85,7 @@ func (x *exchange) complete(chat bool) {
 		x.reject(e)
 		return
 	}
+	defer x.release()
 	if e := x.readBody(chat); e != nil {
 		x.reject(e)
 		return
@@ -95,6 +97,12 @@ func (x *exchange) complete(chat bool) {
 		}
 	}
 	x.run()
+}
+
+// release gives the body's memory back, as soon as no engine reads it any more.
+func (x *exchange) release() {
+	x.memory.Release()
+	x.body, x.memory = nil, nil
 }
 
 // findRoom refuses a request if so many wait for a pool that it may not join them.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/url"
@@ -104,7 +103,7 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 	if c.body != nil {
 		r.Header["Content-Type"] = []string{"application/json"}
 		r.ContentLength = c.body.Len()
-		r.Body = io.NopCloser(c.body.Reader())
+		r.Body = c.body.Reader()
 	}
 
 	parent := x.r.Context()

@@ -34,6 +34,7 @@ type replayTransport struct {
 }
 
 func newReplayTransport(t *reverseproxy.HTTPTransport) replayTransport {
+	t.Transport.DialContext = dialForBodies(t.Transport.DialContext)
 	r := replayTransport{HTTPTransport: t}
 	if !slices.Contains(t.Versions, "h2c") && !slices.Contains(t.Versions, "3") {
 		r.fresh = t.Transport.Clone()
@@ -108,7 +109,7 @@ func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
 		GotFirstResponseByte: func() { t.answered.Store(true) },
 	}))
 	if c.body != nil && r.Body != nil {
-		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(c.body.Reader()), nil }
+		r.GetBody = func() (io.ReadCloser, error) { return c.body.Reader(), nil }
 		r.Body, _ = r.GetBody()
 		r.ContentLength = c.body.Len()
 	}

@@ -75,6 +75,9 @@ type Body struct {
 	// Items are the media items in document order; only [ParseChat] finds them.
 	Items []Item
 
+	// Memory is what the bytes are in; nil if they are nothing special.
+	Memory *Memory
+
 	bytes       []byte
 	cuts        []Range // what is left out of everything made of the body, in order
 	open, close int     // the braces

@@ -57,7 +57,7 @@ func (b *Body) Rewrite(edits ...Edit) *Segments {
 		w.parts = append(w.parts, []byte(`"`+e.field.String()+`":`), e.value)
 	}
 	w.parts = append(w.parts, []byte("}"))
-	return Join(w.parts...)
+	return b.Join(w.parts...)
 }
 
 // rewriter assembles an object from runs: stretches of the old one that hold

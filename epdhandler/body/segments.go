@@ -2,7 +2,11 @@ package body
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"net"
+	"slices"
+	"sync"
 )
 
 // smallBody is the size up to which a body is put together in one piece: copying
@@ -13,8 +17,9 @@ const smallBody = 32 << 10
 // can be read any number of times, also at the same time. The memory must stay
 // as it is while anything reads it.
 type Segments struct {
-	parts [][]byte
-	size  int64
+	parts  [][]byte
+	size   int64
+	memory *Memory // that the parts are in; nil if they are nothing special
 }
 
 // Join makes a body of parts.
@@ -29,35 +34,124 @@ func Join(parts ...[]byte) *Segments {
 	return s
 }
 
+// Join makes a body of parts, of which some may be slices of b.
+func (b *Body) Join(parts ...[]byte) *Segments {
+	s := Join(parts...)
+	if s.size > smallBody {
+		s.memory = b.Memory
+	}
+	return s
+}
+
 // Len is the size of the body in bytes.
 func (s *Segments) Len() int64 { return s.size }
 
 // Bytes returns a copy of the body in one piece.
 func (s *Segments) Bytes() []byte { return bytes.Join(s.parts, nil) }
 
-// Reader returns a reader of the whole body.
-func (s *Segments) Reader() io.Reader {
-	if len(s.parts) == 1 {
-		return bytes.NewReader(s.parts[0])
+// Reader returns a reader of the whole body. It holds the memory from when it is
+// first read until it has been read to its end or closed.
+func (s *Segments) Reader() io.ReadCloser {
+	if len(s.parts) == 1 && s.memory == nil {
+		return io.NopCloser(bytes.NewReader(s.parts[0])) // which net/http sends together with the header
 	}
-	return &segmentReader{rest: s.parts}
+	return &Reader{memory: s.memory, rest: s.parts, left: s.size}
 }
 
-type segmentReader struct {
+// Reader reads a body that is not in one piece.
+type Reader struct {
+	memory *Memory
+
+	mu           sync.Mutex // for open and closed: readers are closed while they are being read
+	open, closed bool
+
 	rest [][]byte
-	pos  int // in rest[0]
+	pos  int   // in rest[0]
+	left int64 // bytes
 }
 
-func (r *segmentReader) Read(p []byte) (n int, err error) {
+var errReleased = errors.New("the body is not in memory any more")
+
+// use holds the memory until done is called.
+func (r *Reader) use() (done func(), err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.closed:
+		return nil, io.EOF
+	case !r.memory.Hold():
+		return nil, errReleased
+	case !r.open:
+		r.open = true
+		r.memory.Hold() // until it is closed
+	}
+	return r.memory.Release, nil
+}
+
+// Close implements io.Closer.
+func (r *Reader) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.open && !r.closed {
+		r.memory.Release()
+	}
+	r.closed = true
+	return nil
+}
+
+// Read implements io.Reader.
+func (r *Reader) Read(p []byte) (n int, err error) {
+	done, err := r.use()
+	if err != nil {
+		return 0, err
+	}
+	defer done()
 	for len(r.rest) > 0 && n < len(p) {
 		m := copy(p[n:], r.rest[0][r.pos:])
 		n += m
-		if r.pos += m; r.pos == len(r.rest[0]) {
-			r.rest, r.pos = r.rest[1:], 0
-		}
+		r.skip(m)
 	}
 	if n == 0 && len(p) > 0 {
+		_ = r.Close()
 		return 0, io.EOF
 	}
 	return n, nil
+}
+
+// Len is how many bytes have not been read yet.
+func (r *Reader) Len() int64 { return r.left }
+
+// skip steps over n bytes of the first part.
+func (r *Reader) skip(n int) {
+	r.left -= int64(n)
+	if r.pos += n; r.pos == len(r.rest[0]) {
+		r.rest, r.pos = r.rest[1:], 0
+	}
+}
+
+// WriteTo implements io.WriterTo. To a TCP connection all segments go at once, by
+// vectored writes.
+func (r *Reader) WriteTo(w io.Writer) (int64, error) {
+	done, err := r.use()
+	if err == io.EOF {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	buffers := net.Buffers(slices.Clone(r.rest)) // for it is consumed
+	if len(buffers) > 0 {
+		buffers[0] = buffers[0][r.pos:]
+	}
+	n, err := buffers.WriteTo(w)
+	for left := n; left > 0; {
+		m := min(left, int64(len(r.rest[0])-r.pos))
+		r.skip(int(m))
+		left -= m
+	}
+	if len(r.rest) == 0 {
+		_ = r.Close()
+	}
+	return n, err
 }

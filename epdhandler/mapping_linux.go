@@ -1,0 +1,11 @@
+package epdhandler
+
+import "syscall"
+
+// mapMemory returns memory that the system provides where it is written, and when.
+func mapMemory(size int) ([]byte, error) {
+	return syscall.Mmap(-1, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE|syscall.MAP_NORESERVE)
+}
+
+// unmapMemory gives it back.
+func unmapMemory(b []byte) { _ = syscall.Munmap(b) }

@@ -1,0 +1,10 @@
+//go:build !linux
+
+package epdhandler
+
+import "errors"
+
+// mapMemory fails: bodies are received in ordinary memory.
+func mapMemory(int) ([]byte, error) { return nil, errors.ErrUnsupported }
+
+func unmapMemory([]byte) {}
