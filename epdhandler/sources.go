@@ -21,10 +21,21 @@ func parseSource(s string) (source, error) {
 	switch {
 	case !ok || scheme == "" || rest != "" && (!hasHost || host == ""):
 		return source{}, fmt.Errorf("bad media source '%s'; write one such as data:, file:, https: or https://*.example.com", s)
-	case strings.ContainsAny(host, "/?#@\\") || strings.Contains(strings.TrimPrefix(host, "*."), "*"):
+	case host != "" && !isName(strings.TrimPrefix(host, "*.")):
 		return source{}, fmt.Errorf("bad media source '%s': after https:// there can be a host only, or *. and a host", s)
 	}
 	return source{scheme, host}, nil
+}
+
+// isName reports whether a host is a name of non-empty labels, or an IPv4 address: what
+// every parser, resolver and client takes for the same host. In lower case.
+func isName(host string) bool {
+	for label := range strings.SplitSeq(host, ".") {
+		if label == "" || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return false
+		}
+	}
+	return true
 }
 
 // maxURL is the longest URL that is looked at. Data is longer, but begins with its scheme.
@@ -50,12 +61,12 @@ func (x *exchange) mayFetch(item body.Item) bool {
 	from := source{scheme: "data"}
 	if !item.Inline {
 		var ok bool
-		if from, ok = sourceOf(x.body.URL(item, maxURL+1)); !ok {
+		if from, ok = sourceOf(x.body.URL(item, maxURL)); !ok {
 			return false
 		}
 	}
 	for _, s := range x.h.sources {
-		if s.scheme == from.scheme && (s.host == "" || s.host == from.host || strings.HasPrefix(s.host, "*.") && strings.HasSuffix(from.host, s.host[1:])) {
+		if s.scheme == from.scheme && (s.host == "" || isName(from.host) && (s.host == from.host || strings.HasPrefix(s.host, "*.") && strings.HasSuffix(from.host, s.host[1:]))) {
 			return true
 		}
 	}
@@ -63,13 +74,14 @@ func (x *exchange) mayFetch(item body.Item) bool {
 }
 
 // sourceOf returns where a URL points to. It knows only URLs that no two parsers can
-// read differently: vLLM's is another one.
-func sourceOf(raw string) (source, bool) {
-	scheme, _, _ := strings.Cut(raw, ":")
-	if scheme = strings.ToLower(scheme); scheme == "data" {
+// read differently: vLLM's is another one. Of one that is not whole it knows only that
+// it is data: how its host goes on, and whether it is the host, comes later.
+func sourceOf(raw string, whole bool) (source, bool) {
+	scheme, _, ok := strings.Cut(raw, ":")
+	if scheme = strings.ToLower(scheme); ok && scheme == "data" {
 		return source{scheme: scheme}, true
 	}
-	if len(raw) > maxURL || strings.ContainsFunc(raw, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '\\' || r > 0x7e }) {
+	if !whole || strings.ContainsFunc(raw, func(r rune) bool { return r <= ' ' || r == '\\' || r > 0x7e }) {
 		return source{}, false
 	}
 	u, err := url.Parse(raw)

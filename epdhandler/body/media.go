@@ -19,20 +19,26 @@ type Item struct {
 // Path is where the item stands in the request, such as "messages[0].content[2]".
 func (i Item) Path() string { return partPath(i.Message, i.Part) }
 
-// URL returns the URL of an item that is not inline, unescaped, at most the first
-// max bytes as written.
-func (b *Body) URL(i Item, max int) string {
+// URL returns the URL of an item that is not inline, unescaped. If it has more than
+// max bytes as written, it is cut, but in no escape, and whole is false.
+func (b *Body) URL(i Item, max int) (url string, whole bool) {
 	r := i.payload
-	if r.End-r.Start > max {
-		r.End = r.Start + max
-		for n := 1; n < 6 && r.End-n > r.Start; n++ { // not in the middle of an escape
-			if b.bytes[r.End-n] == '\\' {
-				r.End -= n
-				break
-			}
+	if r.End-r.Start <= max {
+		return string(unescape(b.Slice(r))), true
+	}
+	end := r.Start
+	for next := end; next <= r.Start+max; {
+		end = next
+		switch {
+		case b.bytes[end] != '\\':
+			next++
+		case b.bytes[end+1] == 'u':
+			next += 6
+		default:
+			next += 2
 		}
 	}
-	return string(unescape(b.Slice(r)))
+	return string(unescape(b.Slice(Range{r.Start, end}))), false
 }
 
 // mediaKeys are the members that carry media, in the order in which vLLM looks

@@ -163,12 +163,26 @@ func TestURL(t *testing.T) {
 		`{"type":"input_audio","input_audio":{"format":"wav","data":"AAAA"}}`,
 	)), 3, false)
 	require.NoError(t, err)
-	assert.Equal(t, "https://x.example/y", b.URL(b.Items[0], 100))
-	assert.Equal(t, "data:video", b.URL(b.Items[1], 10))
-	for max := range 40 {
-		assert.True(t, strings.HasPrefix("https://x.example/y", b.URL(b.Items[0], max)), max)
-	}
+	url, whole := b.URL(b.Items[0], 100)
+	assert.Equal(t, "https://x.example/y", url)
+	assert.True(t, whole)
+	url, whole = b.URL(b.Items[1], 10)
+	assert.Equal(t, "data:video", url)
+	assert.False(t, whole)
 	assert.Equal(t, []bool{false, false, true}, []bool{b.Items[0].Inline, b.Items[1].Inline, b.Items[2].Inline})
+}
+
+// A URL can be cut at any place but in an escape.
+func TestURLIsCut(t *testing.T) {
+	const raw, want = `ab\\\\\"\u0041\/ä\\u0041\n`, "ab\\\\\"A/ä\\u0041\n"
+	b, err := ParseChat([]byte(chat(`{"image_url":"`+raw+`"}`)), 1, false)
+	require.NoError(t, err)
+	for max := range len(raw) + 2 {
+		url, whole := b.URL(b.Items[0], max)
+		assert.True(t, strings.HasPrefix(want, url), "%d: %q", max, url)
+		assert.Equal(t, max >= len(raw), whole, max)
+		assert.Equal(t, whole, url == want, max)
+	}
 }
 
 func BenchmarkParseChat(b *testing.B) {
