@@ -91,7 +91,7 @@ func (x *exchange) readBody(chat bool) *apiError {
 // smuggles reports whether the body has, where vLLM would look for them next, the
 // transfer parameters that clients must not give.
 func (x *exchange) smuggles() bool {
-	entries, _ := body.Entries(x.body.Value(body.VLLMXArgs))
+	entries, _ := body.Entries(x.body.Value(body.VLLMXArgs)) // an error: it is no object
 	return slices.ContainsFunc(entries, func(e body.Entry) bool {
 		return body.IsString(e.Name, body.KVTransferParams.String()) || body.IsString(e.Name, body.ECTransferParams.String())
 	})

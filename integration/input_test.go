@@ -43,6 +43,7 @@ func TestBadInput(t *testing.T) {
 		"compressed":                {body: chat(""), headers: []string{"Content-Encoding: gzip"}, status: 415, message: "compressed bodies are not supported; send the JSON as it is", code: "unsupported_encoding"},
 		"media from elsewhere":      {body: chat("", picture, `{"type":"video_url","video_url":{"url":"http:\/\/169.254.169.254/latest"}}`), status: 400, message: "the media of part 1 of message 0 come from where they may not", param: "messages[0].content[1]", code: "media_source"},
 		"smuggled params":           {body: chat(`,"vllm_xargs":{"a":1,"kv_transfer\u005fparams":"x"}`), status: 400, message: "vllm_xargs must not have kv_transfer_params or ec_transfer_params", param: "vllm_xargs", code: "invalid_body"},
+		"smuggled by a duplicate":   {body: chat(`,"vllm_xargs":{"a":1,"a":2,"kv_transfer_params":"x"}`), status: 400, message: "the member 'a' at byte 78 is given twice in one object", code: "invalid_body"},
 		"completions, not JSON":     {path: "/v1/completions", body: `x`, status: 400, message: "the body is not valid JSON: unexpected character at byte 0", code: "invalid_body"},
 		"unknown path":              {path: "/v1/embeddings", body: `{}`, status: 404, message: "there is no such route", code: "not_found"},
 		"administrative path":       {path: "/shutdown", body: `{}`, status: 404, message: "there is no such route", code: "not_found"},

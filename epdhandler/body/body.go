@@ -128,9 +128,12 @@ func parse(b []byte, media *mediaParser) (*Body, error) {
 		f, known := fieldOf(m.name)
 		start := s.i
 		var err error
-		if media != nil && known && f == Messages {
+		switch {
+		case media != nil && known && f == Messages:
 			err = media.messages(s)
-		} else {
+		case known && f == VLLMXArgs && s.peek() == '{': // see Entries
+			err = s.object(new(names), func(member) error { return s.value() })
+		default:
 			err = s.value()
 		}
 		if known {
@@ -197,7 +200,8 @@ type Entry struct {
 }
 
 // Entries returns the members of a JSON object in order. A value that is no
-// object is an error, and so is a member given twice.
+// object is an error, and so is a member given twice; the vllm_xargs of a [Body] are
+// known to have none.
 func Entries(object []byte) ([]Entry, error) {
 	s := &scanner{b: object}
 	if s.peek() != '{' {

@@ -77,6 +77,8 @@ func TestParseRefuses(t *testing.T) {
 		"duplicate, secret":     {`{"What I Think":1,"What I Think":2}`, "the member at byte 18 is given twice"},
 		"duplicate of many":     {strings.TrimSuffix(manyNames(100), "}") + `,"n7":1}`, "given twice"},
 		"members without end":   {manyNames(2000), "an object has more than 1000 members"},
+		"duplicate in xargs":    {`{"vllm_xargs":{"a":1,"a":2,"kv_transfer_params":"x"}}`, "the member 'a' at byte 21 is given twice"},
+		"too many in xargs":     {`{"vllm_xargs":` + manyNames(2000) + `}`, "an object has more than 1000 members"},
 		"nested too deep":       {`{"a":` + strings.Repeat("[", MaxDepth) + strings.Repeat("]", MaxDepth) + `}`, "nested deeper than 1000 levels"},
 		"nested without end":    {`{"a":` + strings.Repeat(`{"a":`, 100_000), "nested deeper than 1000 levels"},
 	} {
