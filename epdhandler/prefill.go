@@ -1,10 +1,10 @@
 package epdhandler
 
 import (
+	"bytes"
 	"errors"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
@@ -13,6 +13,9 @@ import (
 // kvStub tells a prefill engine that another one will decode, and to keep the KV
 // blocks for it.
 const kvStub = `{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}`
+
+// maxNumber is the longest number that is looked at. No engine takes a longer one.
+const maxNumber = 1000
 
 // prefill has the prompt prefilled, if there is a pool for it, with one attempt.
 func (x *exchange) prefill() *failure {
@@ -65,9 +68,11 @@ func prefillBody(b *body.Body, handles body.Edit) *body.Segments {
 		edits = append(edits, body.Set(body.MaxCompletionTokens, "1"))
 	}
 	// vLLM refuses a request that must have more tokens than it may have
-	minTokens := strings.Trim(string(b.Value(body.MinTokens)), `"`) // vLLM takes numbers in strings
-	if n, err := strconv.ParseFloat(minTokens, 64); err == nil && n > 1 {
-		edits = append(edits, body.Remove(body.MinTokens))
+	if v := b.Value(body.MinTokens); len(v) <= maxNumber {
+		v = bytes.Trim(v, `"`) // vLLM takes numbers in strings
+		if n, err := strconv.ParseFloat(string(v), 64); err == nil && n > 1 {
+			edits = append(edits, body.Remove(body.MinTokens))
+		}
 	}
 	// a call of a tool does not fit in one token, and vLLM fails instead of stopping
 	if v := b.Value(body.ToolChoice); body.IsObject(v) || body.IsString(v, "required") {

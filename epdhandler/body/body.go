@@ -235,5 +235,6 @@ func partPath(message, part int) string {
 
 // IsString reports whether a value is a string that stands for s.
 func IsString(value []byte, s string) bool {
-	return len(value) >= 2 && value[0] == '"' && string(unescape(value[1:len(value)-1])) == s
+	// what is longer than the longest way to write it need not be looked at
+	return len(value) >= 2 && len(value) <= 2+len(`\u0000`)*len(s) && value[0] == '"' && string(unescape(value[1:len(value)-1])) == s
 }

@@ -3,6 +3,7 @@ package body
 import (
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -79,6 +80,7 @@ func TestParseRefuses(t *testing.T) {
 		"members without end":   {manyNames(2000), "an object has more than 1000 members"},
 		"duplicate in xargs":    {`{"vllm_xargs":{"a":1,"a":2,"kv_transfer_params":"x"}}`, "the member 'a' at byte 21 is given twice"},
 		"too many in xargs":     {`{"vllm_xargs":` + manyNames(2000) + `}`, "an object has more than 1000 members"},
+		"names without end":     {`{"` + strings.Repeat("x", 600_000) + `":1,"` + strings.Repeat("y", 600_000) + `":1}`, "the names of an object's members have more than 1048576 bytes, at byte 600006"},
 		"nested too deep":       {`{"a":` + strings.Repeat("[", MaxDepth) + strings.Repeat("]", MaxDepth) + `}`, "nested deeper than 1000 levels"},
 		"nested without end":    {`{"a":` + strings.Repeat(`{"a":`, 100_000), "nested deeper than 1000 levels"},
 	} {
@@ -104,6 +106,47 @@ func TestParseSeesEveryPosition(t *testing.T) {
 			_, err := Parse([]byte(in))
 			assert.NoError(t, err, in)
 		}
+	}
+}
+
+// Only the body itself may be large: what is counted when many bodies come is that.
+func TestScanTakesLittleMemory(t *testing.T) {
+	const size = 8 << 20
+	fill := func(before, unit, after string) []byte {
+		return []byte(before + strings.TrimSuffix(strings.Repeat(unit, size/len(unit)), ",") + after)
+	}
+	for name, in := range map[string][]byte{
+		"parts":             fill(`{"messages":[{"content":[`, `{},`, `]}]}`),
+		"parts of a type":   fill(`{"messages":[{"content":[`, `{"type":"x","x":{}},`, `]}]}`),
+		"parts with a uuid": fill(`{"messages":[{"content":[`, `{"uuid":0,"a":0},`, `]}]}`),
+		"messages":          fill(`{"messages":[`, `{"content":[]},`, `]}`),
+		"members":           fill(`{"messages":[],"a":{`, `"a":0,`, `}}`),
+		"escaped members":   fill(`{"messages":[],"a":{`, `"\n":0,`, `}}`),
+		"a name":            fill(`{"`, `x`, `":0}`),
+		"an escaped name":   fill(`{"`, `\n`, `":0}`),
+		"names":             fill(`{`, `"`+strings.Repeat(`\n`, size/40)+`":0,`, `}`),
+		"a deep name":       fill(`{"messages":[],"a":{"`, `\n`, `":0}}`),
+		"a type":            fill(`{"messages":[{"content":[{"type":"`, `\u0000`, `"}]}]}`),
+		"a tool choice":     fill(`{"messages":[],"tool_choice":"`, `\n`, `"}`),
+		"xargs":             fill(`{"messages":[],"vllm_xargs":{"`, `\n`, `":0}}`),
+		"a URL":             fill(`{"messages":[{"content":[{"image_url":"`, `\n`, `"}]}]}`),
+		"a number":          fill(`{"messages":[],"seed":`, `1`, `}`),
+		"lists":             fill(`{"messages":[],"a":[`, strings.Repeat("[", MaxDepth-2)+strings.Repeat("]", MaxDepth-2)+",", `]}`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			b, err := ParseChat(in, 128, false)
+			if err == nil {
+				b.Rewrite(Set(MaxTokens, "1"))
+				IsString(b.Value(ToolChoice), "required")
+				if len(b.Items) > 0 {
+					b.URL(b.Items[0], 100)
+				}
+			}
+			runtime.ReadMemStats(&after)
+			assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(size/4))
+		})
 	}
 }
 

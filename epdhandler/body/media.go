@@ -48,7 +48,13 @@ var mediaKeys = [...]string{"image_url", "audio_url", "input_audio", "video_url"
 const (
 	inputAudio = "input_audio"
 	inputImage = "input_image" // the type, in the Responses API, of a part with image_url
+
+	maxType = len(`\u0000`) * len(inputAudio) // the longest way to write a type that counts
 )
+
+// maxCuts is how many parts of a request may have a uuid that is left out. A body is
+// written in pieces then, which take more memory than what lies between the cuts.
+const maxCuts = 10_000
 
 // mediaParser finds the media items of a request's messages.
 type mediaParser struct {
@@ -124,6 +130,9 @@ func (p *mediaParser) part(s *scanner, message, index int) error {
 		}
 	}
 	if it.cut.after > 0 && !p.keepUUIDs {
+		if len(p.cuts) == maxCuts {
+			return &Error{Message: fmt.Sprintf("more than %d parts of the request have a uuid", maxCuts), Param: "messages"}
+		}
 		p.cuts = append(p.cuts, s.without(it.cut))
 	}
 	it.uuid = it.uuid && p.keepUUIDs
@@ -158,7 +167,9 @@ func (it *part) member(s *scanner, m member) error {
 		it.typed = s.peek() != 'n'
 		if s.peek() == '"' {
 			r, err := s.str()
-			it.typ = string(unescape(s.b[r.Start:r.End]))
+			if r.End-r.Start <= maxType {
+				it.typ = string(unescape(s.b[r.Start:r.End]))
+			}
 			return err
 		}
 	default:

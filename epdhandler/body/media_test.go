@@ -95,6 +95,7 @@ func TestParseChatRefuses(t *testing.T) {
 		"audio as a string":         {chat(`{"type":"input_audio","input_audio":"AAAA"}`), `it must be {"data": "…", "format": "…"}`, "messages[0].content[0].input_audio"},
 		"audio without data":        {chat(`{"type":"input_audio","input_audio":{"url":"x"}}`), "no known form", "messages[0].content[0].input_audio"},
 		"other key than type":       {chat(`{"type":"image_url","video_url":"x"}`), "image_url in part 0", "messages[0].content[0].image_url"},
+		"too many uuids":            {chat(strings.Repeat(`{"text":"x","uuid":"u"},`, maxCuts) + `{"text":"x","uuid":"u"}`), "more than 10000 parts of the request have a uuid", "messages"},
 		"too many items":            {chat(item, item, item), "more than 2 media items", "messages"},
 		"duplicate in a message":    {`{"messages":[{"role":"user","content":[],"content":[]}]}`, "'content' at byte", ""},
 		"duplicate in a part":       {chat(`{"type":"text","type":"image_url","image_url":"x"}`), "'type' at byte", ""},

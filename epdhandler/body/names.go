@@ -2,13 +2,18 @@ package body
 
 import (
 	"bytes"
+	"fmt"
 	"unicode/utf16"
 	"unicode/utf8"
 )
 
-// maxMembers is how many members an object may have that is checked for
-// duplicates. Names cost far more memory than the bytes that they are made of.
-const maxMembers = 1000
+// maxMembers and maxNames are how many members an object may have that is checked
+// for duplicates, and how many bytes of names. Names cost far more memory than the
+// bytes that they are made of.
+const (
+	maxMembers = 1000
+	maxNames   = 1 << 20
+)
 
 // names is the set of member names seen in one object. Objects have few
 // members, unless somebody means harm: then the map keeps the check linear.
@@ -16,10 +21,19 @@ type names struct {
 	few  [16][]byte
 	n    int
 	many map[string]struct{}
+	size int // of all, as written
 }
 
-// full reports whether there may be no more names.
-func (s *names) full() bool { return len(s.many) >= maxMembers }
+// check refuses the name at a range if there may be no more.
+func (s *names) check(r Range) error {
+	if len(s.many) >= maxMembers {
+		return &Error{Message: fmt.Sprintf("an object has more than %d members, at byte %d", maxMembers, r.Start)}
+	}
+	if s.size += r.End - r.Start; s.size > maxNames {
+		return &Error{Message: fmt.Sprintf("the names of an object's members have more than %d bytes, at byte %d", maxNames, r.Start)}
+	}
+	return nil
+}
 
 // add reports whether name is new.
 func (s *names) add(name []byte) bool {

@@ -84,7 +84,7 @@ func (s *scanner) value() error {
 // member is a member of an object that the scanner has reached: it stands
 // before the value.
 type member struct {
-	name   []byte // unescaped, without quotes
+	name   []byte // unescaped, without quotes; nil if names are not checked
 	raw    Range  // the name as written, with quotes
 	before int    // where the "{" or "," before the name is
 }
@@ -113,12 +113,13 @@ func (s *scanner) object(seen *names, visit func(member) error) error {
 			return err
 		}
 		m.raw.End = s.i
-		m.name = unescape(s.b[name.Start:name.End])
-		if seen != nil && seen.full() {
-			return &Error{Message: fmt.Sprintf("an object has more than %d members, at byte %d", maxMembers, m.raw.Start)}
-		}
-		if seen != nil && !seen.add(m.name) {
-			return duplicate(m)
+		if seen != nil {
+			if err := seen.check(m.raw); err != nil {
+				return err
+			}
+			if m.name = unescape(s.b[name.Start:name.End]); !seen.add(m.name) {
+				return duplicate(m)
+			}
 		}
 		if s.peek() != ':' {
 			return s.syntaxError("expected ':'")
