@@ -164,11 +164,13 @@ func (e apiError) write(w http.ResponseWriter) {
 		h[name] = values
 	}
 	h.Set("Content-Type", "application/json")
-	w.WriteHeader(e.status)
-	if e.Message == "" {
-		return
+	var line []byte
+	if e.Message != "" {
+		line = e.encode()
 	}
-	_, _ = w.Write(e.encode())
+	h.Set("Content-Length", strconv.Itoa(len(line)))
+	w.WriteHeader(e.status)
+	_, _ = w.Write(line)
 }
 
 // writeEvent sends the error as an event of a stream, the last one.
