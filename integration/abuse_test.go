@@ -2,16 +2,21 @@ package integration
 
 import (
 	"bufio"
+	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // converse sends bytes on a connection of its own and returns the statuses that come
@@ -159,4 +164,297 @@ func TestRefusedConnectionsEnd(t *testing.T) {
 		}
 	}
 	e.assertRequests(t, 0, 0, 0)
+}
+
+// Nothing that a client writes into names and values gets out of its line: it is refused,
+// or arrives as the one value that it is.
+func TestHeaderInjection(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1)
+	c := startCaddy(t, e.block())
+	body := chat("", text("x"), image("AAAA"))
+	for name, tc := range map[string]struct {
+		lines string
+		want  int // 0: closed without a word
+		sees  []string
+	}{
+		"CR in a value":                    {lines: "X-A: b\rX-Evil: c", want: 400},
+		"NUL in a value":                   {lines: "X-A: b\x00c", want: 400},
+		"ESC in a value":                   {lines: "X-A: \x1b[31m", want: 400},
+		"DEL in a value":                   {lines: "X-A: \x7f", want: 400},
+		"folded":                           {lines: "X-A: b\r\n X-Evil: c", want: 200, sees: []string{"b X-Evil: c"}},
+		"folded with a tab":                {lines: "X-A: b\r\n\tX-Evil: c", want: 200, sees: []string{"b X-Evil: c"}},
+		"bare LF ends a line":              {lines: "X-A: b\nX-B: c", want: 200, sees: []string{"b"}},
+		"bytes beyond ASCII":               {lines: "X-A: \xe4\xff", want: 200, sees: []string{"\xe4\xff"}},
+		"escapes stay escapes":             {lines: `X-A: %0d%0aX-Evil: c\r\nX-Evil: c`, want: 200, sees: []string{`%0d%0aX-Evil: c\r\nX-Evil: c`}},
+		"placeholders stay what they are":  {lines: "X-A: {env.HOME} {http.request.uuid} {$HOME} ${HOME}", want: 200, sees: []string{"{env.HOME} {http.request.uuid} {$HOME} ${HOME}"}},
+		"a space in a name":                {lines: "X-Evil Header: c", want: 400},
+		"a space behind a name":            {lines: "X-Evil : c", want: 400},
+		"a space before the first name":    {lines: " X-Evil: c", want: 400},
+		"NUL in a name":                    {lines: "X-Evil\x00: c", want: 400},
+		"CR in a name":                     {lines: "X-Evil\r: c", want: 400},
+		"umlaut in a name":                 {lines: "X-Evil-Ä: c", want: 400},
+		"no name":                          {lines: ": c", want: 400},
+		"no colon":                         {lines: "X-Evil", want: 400},
+		"a second host":                    {lines: "Host: evil", want: 400},
+		"id with CR":                       {lines: "X-Request-Id: a\rX-Evil: c", want: 400},
+		"id with NUL":                      {lines: "X-Request-Id: a\x00", want: 400},
+		"id, folded":                       {lines: "X-Request-Id: a\r\n X-Evil: c", want: 200},
+		"id with a tab":                    {lines: "X-Request-Id: a\tb", want: 200},
+		"id beyond ASCII":                  {lines: "X-Request-Id: a\u2028b", want: 200},
+		"id with what it could break":      {lines: `X-Request-Id: a"b\n:0:abcdef/../?#{http.request.uuid}`, want: 200},
+		"two ids":                          {lines: "X-Request-Id: a\r\nx-request-id: b", want: 200},
+		"id that connections own":          {lines: "X-Request-Id: a\r\nConnection: x-request-id", want: 200},
+		"what must be there is listed":     {lines: "Connection: x-request-id, content-length, content-type, host, x-forwarded-for, transfer-encoding, user-agent, te", want: 200},
+		"a key that is listed is not sent": {lines: "X-A: b\r\nConnection: keep-alive , X-A", want: 200},
+		"listed in odd ways":               {lines: "X-A: b\r\nConnection: ,,;x-a, x a,\r\nConnection: \tx-A\t", want: 200},
+		"steering in capitals":             {lines: "X-DATA-PARALLEL-RANK: 1\r\nx-prefiller-host-port: evil:1\r\nePP-pROFILE: c", want: 200},
+		"steering with underscores":        {lines: "X_Data_Parallel_Rank: 1\r\nx-data_parallel-rank: 1\r\nX_Prefiller_Host_Port: evil:1", want: 200},
+		"steering with dots":               {lines: "X.Data.Parallel.Rank: 1\r\nx-prefiller.host-port: evil:1", want: 200},
+		"ids with underscores":             {lines: "X_Request_Id: evil\r\nX_A: b\r\nContent_Length: 5\r\nTransfer_Encoding: chunked", want: 200},
+		"hop by hop":                       {lines: "Keep-Alive: 5\r\nProxy-Connection: x\r\nProxy-Authorization: x\r\nProxy-Authenticate: x\r\nTe: gzip\r\nUpgrade: websocket", want: 200},
+		"many":                             {lines: strings.TrimSpace(strings.Repeat("X-A: b\r\n", 1000)), want: 200, sees: slices.Repeat([]string{"b"}, 1000)},
+		"too many bytes":                   {lines: "X-A: " + strings.Repeat("x", 2<<20), want: 431},
+		"too many lines":                   {lines: strings.TrimSpace(strings.Repeat("X-A: b\r\n", 200_000)), want: 431},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e.reset()
+			got, _ := c.converse(t, fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost\r\n%s\r\nContent-Length: %d\r\n\r\n%s", chatPath, tc.lines, len(body), body))
+			require.Equal(t, []int{tc.want}, got)
+			if tc.want != http.StatusOK {
+				e.assertRequests(t, 0, 0, 0)
+				return
+			}
+			e.assertRequests(t, 1, 1, 1)
+			e.assertContract(t)
+			for _, engine := range e.all() {
+				r := engine.Requests()[0]
+				assert.Equal(t, tc.sees, r.Header["X-A"])
+				assert.Regexp(t, "^[0-9a-f-]{36}(:0:[0-9a-f]{6})?$|^a$|^a:0:", r.ID)
+				assert.Contains(t, r.Host, "localhost")
+				for name := range r.Header {
+					assert.NotRegexp(t, "(?i)evil|rank|prefiller|epp|_|proxy-|keep-alive|websocket|upgrade|^te$", name)
+				}
+			}
+		})
+	}
+	for _, entry := range c.lines() {
+		assert.NotContains(t, entry.str("request_id"), "evil")
+	}
+}
+
+// Hosts and paths are the proxy's to choose, not the client's.
+func TestRequestTargets(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block())
+	body := chat("", text("x"))
+	for target, want := range map[string]int{
+		chatPath:                                 200,
+		chatPath + "?x=/../../shutdown#y":        200,
+		"https://localhost" + chatPath:           200,
+		"/v1/chat%2Fcompletions":                 200, // the same path
+		"/v1/%63hat/completions":                 200,
+		"/v1//chat/completions":                  404,
+		"//v1/chat/completions":                  404,
+		"/v1/chat/completions/../../../shutdown": 404,
+		"/shutdown/../v1/chat/completions":       404,
+		"/v1/chat/completions/%2e%2e/shutdown":   404,
+		"/v1/chat/completions;x":                 404,
+		"/v1/chat/completions%00":                404,
+		"/v1/chat/completions%0d%0aX-Evil:%20c":  404,
+		`/v1\chat\completions`:                   404,
+		"/V1/chat/completions":                   404,
+		"/v1/chat/completions\x7f":               400,
+		"/v1/%zz":                                400,
+		"v1/chat/completions":                    400,
+		"*":                                      404,
+		"/" + strings.Repeat("x", 2<<20):         431,
+	} {
+		t.Run(fmt.Sprintf("%.60q", target), func(t *testing.T) {
+			e.reset()
+			got, _ := c.converse(t, fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", target, len(body), body))
+			require.Equal(t, []int{want}, got)
+			if want != http.StatusOK {
+				e.assertRequests(t, 0, 0, 0)
+				return
+			}
+			e.assertRequests(t, 0, 0, 1)
+			assert.Equal(t, chatPath, e.decode[0].Requests()[0].Path)
+			assert.Equal(t, "localhost", e.decode[0].Requests()[0].Host)
+		})
+	}
+}
+
+// h2conn is a connection for HTTP/2 by hand.
+type h2conn struct {
+	*http2.Framer
+	conn   *tls.Conn
+	w      *bufio.Writer
+	block  bytes.Buffer
+	enc    *hpack.Encoder
+	stream uint32 // the last one
+}
+
+func (c *caddy) dialHTTP2(t *testing.T) *h2conn {
+	t.Helper()
+	conn, err := tls.Dial("tcp", c.addr, &tls.Config{RootCAs: c.roots, ServerName: "localhost", NextProtos: []string{"h2"}})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	require.NoError(t, conn.SetDeadline(time.Now().Add(waitLong)))
+	h := &h2conn{conn: conn, w: bufio.NewWriter(conn)}
+	h.Framer = http2.NewFramer(h.w, conn)
+	h.AllowIllegalWrites = true
+	h.enc = hpack.NewEncoder(&h.block)
+	_, _ = h.w.WriteString(http2.ClientPreface)
+	require.NoError(t, h.WriteSettings())
+	return h
+}
+
+// headers opens a stream with these fields, "name: value".
+func (h *h2conn) headers(end bool, fields ...string) error {
+	if h.stream == 0 {
+		h.stream = 1
+	} else {
+		h.stream += 2
+	}
+	return h.WriteHeaders(http2.HeadersFrameParam{StreamID: h.stream, BlockFragment: h.encode(fields...), EndHeaders: true, EndStream: end})
+}
+
+func (h *h2conn) encode(fields ...string) []byte {
+	h.block.Reset()
+	for _, f := range fields {
+		i := strings.Index(f[1:], ":") + 1 // not that of a pseudo-header
+		_ = h.enc.WriteField(hpack.HeaderField{Name: f[:i], Value: strings.TrimPrefix(f[i+1:], " ")})
+	}
+	return h.block.Bytes()
+}
+
+// outcome is what the server says to the last stream: a status, "reset" or "closed".
+func (h *h2conn) outcome(t *testing.T) string {
+	t.Helper()
+	_ = h.w.Flush()
+	h.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	for {
+		f, err := h.ReadFrame()
+		if err != nil {
+			require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "neither an answer nor an end")
+			return "closed"
+		}
+		switch f := f.(type) {
+		case *http2.MetaHeadersFrame:
+			if f.StreamID == h.stream {
+				return f.PseudoValue("status")
+			}
+		case *http2.RSTStreamFrame:
+			if f.StreamID == h.stream {
+				return "reset"
+			}
+		case *http2.GoAwayFrame:
+			if f.ErrCode != http2.ErrCodeNo {
+				return "closed"
+			}
+		}
+	}
+}
+
+// HTTP/2 knows no framing but its own: what claims another one is refused, and engines
+// get a length that is right.
+func TestHTTP2Smuggling(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block())
+	body := chat("", text("x"))
+	length := fmt.Sprintf("content-length: %d", len(body))
+	path := ":path: " + chatPath
+	post := []string{":method: POST", ":scheme: https", ":authority: localhost", path}
+	with := func(fields ...string) []string { return append(slices.Clone(post), fields...) }
+	without := func(name string, fields ...string) []string {
+		return append(slices.DeleteFunc(slices.Clone(post), func(f string) bool { return strings.HasPrefix(f, name) }), fields...)
+	}
+	for name, tc := range map[string]struct {
+		fields   []string
+		data     string
+		trailers []string
+		served   bool // else it is refused, in one way or another
+	}{
+		"right":                         {with(length), body, nil, true},
+		"no length":                     {with(), body, nil, true},
+		"a harmless trailer":            {with(length), body, []string{"x-data-parallel-rank: 1", "x-a: b"}, true},
+		"te: trailers":                  {with("te: trailers"), body, nil, true},
+		"length too long":               {with("content-length: 10000"), body, nil, false},
+		"length too short":              {with("content-length: 2"), body, nil, false},
+		"length of zero":                {with("content-length: 0"), body, nil, false},
+		"length, and no data":           {with("content-length: 2"), "", nil, false},
+		"two lengths":                   {with(length, "content-length: 2"), body, nil, true},
+		"length of nonsense":            {with("content-length: 0x10"), body, nil, false},
+		"length with a sign":            {with("content-length: +" + fmt.Sprint(len(body))), body, nil, false},
+		"transfer-encoding":             {with("transfer-encoding: chunked"), chunked(body) + "0\r\n\r\n", nil, false},
+		"transfer-encoding and length":  {with("transfer-encoding: chunked", length), body, nil, false},
+		"connection":                    {with("connection: x-request-id, content-length"), body, nil, false},
+		"keep-alive":                    {with("keep-alive: 5"), body, nil, false},
+		"proxy-connection":              {with("proxy-connection: close"), body, nil, false},
+		"upgrade":                       {with("upgrade: websocket"), body, nil, false},
+		"te":                            {with("te: gzip"), body, nil, false},
+		"capitals":                      {with("X-A: b"), body, nil, false},
+		"CR and LF in a value":          {with("x-a: b\r\nx-evil: c"), body, nil, false},
+		"LF in a value":                 {with("x-a: b\nx-evil: c"), body, nil, false},
+		"NUL in a value":                {with("x-a: b\x00"), body, nil, false},
+		"LF in a name":                  {with("x-a\nx-evil: c"), body, nil, false},
+		"space in a name":               {with("x a: c"), body, nil, false},
+		"no name":                       {with("\x00: c"), body, nil, false},
+		"id with LF":                    {with("x-request-id: a\nb"), body, nil, false},
+		"LF in the path":                {without(":path", path+" HTTP/1.1\r\nx-evil: c"), body, nil, false},
+		"space in the path":             {without(":path", path+" x"), body, nil, false},
+		"no path":                       {without(":path"), body, nil, false},
+		"empty path":                    {without(":path", ":path: "), body, nil, false},
+		"path without a slash":          {without(":path", ":path: v1/chat/completions"), body, nil, false},
+		"absolute path":                 {without(":path", ":path: https://evil"+chatPath), body, nil, false},
+		"two paths":                     {with(":path: /shutdown"), body, nil, false},
+		"no method":                     {without(":method"), body, nil, false},
+		"method with LF":                {without(":method", ":method: POST /shutdown HTTP/1.1\r\nx-evil: c\r\n\r\nGET"), body, nil, false},
+		"method with a space":           {without(":method", ":method: POST x"), body, nil, false},
+		"CONNECT":                       {[]string{":method: CONNECT", ":authority: localhost:1"}, body, nil, false},
+		"CONNECT of a websocket":        {[]string{":method: CONNECT", ":protocol: websocket", ":scheme: https", ":authority: localhost", path}, body, nil, false},
+		"POST of a websocket":           {with(":protocol: websocket"), body, nil, false},
+		"another scheme":                {without(":scheme", ":scheme: ftp"), body, nil, false},
+		"scheme with LF":                {without(":scheme", ":scheme: https\r\nx-evil: c"), body, nil, false},
+		"unknown pseudo-header":         {with(":evil: c"), body, nil, false},
+		"pseudo-header behind a header": {[]string{":method: POST", ":scheme: https", "x-a: b", ":authority: localhost", path}, body, nil, false},
+		"status in a request":           {with(":status: 200"), body, nil, false},
+		"user in the authority":         {without(":authority", ":authority: evil@localhost"), body, nil, false},
+		"LF in the authority":           {without(":authority", ":authority: localhost\r\nx-evil: c"), body, nil, false},
+		"slash in the authority":        {without(":authority", ":authority: localhost/x"), body, nil, false},
+		"two authorities":               {with(":authority: evil"), body, nil, false},
+		"another host":                  {with("host: evil"), body, nil, false},
+		"host alone":                    {without(":authority", "host: localhost"), body, nil, true},
+		"pseudo-header in a trailer":    {with(), body, []string{":path: /shutdown"}, false},
+		"trailer with LF":               {with(), body, []string{"x-a: b\nc"}, false},
+		"length in a trailer":           {with(), body, []string{"content-length: 2", "transfer-encoding: chunked"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e.reset()
+			h := c.dialHTTP2(t)
+			require.NoError(t, h.headers(tc.data == "" && tc.trailers == nil, tc.fields...))
+			if tc.data != "" {
+				require.NoError(t, h.WriteData(h.stream, tc.trailers == nil, []byte(tc.data)))
+			}
+			if tc.trailers != nil {
+				require.NoError(t, h.WriteHeaders(http2.HeadersFrameParam{StreamID: h.stream, BlockFragment: h.encode(tc.trailers...), EndHeaders: true, EndStream: true}))
+			}
+			got := h.outcome(t)
+			if !tc.served {
+				assert.Regexp(t, "^(4..|reset|closed)$", got)
+				e.assertRequests(t, 0, 0, 0)
+				return
+			}
+			assert.Equal(t, "200", got)
+			e.assertRequests(t, 0, 0, 1)
+			e.assertContract(t)
+			r := e.decode[0].Requests()[0]
+			assert.Equal(t, body, string(r.Body))
+			assert.Contains(t, r.Host, "localhost")
+			assert.NotContains(t, fmt.Sprint(r.Header), "evil")
+		})
+	}
 }
