@@ -3,13 +3,18 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +22,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
 // converse sends bytes on a connection of its own and returns the statuses that come
@@ -302,7 +309,7 @@ func (c *caddy) dialHTTP2(t *testing.T) *h2conn {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	require.NoError(t, conn.SetDeadline(time.Now().Add(waitLong)))
-	h := &h2conn{conn: conn, w: bufio.NewWriter(conn)}
+	h := &h2conn{conn: conn, w: bufio.NewWriter(conn), stream: 1}
 	h.Framer = http2.NewFramer(h.w, conn)
 	h.AllowIllegalWrites = true
 	h.enc = hpack.NewEncoder(&h.block)
@@ -313,12 +320,13 @@ func (c *caddy) dialHTTP2(t *testing.T) *h2conn {
 
 // headers opens a stream with these fields, "name: value".
 func (h *h2conn) headers(end bool, fields ...string) error {
-	if h.stream == 0 {
-		h.stream = 1
-	} else {
-		h.stream += 2
-	}
+	h.stream += 2
 	return h.WriteHeaders(http2.HeadersFrameParam{StreamID: h.stream, BlockFragment: h.encode(fields...), EndHeaders: true, EndStream: end})
+}
+
+// post opens a stream with these fields and sends data.
+func (h *h2conn) post(end bool, data string, fields ...string) error {
+	return errors.Join(h.headers(false, fields...), h.WriteData(h.stream, end, []byte(data)))
 }
 
 func (h *h2conn) encode(fields ...string) []byte {
@@ -428,6 +436,7 @@ func TestHTTP2Smuggling(t *testing.T) {
 		"two authorities":               {with(":authority: evil"), body, nil, false},
 		"another host":                  {with("host: evil"), body, nil, false},
 		"host alone":                    {without(":authority", "host: localhost"), body, nil, true},
+		"a header of 4 kB, very often":  {append(with(), slices.Repeat([]string{"x-a: " + strings.Repeat("x", 4000)}, 3000)...), body, nil, false},
 		"pseudo-header in a trailer":    {with(), body, []string{":path: /shutdown"}, false},
 		"trailer with LF":               {with(), body, []string{"x-a: b\nc"}, false},
 		"length in a trailer":           {with(), body, []string{"content-length: 2", "transfer-encoding: chunked"}, true},
@@ -457,4 +466,310 @@ func TestHTTP2Smuggling(t *testing.T) {
 			assert.NotContains(t, fmt.Sprint(r.Header), "evil")
 		})
 	}
+}
+
+// Bodies that are absurd in any way are refused in words, or go to the engines byte for
+// byte, and neither takes long.
+func TestAbsurdBodies(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block("max_body_size 64MiB", "media_sources data: https://*.example.com"))
+	million := 1_000_000
+	if len(buildFlags) > 0 { // the race detector is slow
+		million /= 10
+	}
+	repeat := func(before, unit string, n int, after string) string {
+		return before + strings.TrimSuffix(strings.Repeat(unit, n), ",") + after
+	}
+	numbered := func(n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `,"m%d":0`, i)
+		}
+		return b.String()
+	}
+	deep := func(open, shut string, n int) string { return strings.Repeat(open, n) + "0" + strings.Repeat(shut, n) }
+	part := func(members string) string { return chat("", `{"type":"text","text":"x"`+members+`}`) }
+	const (
+		tooDeep   = "nested deeper than 1000 levels"
+		tooMany   = "an object has more than 1000 members"
+		twice     = "is given twice in one object"
+		badUTF8   = "invalid UTF-8"
+		badString = "in a string"
+	)
+	for name, tc := range map[string]struct {
+		body string
+		want string // part of what is wrong; empty: that is for the engine to say
+	}{
+		"a million parts":               {repeat(`{"model":"fake","messages":[{"role":"user","content":[`, `"",`, million, `]}]}`), ""},
+		"a million empty parts":         {repeat(`{"messages":[{"role":"user","content":[`, `{},`, million, `]}]}`), ""},
+		"a million media items":         {repeat(`{"messages":[{"role":"user","content":[`, `{"image_url":"data:,"},`, million, `]}]}`), "more than 128 media items"},
+		"a million uuids":               {repeat(`{"messages":[{"role":"user","content":[`, `{"text":"","uuid":0},`, million, `]}]}`), "more than 10000 parts of the request have a uuid"},
+		"a million messages":            {repeat(`{"messages":[`, `{},`, million, `]}`), ""},
+		"a million lists":               {repeat(`{"messages":[],"a":[`, `[],`, million, `]}`), ""},
+		"a million members":             {chat(numbered(million)), tooMany},
+		"a million members in a part":   {part(numbered(million)), tooMany},
+		"a million members in a media":  {chat("", `{"image_url":{"url":"data:,"`+numbered(million)+`}}`), tooMany},
+		"a million members in xargs":    {chat(`,"vllm_xargs":{"a":0` + numbered(million) + `}`), tooMany},
+		"a million members in a tool":   {chat(`,"tools":[{"a":0`+numbered(million)+`}]`, text("x")), ""},
+		"duplicates":                    {chat(strings.Repeat(`,"a":0`, million)), twice},
+		"duplicates in a message":       {`{"messages":[{"role":"user"` + strings.Repeat(`,"a":0`, million) + `}]}`, twice},
+		"duplicates in a tool":          {chat(`,"tools":[{"a":0`+strings.Repeat(`,"a":0`, 100_000)+`}]`, text("x")), ""},
+		"names of a megabyte":           {`{"` + strings.Repeat("x", 1<<19) + `":0,"` + strings.Repeat(`\n`, 1<<18) + `":0}`, "the names of an object's members have more than 1048576 bytes"},
+		"deep in an unknown member":     {chat(`,"a":` + deep("[", "]", 1000)), tooDeep},
+		"deep in a tool's schema":       {chat(`,"tools":[{"function":{"parameters":` + deep(`{"items":`, "}", 1000) + `}}]`), tooDeep},
+		"deep in messages":              {`{"messages":` + deep("[", "]", 1000) + `}`, tooDeep},
+		"deep in content":               {`{"messages":[{"content":` + deep("[", "]", 1000) + `}]}`, tooDeep},
+		"deep in a part":                {part(`,"a":` + deep(`{"":[`, "]}", 1000)), tooDeep},
+		"deep in a media":               {chat("", `{"image_url":{"a":`+deep("[", "]", 1000)+`}}`), tooDeep},
+		"deep in xargs":                 {chat(`,"vllm_xargs":` + deep(`{"a":`, "}", 1000)), tooDeep},
+		"deep without end":              {strings.Repeat(`{"a":[`, 5*million), tooDeep},
+		"deep, no object":               {strings.Repeat("[", 5*million), tooDeep},
+		"as deep as may":                {chat(`,"a":`+deep("[", "]", 999), text("x")), ""},
+		"numbers too large":             {chat(`,"max_tokens":1e999999,"min_tokens":1e999999,"priority":-1e999999,"seed":1e-999999,"n":1E+999999,"top_p":0.0e-999999`, text("x")), ""},
+		"a number of many digits":       {chat(`,"seed":`+strings.Repeat("9", 100_000), text("x")), ""},
+		"a fraction of many digits":     {chat(`,"min_tokens":1.`+strings.Repeat("9", million)+`,"temperature":0.`+strings.Repeat("0", million), text("x")), ""},
+		"an exponent of many digits":    {chat(`,"max_tokens":1e`+strings.Repeat("9", 100_000), text("x")), ""},
+		"numbers where none belong":     {`{"model":1e999999,"messages":[{"role":-0,"content":[` + strings.Repeat("9", 100_000) + `]}]}`, ""},
+		"not a number":                  {chat(`,"seed":NaN`), "unexpected character"},
+		"infinity":                      {chat(`,"seed":-Infinity`), "malformed number"},
+		"hexadecimal":                   {chat(`,"seed":0x10`), "expected ',' or '}'"},
+		"an exponent without digits":    {chat(`,"seed":1e` + strings.Repeat("+", million)), "malformed number"},
+		"invalid UTF-8":                 {chat("", text("x"), "{\"type\":\"text\",\"text\":\"\xff\"}"), badUTF8},
+		"invalid UTF-8 in a name":       {chat(",\"\xc3\":0"), badUTF8},
+		"invalid UTF-8 between":         {chat(",\xc3\"a\":0"), "expected the name of a member"},
+		"overlong UTF-8":                {chat(",\"a\":\"\xc0\xa2\""), badUTF8},
+		"UTF-8 beyond Unicode":          {chat(",\"a\":\"\xf4\x90\x80\x80\""), badUTF8},
+		"surrogates as UTF-8":           {chat(",\"a\":\"\xed\xa0\xbd\xed\xb8\x80\""), badUTF8},
+		"UTF-8 that is cut":             {chat(",\"a\":\"\xe2\x82\""), badUTF8},
+		"UTF-16":                        {"\x00{\x00}", "unexpected character at byte 0"},
+		"UTF-16, little endian":         {"{\x00}\x00", "expected the name of a member"},
+		"UTF-16 with a mark":            {"\xff\xfe{\x00}\x00", "unexpected character at byte 0"},
+		"byte order mark":               {"\ufeff" + chat(""), "unexpected character at byte 0"},
+		"byte order mark behind":        {chat("") + "\ufeff", "unexpected data after the object"},
+		"half a surrogate pair":         {chat(`,"\ud800":"\udfff\ud800","\udfff":0`, `{"type":"text","text":"\ud800x\udc00"}`), ""},
+		"half a pair, twice":            {chat(`,"\ud800":0,"\uD800":0`), twice},
+		"a pair in two ways":            {chat(`,"\ud83d\ude00":0,"😀":0`), twice},
+		"escaped names":                 {chat(`,"\u0073tream":true,"stream":false`), twice},
+		"NUL in a string":               {chat(",\"a\":\"\x00\""), badString},
+		"NUL in a name":                 {chat(",\"a\x00\":0"), badString},
+		"NUL between":                   {chat(",\x00\"a\":0"), "expected the name of a member"},
+		"NUL behind":                    {chat("") + "\x00", "unexpected data after the object"},
+		"NUL, escaped":                  {chat(`,"\u0000":"\u0000"`, `{"type":"text","text":"\u0000"}`), ""},
+		"line separators":               {chat(",\"a\":\"\u2028\u2029\u0085\u007f\"", text("x")), ""},
+		"other white space":             {chat(",\u00a0\"a\":0"), "expected the name of a member"},
+		"a megabyte of white space":     {strings.Repeat(" \t\r\n", million/4) + chat("", text("x")) + strings.Repeat("\n", million), ""},
+		"nothing but white space":       {strings.Repeat(" ", million), "the body is empty"},
+		"two objects":                   {chat("") + chat(""), "unexpected data after the object"},
+		"lines of objects":              {chat("") + "\n" + chat(""), "unexpected data after the object"},
+		"comments":                      {`{"messages":[]/**/}`, "expected ',' or '}'"},
+		"trailing comma":                {`{"messages":[],}`, "expected the name of a member"},
+		"single quotes":                 {`{'messages':[]}`, "expected the name of a member"},
+		"a form":                        {"messages=x&stream=true", "unexpected character at byte 0"},
+		"another type":                  {`"messages"`, "must be a JSON object"},
+		"a string without end":          {`{"a":"` + strings.Repeat("x", 16*million), "it ends early"},
+		"escapes without end":           {`{"a":"` + strings.Repeat(`\"`, 4*million), "it ends early"},
+		"a base64 that ends in escapes": {chat("", image(strings.Repeat("A", 4*million)+strings.Repeat(`\\`, million))), ""},
+		"messages null":                 {`{"messages":null}`, "'messages' must be a list"},
+		"messages a string":             {`{"messages":"[]"}`, "'messages' must be a list"},
+		"messages a number":             {`{"messages":0}`, "'messages' must be a list"},
+		"messages of everything":        {`{"model":"fake","messages":[null,true,0,"x",[],[[]],{},{"content":null},{"content":0},{"content":{}},{"content":{"image_url":"x"}}]}`, ""},
+		"parts of everything":           {`{"model":"fake","messages":[{"role":"user","content":[null,true,0,[],[{"image_url":"x"}],{},{"type":null},{"type":0},{"type":[]},{"type":{"image_url":"x"}},{"text":{}}]}]}`, ""},
+		"a URL of everything":           {chat("", `{"type":"image_url","image_url":{"url":{"url":"data:,"}}}`), "no known form"},
+		"a URL of escapes":              {chat("", `{"image_url":"`+strings.Repeat(`\\`, million)+`"}`), "come from where they may not"},
+		"a URL longer than it looks":    {chat("", `{"image_url":"https://`+strings.Repeat(`\u0061`, 1352)+`.example.com@127.0.0.1/"}`), "come from where they may not"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e.reset()
+			start := time.Now()
+			r := c.post(t, tc.body)
+			took := time.Since(start)
+			if limit := waitLong; assert.Less(t, took, limit) && took > limit/20 {
+				t.Log(took)
+			}
+			if tc.want != "" {
+				assert.Equal(t, http.StatusBadRequest, r.StatusCode)
+				got := r.apiError(t)
+				assert.Contains(t, got["message"], tc.want)
+				assert.Less(t, len(r.body), 500)
+				e.assertRequests(t, 0, 0, 0)
+				return
+			}
+			assert.Contains(t, []int{http.StatusOK, http.StatusBadRequest, http.StatusNotFound}, r.StatusCode)
+			last := e.decode[0].Requests()
+			require.Len(t, last, 1)
+			assert.True(t, string(last[0].Body) == strings.TrimSpace(tc.body), "the body is not what was sent")
+		})
+	}
+	body := chat("", image("AAAA"))
+	e.reset()
+	assertAnswer(t, body, c.post(t, body))
+}
+
+// A string without end is refused where the limit is, however fast it comes, and what
+// it takes by then is bounded.
+func TestEndlessString(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	for name, tc := range map[string]struct {
+		option        string
+		limit, memory int
+		versions      []int
+	}{
+		"a small limit": {"max_memory 16MiB", 4 << 20, 16 << 20, []int{1, 2}},
+		"the default":   {"max_memory 1GiB", 256 << 20, 1 << 30, []int{1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := startCaddy(t, e.block(tc.option))
+			for _, version := range tc.versions {
+				endless := &endlessString{}
+				req, err := http.NewRequest(http.MethodPost, c.URL+chatPath, endless)
+				require.NoError(t, err)
+				res, err := c.client(t, version == 2).Do(req)
+				require.NoError(t, err)
+				require.Equal(t, version, res.ProtoMajor)
+				assert.Equal(t, http.StatusRequestEntityTooLarge, res.StatusCode)
+				answer, err := io.ReadAll(res.Body)
+				assert.NoError(t, err)
+				_ = res.Body.Close()
+				assert.Contains(t, string(answer), `"code":"body_too_large"`)
+				assert.GreaterOrEqual(t, int(endless.sent.Load()), tc.limit)
+				assert.Less(t, int(endless.sent.Load()), tc.limit+64<<20, "it was not refused at the limit")
+			}
+			if len(buildFlags) == 0 { // the race detector takes much itself
+				assert.Less(t, c.peakMemory(t), 200<<20+tc.memory)
+			}
+			body := chat("", text("x"))
+			assertAnswer(t, body, c.post(t, body))
+		})
+	}
+	e.assertRequests(t, 0, 0, 2)
+}
+
+// endlessString is JSON that never ends.
+type endlessString struct{ sent atomic.Int64 }
+
+func (s *endlessString) Read(p []byte) (int, error) {
+	const start = `{"messages":[{"role":"user","content":"`
+	if s.sent.Load() == 0 {
+		s.sent.Add(int64(len(start)))
+		return copy(p, start), nil
+	}
+	for i := range p {
+		p[i] = 'x'
+	}
+	s.sent.Add(int64(len(p)))
+	return len(p), nil
+}
+
+// peakMemory is the most memory that Caddy has had, in bytes.
+func (c *caddy) peakMemory(t *testing.T) (n int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
+	if err != nil {
+		t.Skip("only Linux tells")
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	_, err = fmt.Sscanf(rest, "%d kB", &n)
+	require.NoError(t, err)
+	return n << 10
+}
+
+// Streams that are opened and reset at once, by the thousand, leave nothing behind.
+func TestHTTP2Resets(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) { o.Delay = 10 * time.Millisecond })
+	c := startCaddy(t, e.block())
+	body := chat("", text("x"), image("AAAA"))
+	const streams, handlers = 3000, 250 // the latter is what the server runs at a time
+	fields := []string{":method: POST", ":scheme: https", ":authority: localhost", ":path: " + chatPath}
+	for name, tc := range map[string]struct {
+		send  func(h *h2conn) error
+		batch int // so many streams are reset together, when engines work for them if there are many
+	}{
+		"no body":    {func(h *h2conn) error { return h.headers(true, fields...) }, 1},
+		"no data":    {func(h *h2conn) error { return h.headers(false, fields...) }, 1},
+		"half":       {func(h *h2conn) error { return h.post(false, body[:20], fields...) }, 1},
+		"whole":      {func(h *h2conn) error { return h.post(true, body, fields...) }, 1},
+		"in batches": {func(h *h2conn) error { return h.post(true, body, fields...) }, 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := c.dialHTTP2(t)
+			ended := make(chan struct{})
+			go func() { // who does not read what comes does not get far
+				defer close(ended)
+				for {
+					if _, err := h.ReadFrame(); err != nil {
+						return
+					}
+				}
+			}()
+			var err error
+			for err == nil && int(h.stream) < 2*streams {
+				first := h.stream + 2
+				for range tc.batch {
+					err = errors.Join(err, tc.send(h))
+				}
+				if err = errors.Join(err, h.w.Flush()); tc.batch > 1 {
+					require.NoError(t, err)
+					require.Eventually(t, func() bool { return busy(e.all()...) > 0 }, waitLong, time.Millisecond)
+				}
+				for id := first; id <= h.stream; id += 2 {
+					err = errors.Join(err, h.WriteRSTStream(id, http2.ErrCodeCancel))
+				}
+			}
+			assert.Greater(t, int(h.stream), 2*handlers, "it was over before it began")
+			_ = h.conn.Close()
+			<-ended
+		})
+	}
+	require.Eventually(t, func() bool {
+		return busy(e.all()...) == 0 && !strings.Contains(c.goroutines(t), "epdhandler.(*exchange)")
+	}, waitLong, tick)
+	for _, engine := range e.all() {
+		assert.LessOrEqual(t, engine.Peak(), 2*handlers) // those of the connection before may not be over
+		assert.LessOrEqual(t, len(engine.Requests()), 2*streams)
+		t.Logf("%s: %d requests, %d at a time", engine.Name(), len(engine.Requests()), engine.Peak())
+	}
+	for _, line := range c.lines() {
+		assert.NotContains(t, line.str("msg"), "attempt", "that is not the engine's fault")
+	}
+	assertAnswer(t, body, c.post(t, body))
+}
+
+// goroutines returns the stacks of all goroutines of Caddy.
+func (c *caddy) goroutines(t *testing.T) string {
+	t.Helper()
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(filepath.Dir(c.config), "admin.sock"))
+	}}
+	res, err := (&http.Client{Transport: tr}).Get("http://localhost/debug/pprof/goroutine?debug=2")
+	require.NoError(t, err)
+	defer res.Body.Close()
+	require.Equal(t, http.StatusOK, res.StatusCode)
+	stacks, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	return string(stacks)
+}
+
+// Headers without end are not collected without end.
+func TestHTTP2Continuations(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block())
+	h := c.dialHTTP2(t)
+	require.NoError(t, h.WriteHeaders(http2.HeadersFrameParam{StreamID: h.stream, BlockFragment: h.encode(":method: POST", ":scheme: https", ":authority: localhost", ":path: "+chatPath)}))
+	const limit = 64 << 20
+	sent := 0
+	for sent < limit {
+		block := h.encode(fmt.Sprintf("x-%d: %s", sent, strings.Repeat("x", 16_000)))
+		if h.WriteContinuation(h.stream, false, block) != nil {
+			break
+		}
+		sent += len(block)
+	}
+	assert.Less(t, sent, limit, "the connection stays open")
+	body := chat("", text("x"))
+	assertAnswer(t, body, c.post(t, body))
+	e.assertRequests(t, 0, 0, 1)
 }
