@@ -38,7 +38,7 @@ func TestLimits(t *testing.T) {
 func (c *caddy) occupy(t *testing.T, body, mark string, list ...*fakevllm.Engine) (release func()) {
 	t.Helper()
 	setFault(fault{Kind: fakevllm.Hang, Match: mark}, list...)
-	before := busy(list...)
+	before := arrived(list...)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -47,11 +47,19 @@ func (c *caddy) occupy(t *testing.T, body, mark string, list ...*fakevllm.Engine
 			_ = res.Body.Close()
 		}
 	})
-	require.Eventually(t, func() bool { return busy(list...) > before }, waitLong, time.Millisecond)
+	require.Eventually(t, func() bool { return arrived(list...) > before }, waitLong, time.Millisecond)
 	return func() {
 		cancel()
 		wg.Wait()
 	}
+}
+
+// arrived is the number of requests that the engines have got.
+func arrived(list ...*fakevllm.Engine) (n int) {
+	for _, engine := range list {
+		n += len(engine.Requests())
+	}
+	return n
 }
 
 // busy is the number of requests that the engines work on.
