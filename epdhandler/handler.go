@@ -240,7 +240,7 @@ func (h *Handler) Validate() error {
 		}
 	}
 	if h.MaxBodySize > h.MaxMemory/2 {
-		return fmt.Errorf("max_memory (%d bytes) must be twice max_body_size (%d bytes) at least: a body that grows is there twice", h.MaxMemory, h.MaxBodySize)
+		return fmt.Errorf("max_memory (%d bytes) must be twice max_body_size (%d bytes) at least, so that one request cannot take all of it", h.MaxMemory, h.MaxBodySize)
 	}
 	return nil
 }
