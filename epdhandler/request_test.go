@@ -49,13 +49,18 @@ func TestReadAllTakesMemoryAsItComes(t *testing.T) {
 	before, _ := held()
 	announced, err := newShare(t.Context(), 1<<30, 1<<40)
 	require.NoError(t, err)
-	defer func() { announced.arrived(0).Release() }()
 	half, sent := io.Pipe()
-	defer sent.Close()
-	go func() { _, _ = readAll(half, 1<<30, 1<<30, announced) }()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		_, _ = readAll(half, 1<<30, 1<<30, announced)
+		announced.arrived(0).Release()
+	}()
 	_, err = sent.Write(make([]byte, 10))
 	require.NoError(t, err)
 	after, _ := held()
+	require.NoError(t, sent.Close())
+	<-over
 	assert.LessOrEqual(t, after-before, int64(2*smallUpload))
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -56,6 +57,10 @@ type caddy struct {
 	cmd    *exec.Cmd
 	log    *logBook
 	stop   func()
+	idle   usage // right after the start
+
+	mu      sync.Mutex
+	clients []*http.Transport
 }
 
 // startCaddy runs Caddy with this block of epd_proxy.
@@ -112,6 +117,7 @@ func startSite(t *testing.T, directives string) *caddy {
 		return conn.Close() == nil
 	}, 60*time.Second, 20*time.Millisecond, "Caddy does not serve")
 	c.Client = c.client(t, true)
+	c.idle = c.usage(t)
 	return c
 }
 
@@ -161,7 +167,19 @@ func (c *caddy) client(t *testing.T, http2 bool) *http.Client {
 		DisableCompression:  true,
 	}
 	t.Cleanup(tr.CloseIdleConnections)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.clients = append(c.clients, tr)
 	return &http.Client{Transport: tr, Timeout: time.Minute}
+}
+
+// hangUp closes the clients' connections that have nothing to do.
+func (c *caddy) hangUp() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, tr := range c.clients {
+		tr.CloseIdleConnections()
+	}
 }
 
 func freePort(t *testing.T) int {
@@ -252,7 +270,8 @@ func (l *logBook) text() string {
 func (l *logBook) dump(t *testing.T) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, line := range l.raw[max(0, len(l.raw)-40):] {
+	lines := slices.DeleteFunc(slices.Clone(l.raw), func(line string) bool { return strings.Contains(line, leakCheck) })
+	for _, line := range lines[max(0, len(lines)-40):] {
 		t.Log(line[:min(len(line), 2000)])
 	}
 }

@@ -85,6 +85,7 @@ func TestClientGoesAway(t *testing.T) {
 				assert.Empty(t, c.lines(), "that is no failure")
 			}
 			assert.Equal(t, "healthy", object(t, c.do(t, http.MethodGet, "/health", "").body)["encode_cluster"])
+			c.assertNoLeaks(t)
 		})
 	}
 }

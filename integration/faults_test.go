@@ -270,6 +270,7 @@ func TestFirstFailureEndsItsSiblings(t *testing.T) {
 			cancelled += len(engine.Cancellations())
 		}
 	}
+	c.assertNoLeaks(t)
 }
 
 // An item that kills whoever gets it must not walk through the pool.
@@ -496,4 +497,5 @@ func TestAnswerThatBreaksOff(t *testing.T) {
 		}
 	}
 	assert.Len(t, c.lines(), 4, "one line for each failure, and none of Caddy's own")
+	c.assertNoLeaks(t)
 }

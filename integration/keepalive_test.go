@@ -15,6 +15,14 @@ import (
 
 const comment = ": keep-alive\n\n"
 
+// withoutComments is a stream without the comments at its begin.
+func withoutComments(stream []byte) []byte {
+	for bytes.HasPrefix(stream, []byte(comment)) {
+		stream = stream[len(comment):]
+	}
+	return stream
+}
+
 // A client that waits for a stream hears comments, if so configured, and then the
 // stream, byte for byte.
 func TestStreamKeepalive(t *testing.T) {

@@ -200,6 +200,7 @@ func TestClientLeavesTheQueue(t *testing.T) {
 	for _, r := range e.encode[0].Requests() {
 		assert.NotContains(t, string(r.Body), "GONE")
 	}
+	c.assertNoLeaks(t)
 }
 
 // What the configuration before the current one has in flight counts as well.

@@ -69,7 +69,7 @@ func (c *caddy) check(t *testing.T, client *http.Client, body string) error {
 	if res.StatusCode != http.StatusOK {
 		return &badStatus{res.StatusCode, string(got)}
 	}
-	text, err := fakevllm.Text(got, strings.Contains(body, `"stream":true`))
+	text, err := fakevllm.Text(withoutComments(got), strings.Contains(body, `"stream":true`))
 	if err != nil {
 		return err
 	}
@@ -111,6 +111,7 @@ func TestManyClients(t *testing.T) {
 				c.crowd(t, c.client(t, true), 32, 8, mixed)
 				c.crowd(t, c.client(t, false), 64, 8, mixed)
 				e.assertContract(t)
+				c.assertNoLeaks(t)
 			})
 		}
 	}
@@ -164,6 +165,7 @@ func TestReloadUnderLoad(t *testing.T) {
 				assert.NotEmpty(t, engine.Requests(), engine.Name())
 			}
 			e.assertContract(t)
+			c.assertNoLeaks(t)
 			return
 		default:
 			c.reload(t, halves[n%2].block())
@@ -222,6 +224,7 @@ func TestEnginesDieUnderLoad(t *testing.T) {
 			<-over
 			assert.Greater(t, deaths, len(e.all()))
 			e.assertContract(t)
+			c.assertNoLeaks(t)
 		})
 	}
 }
@@ -268,7 +271,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 						}
 						err := c.check(t, client, body)
 						unlucky, ok := errors.AsType[*badStatus](err)
-						if ok && unlucky.status == status || role == fakevllm.Decode && kind == "cut in two" && brokeOff(body, err) {
+						if ok && unlucky.status == status || role == fakevllm.Decode && kind == "cut in two" && endedRightly(body, err) {
 							failed.Add(1)
 							return nil
 						}
@@ -283,8 +286,8 @@ func TestFaultsUnderLoad(t *testing.T) {
 	}
 }
 
-// brokeOff reports whether an answer ended in its middle, as it should then.
-func brokeOff(body string, err error) bool {
+// endedRightly reports whether an answer ended in its middle, as it should then.
+func endedRightly(body string, err error) bool {
 	if strings.Contains(body, `"stream":true`) {
 		return errors.Is(err, errBrokeOff)
 	}

@@ -1,0 +1,297 @@
+package epdhandler
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
+)
+
+// However requests end, nothing of them stays in what this package counts and, when
+// Caddy has stopped, no goroutine.
+func TestNothingIsLeft(t *testing.T) {
+	nothingHeld(t)
+	// of other tests, and of the packages that Caddy is made of
+	before := goleak.IgnoreCurrent()
+	s := newSite(t)
+	for name, config := range map[string]struct {
+		options string
+		hasty   bool
+	}{
+		"no comments": {`"stream_keepalive":0`, false},
+		"comments":    {`"stream_keepalive":"5ms"`, false},
+		"time limits": {`"stream_keepalive":"50ms","encode_timeout":"100ms","prefill_timeout":"100ms","stream_start_timeout":"100ms"`, true},
+	} {
+		s.load(t, config.options)
+		for _, http2 := range []bool{false, true} {
+			client := newClient(t, http2)
+			for what, how := range endings {
+				if how.hasty != config.hasty {
+					continue
+				}
+				for _, role := range how.at {
+					for _, streamed := range []bool{false, true} {
+						ok := t.Run(fmt.Sprintf("%s, http2 %v, %s %s, stream %v", name, http2, what, role, streamed), func(t *testing.T) {
+							s.end(t, client, how, role, streamed)
+						})
+						if !ok { // what it has left would be held against the next ones
+							return
+						}
+					}
+				}
+			}
+			client.CloseIdleConnections()
+		}
+		eventually(t, "queues are looked after in which nobody waits", func() bool {
+			slots.Lock()
+			defer slots.Unlock()
+			return len(slots.queues) == 0
+		})
+		nothingHeld(t)
+	}
+	require.NoError(t, caddy.Stop())
+	s.close()
+	var left error
+	for range 5 { // it waits a little each time
+		if left = goleak.Find(before); left == nil {
+			break
+		}
+	}
+	assert.NoError(t, left)
+}
+
+var everywhere = []fakevllm.Role{fakevllm.Encode, fakevllm.Prefill, fakevllm.Decode}
+
+// ending is a way in which requests can end.
+type ending struct {
+	at    []fakevllm.Role // at which engines, each for itself
+	fault fakevllm.Fault  // of theirs
+	held  bool            // they are taken by others
+	hasty bool            // by a time limit, which would end too much elsewhere
+
+	leave func(*site, fakevllm.Role) bool // the client does so when
+	begun bool                            // or when it has the begin of the answer
+	half  bool                            // it sends no more than half of the body
+}
+
+var endings = map[string]ending{
+	"fine at":             {at: everywhere},
+	"bad request at":      {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Status, Code: 400}},
+	"failure at":          {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Status, Code: 503}},
+	"second attempt at":   {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Status, Code: 503, Times: 1}},
+	"cut before":          {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.CutBefore}},
+	"cut in two at":       {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.CutMiddle}},
+	"garbage of":          {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Garbage}},
+	"crash of":            {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Crash}},
+	"silence of":          {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Slow, Delay: 500 * time.Millisecond}, hasty: true},
+	"waits too long for":  {at: everywhere, held: true},
+	"leaves the queue of": {at: everywhere, held: true, leave: (*site).waiting},
+	"leaves in":           {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Hang}, leave: (*site).asked},
+	"leaves when reading": {at: everywhere[2:], begun: true},
+	"leaves when sending": {at: everywhere[2:], leave: (*site).sending, half: true},
+}
+
+// site is Caddy in this process, and its engines.
+type site struct {
+	port    int
+	storage string
+	engines map[fakevllm.Role][]*fakevllm.Engine
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	s := &site{port: l.Addr().(*net.TCPAddr).Port, storage: t.TempDir(), engines: make(map[fakevllm.Role][]*fakevllm.Engine)}
+	t.Cleanup(s.close)
+	cluster := fakevllm.NewCluster()
+	for _, role := range everywhere {
+		for range 2 {
+			e, err := cluster.Start(fakevllm.Options{Role: role, ChunkDelay: time.Millisecond, Handles: true})
+			require.NoError(t, err)
+			s.engines[role] = append(s.engines[role], e)
+		}
+	}
+	return s
+}
+
+func (s *site) close() {
+	for _, engines := range s.engines {
+		for _, e := range engines {
+			e.Close()
+		}
+	}
+}
+
+// load has Caddy run with these options of the handler, whatever it ran with before.
+func (s *site) load(t *testing.T, options string) {
+	t.Helper()
+	for role, engines := range s.engines {
+		options += fmt.Sprintf(`,"%s_limit":1,"%s":{"upstreams":[{"dial":"%s"},{"dial":"%s"}]}`, role, role, engines[0].Addr(), engines[1].Addr())
+	}
+	require.NoError(t, caddy.Load(fmt.Appendf(nil, `{
+		"admin":{"disabled":true,"config":{"persist":false}},
+		"logging":{"logs":{"default":{"writer":{"output":"discard"}}}},
+		"storage":{"module":"file_system","root":"%s"},
+		"apps":{"http":{"servers":{"s":{
+			"listen":["127.0.0.1:%d"],"protocols":["h1","h2c"],"automatic_https":{"disable":true},
+			"routes":[{"handle":[{"handler":"epd_proxy","queue_timeout":"100ms",%s}]}]}}}}}`, s.storage, s.port, options), true))
+	t.Cleanup(func() { _ = caddy.Stop() })
+}
+
+func newClient(t *testing.T, http2 bool) *http.Client {
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr.Protocols.SetHTTP1(!http2)
+	tr.Protocols.SetUnencryptedHTTP2(http2)
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, Timeout: time.Minute}
+}
+
+// end has a request end in one of the ways, and asserts that nothing counts it.
+func (s *site) end(t *testing.T, client *http.Client, how ending, role fakevllm.Role, streamed bool) {
+	engines := s.engines[role]
+	for _, e := range engines {
+		e.Reset()
+		e.SetFault(how.fault)
+	}
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	here, leave := context.WithCancel(t.Context())
+	defer leave()
+	if how.held {
+		for _, e := range engines {
+			e.SetFault(fakevllm.Fault{Kind: fakevllm.Hang, Match: "HELD"})
+			clients.Go(func() {
+				for here.Err() == nil { // on a busy machine it may wait too long itself
+					s.send(here, client, "HELD", streamed, ending{}, nil)
+				}
+			})
+		}
+		eventually(t, "nobody is held", func() bool { return busyWith(engines) == len(engines) })
+	}
+
+	mine, leaveAlone := context.WithCancel(here)
+	begun, over := make(chan struct{}), make(chan struct{})
+	clients.Go(func() {
+		defer close(over)
+		s.send(mine, client, "MINE", streamed, how, begun)
+	})
+	if how.leave != nil {
+		eventually(t, "the request does not get there", func() bool { return how.leave(s, role) })
+		leaveAlone()
+	}
+	if how.begun {
+		<-begun
+		leaveAlone()
+	}
+	<-over
+	if !how.half && !how.begun {
+		assert.True(t, s.asked(role), "the request did not get there")
+	}
+	leaveAlone()
+	leave()
+	for _, e := range engines {
+		e.SetFault(fakevllm.Fault{})
+		if how.fault.Kind == fakevllm.Crash {
+			require.NoError(t, e.Restart())
+		}
+	}
+	eventually(t, "something is still in flight", func() bool {
+		slots.Lock()
+		defer slots.Unlock()
+		ids := 0
+		inFlight.Range(func(any, any) bool { ids++; return true })
+		return len(slots.taken) == 0 && ids == 0 && busyWith(engines) == 0
+	})
+}
+
+// send sends a request and reads the answer, whatever it is.
+func (s *site) send(ctx context.Context, client *http.Client, mark string, streamed bool, how ending, begun chan<- struct{}) {
+	text := mark
+	switch {
+	case how.begun:
+		text += strings.Repeat(" and so on", 500) // for longer than it takes to leave
+	case how.half:
+		text += strings.Repeat(" and so on", 100_000) // so that memory is promised
+	}
+	body := fmt.Sprintf(`{"model":"fake","stream":%v,"messages":[{"role":"user","content":[{"type":"text","text":"%s"},%s]}]}`,
+		streamed, text, `{"type":"image_url","image_url":{"url":"data:image/png;base64,`+mark+`"}}`)
+	var upload io.Reader = strings.NewReader(body)
+	if how.half {
+		upload = io.MultiReader(strings.NewReader(body[:len(body)/2]), never{ctx})
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d%s", s.port, chatPath), upload)
+	if err != nil {
+		panic(err)
+	}
+	r.ContentLength = int64(len(body))
+	r.Header.Set("Content-Type", "application/json")
+	res, err := client.Do(r)
+	if err != nil {
+		return
+	}
+	defer res.Body.Close()
+	_, _ = res.Body.Read(make([]byte, 1))
+	if begun != nil {
+		close(begun)
+	}
+	_, _ = io.Copy(io.Discard, res.Body)
+}
+
+// never is the rest of a body that does not come.
+type never struct{ context.Context }
+
+// Read implements io.Reader.
+func (n never) Read([]byte) (int, error) {
+	<-n.Done()
+	return 0, n.Err()
+}
+
+func busyWith(engines []*fakevllm.Engine) (n int) {
+	for _, e := range engines {
+		n += e.InFlight()
+	}
+	return n
+}
+
+// asked reports whether an engine of a role has got a request.
+func (s *site) asked(role fakevllm.Role) bool {
+	return slices.ContainsFunc(s.engines[role], func(e *fakevllm.Engine) bool { return len(e.Requests()) > 0 })
+}
+
+// waiting reports whether somebody is in the queue for a role.
+func (*site) waiting(role fakevllm.Role) bool {
+	slots.Lock()
+	defer slots.Unlock()
+	for q := range slots.queues {
+		if q.stage == string(role) && len(q.turns) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// sending reports whether a client has begun to send a body.
+func (*site) sending(fakevllm.Role) bool {
+	held, _ := held()
+	return held > 0
+}
+
+func eventually(t *testing.T, message string, what func() bool) {
+	t.Helper()
+	require.Eventually(t, what, 10*time.Second, time.Millisecond, message)
+}

@@ -1,0 +1,83 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// usage is what a Caddy has that a leak would add to.
+type usage struct {
+	ours       []string // stacks of goroutines in epd_proxy, or begun by it: none when idle
+	goroutines int
+	files      int // descriptors, those of connections among them
+}
+
+// Of these, Caddy may have more when it is idle again than when it had just started:
+// health checks keep a connection to each engine, with two goroutines, and some of
+// Caddy's own things begin with the first request or reload.
+const (
+	spareFiles      = 12
+	spareGoroutines = 2 * spareFiles
+)
+
+// assertNoLeaks asserts that Caddy, when all clients have hung up, has nothing open
+// that it had not when it started.
+func (c *caddy) assertNoLeaks(t *testing.T) {
+	t.Helper()
+	c.hangUp()
+	var now usage
+	assert.Eventually(t, func() bool { // idle connections to engines live for 2.5s
+		now = c.usage(t)
+		return len(now.ours) == 0 && now.goroutines <= c.idle.goroutines+spareGoroutines && now.files <= c.idle.files+spareFiles
+	}, waitLong, 100*time.Millisecond, "Caddy has leaked")
+	t.Logf("goroutines: %d, were %d; files: %d, were %d", now.goroutines, c.idle.goroutines, now.files, c.idle.files)
+	for _, stack := range now.ours[:min(len(now.ours), 3)] {
+		t.Log(stack)
+	}
+}
+
+// leakCheck is the page that lists all goroutines.
+const leakCheck = "/debug/pprof/goroutine?debug=2"
+
+// usage asks the running process.
+func (c *caddy) usage(t *testing.T) usage {
+	t.Helper()
+	files, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.cmd.Process.Pid)) // elsewhere than on Linux there is no such thing
+	stacks := strings.Split(strings.TrimSpace(c.admin(t, leakCheck)), "\n\n")
+	return usage{
+		ours:       slices.DeleteFunc(slices.Clone(stacks), func(s string) bool { return !strings.Contains(s, "/epdhandler.") }),
+		goroutines: len(stacks),
+		files:      len(files),
+	}
+}
+
+// admin gets a page of Caddy's admin endpoint, on a connection of its own.
+func (c *caddy) admin(t *testing.T, path string) string {
+	t.Helper()
+	socket := filepath.Join(filepath.Dir(c.config), "admin.sock")
+	client := &http.Client{Timeout: waitLong, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
+	res, err := client.Get("http://127.0.0.1" + path)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	page, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, res.StatusCode, "%s", page)
+	return string(page)
+}
