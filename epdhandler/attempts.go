@@ -53,7 +53,7 @@ func (a *attempts) begin(c *call) {
 // note keeps what is known of the attempt when it is over.
 func (a *attempts) note(c *call) {
 	if c.upstream() != "" {
-		a.upstream = a.pool.name(c.upstream())
+		a.upstream = c.upstream()
 	}
 	if c.reached {
 		a.reached++

@@ -19,6 +19,7 @@ func (x *exchange) decode() *failure {
 		method:       http.MethodGet, // HEAD too: engines know only GET, and the server leaves the body out
 		path:         x.r.URL.Path,
 		id:           x.attemptID(x.decoding),
+		idHead:       x.engineID + "-",
 		keepEncoding: x.keepalive == nil,
 		clock:        clock,
 	}

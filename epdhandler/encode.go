@@ -87,10 +87,12 @@ func (x *exchange) tryEncode(ctx context.Context, i int) ([]body.Entry, *failure
 	ctx, clock, cancel := watch(ctx, time.Duration(x.h.EncodeTimeout), 0)
 	defer cancel()
 	item := x.body.Items[i]
+	id := x.engineID + ":" + strconv.Itoa(i) + ":"
 	c := &call{
 		method: http.MethodPost,
 		path:   chatPath,
-		id:     x.engineID + ":" + strconv.Itoa(i) + ":" + hex6(),
+		id:     id + hex6(),
+		idHead: id,
 		body:   encodeBody(x.body, item),
 		clock:  clock,
 	}

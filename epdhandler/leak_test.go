@@ -26,20 +26,20 @@ func TestNothingIsLeft(t *testing.T) {
 	nothingHeld(t)
 	// of other tests, and of the packages that Caddy is made of
 	before := goleak.IgnoreCurrent()
+	defer func(d time.Duration) { idLinger = d }(idLinger)
+	idLinger = time.Millisecond
 	s := newSite(t)
-	for name, config := range map[string]struct {
-		options string
-		hasty   bool
-	}{
-		"no comments": {`"stream_keepalive":0`, false},
-		"comments":    {`"stream_keepalive":"5ms"`, false},
-		"time limits": {`"stream_keepalive":"50ms","encode_timeout":"100ms","prefill_timeout":"100ms","stream_start_timeout":"100ms"`, true},
+	for name, config := range map[string]struct{ options, limit string }{
+		"no comments":    {`"stream_keepalive":0`, ""},
+		"comments":       {`"stream_keepalive":"5ms"`, ""},
+		"limited engine": {`"encode_timeout":"400ms","prefill_timeout":"400ms","stream_start_timeout":"400ms","stream_keepalive":"50ms"`, "engine"},
+		"limited queue":  {`"queue_timeout":"100ms","stream_keepalive":"10ms"`, "queue"},
 	} {
 		s.load(t, config.options)
 		for _, http2 := range []bool{false, true} {
 			client := newClient(t, http2)
 			for what, how := range endings {
-				if how.hasty != config.hasty {
+				if how.limit != config.limit {
 					continue
 				}
 				for _, role := range how.at {
@@ -80,7 +80,7 @@ type ending struct {
 	at    []fakevllm.Role // at which engines, each for itself
 	fault fakevllm.Fault  // of theirs
 	held  bool            // they are taken by others
-	hasty bool            // by a time limit, which would end too much elsewhere
+	limit string          // ends them, and would end too much elsewhere
 
 	leave func(*site, fakevllm.Role) bool // the client does so when
 	begun bool                            // or when it has the begin of the answer
@@ -96,8 +96,8 @@ var endings = map[string]ending{
 	"cut in two at":       {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.CutMiddle}},
 	"garbage of":          {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Garbage}},
 	"crash of":            {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Crash}},
-	"silence of":          {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Slow, Delay: 500 * time.Millisecond}, hasty: true},
-	"waits too long for":  {at: everywhere, held: true},
+	"silence of":          {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Slow, Delay: time.Second}, limit: "engine"},
+	"waits too long for":  {at: everywhere, held: true, limit: "queue"},
 	"leaves the queue of": {at: everywhere, held: true, leave: (*site).waiting},
 	"leaves in":           {at: everywhere, fault: fakevllm.Fault{Kind: fakevllm.Hang}, leave: (*site).asked},
 	"leaves when reading": {at: everywhere[2:], begun: true},
@@ -149,7 +149,7 @@ func (s *site) load(t *testing.T, options string) {
 		"storage":{"module":"file_system","root":"%s"},
 		"apps":{"http":{"servers":{"s":{
 			"listen":["127.0.0.1:%d"],"protocols":["h1","h2c"],"automatic_https":{"disable":true},
-			"routes":[{"handle":[{"handler":"epd_proxy","queue_timeout":"100ms",%s}]}]}}}}}`, s.storage, s.port, options), true))
+			"routes":[{"handle":[{"handler":"epd_proxy",%s}]}]}}}}}`, s.storage, s.port, options), true))
 	t.Cleanup(func() { _ = caddy.Stop() })
 }
 
@@ -167,19 +167,17 @@ func (s *site) end(t *testing.T, client *http.Client, how ending, role fakevllm.
 	for _, e := range engines {
 		e.Reset()
 		e.SetFault(how.fault)
+		if how.held {
+			e.SetFault(fakevllm.Fault{Kind: fakevllm.Hang, Match: "HELD"})
+		}
 	}
 	var clients sync.WaitGroup
 	defer clients.Wait()
 	here, leave := context.WithCancel(t.Context())
 	defer leave()
 	if how.held {
-		for _, e := range engines {
-			e.SetFault(fakevllm.Fault{Kind: fakevllm.Hang, Match: "HELD"})
-			clients.Go(func() {
-				for here.Err() == nil { // on a busy machine it may wait too long itself
-					s.send(here, client, "HELD", streamed, ending{}, nil)
-				}
-			})
+		for range engines {
+			clients.Go(func() { s.send(here, client, "HELD", streamed, ending{}, nil) })
 		}
 		eventually(t, "nobody is held", func() bool { return busyWith(engines) == len(engines) })
 	}

@@ -10,9 +10,9 @@ import (
 // run takes the request through its stages, until one has failed for good or the
 // client has its answer.
 func (x *exchange) run() {
-	var release func()
+	var release func(endedWell bool)
 	x.engineID, release = claimID(x.id)
-	defer release()
+	defer func() { release(x.report.outcome == outcomeOK) }()
 	x.header = forwarded(x.r.Header, x.h.TrustClients)
 	x.decoding = x.attempts(x.h.decode)
 	if x.h.prefill != nil {

@@ -29,6 +29,7 @@ func (x *exchange) prefill() *failure {
 		method: http.MethodPost,
 		path:   x.r.URL.Path,
 		id:     x.attemptID(x.prefilling),
+		idHead: x.engineID + "-",
 		body:   prefillBody(x.body, x.carry(body.ECTransferParams, x.handles)),
 		clock:  clock,
 	}

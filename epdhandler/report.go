@@ -50,8 +50,8 @@ func (s *stageReport) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	var upstreams []string
 	for _, a := range s.attempts {
 		made += a.made
-		if a.upstream != "" && !slices.Contains(upstreams, a.upstream) {
-			upstreams = append(upstreams, a.upstream)
+		if name := a.pool.name(a.upstream); name != "" && !slices.Contains(upstreams, name) {
+			upstreams = append(upstreams, name)
 		}
 	}
 	enc.AddDuration("duration", s.duration)

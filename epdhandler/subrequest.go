@@ -22,6 +22,7 @@ import (
 type call struct {
 	method, path string
 	id           string         // x-request-id
+	idHead       string         // what ids of further attempts begin with
 	body         *body.Segments // nil: none
 	keepEncoding bool           // the client gets the answer's bytes and so says how they may be encoded
 	skip         []string       // instances not to choose

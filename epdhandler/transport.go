@@ -59,6 +59,8 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	c.reached = c.reached || trip.connected.Load()
 	if err != nil && t.fresh != nil && trip.stale(err) && r.Context().Err() == nil {
 		again := new(roundTrip).request(r, c)
+		again.Header = again.Header.Clone()
+		again.Header["X-Request-Id"] = []string{c.idHead + hex6()} // should it know the other after all
 		t.SetScheme(again)
 		res, err = t.fresh.RoundTrip(again)
 	}

@@ -279,7 +279,7 @@ func (l *logBook) dump(t *testing.T) {
 // entries waits until at least n entries match.
 func (c *caddy) entries(t *testing.T, n int, match func(entry) bool) []entry {
 	t.Helper()
-	timeout := time.After(10 * time.Second)
+	timeout := time.After(30 * time.Second)
 	for {
 		found, changed := c.log.find(match)
 		if len(found) >= n {

@@ -232,7 +232,7 @@ func TestEnginesDieUnderLoad(t *testing.T) {
 // One instance that fails, in whatever way, is nothing that 64 clients see, except
 // where nothing can be done.
 func TestFaultsUnderLoad(t *testing.T) {
-	const clients, each = 64, 2
+	const clients, each = 64, 1
 	kinds := map[string]fault{
 		"500":        {Kind: fakevllm.Status, Code: 500, Message: "no"},
 		"503":        {Kind: fakevllm.Status, Code: 503, Message: "no", Spend: true},
@@ -258,8 +258,12 @@ func TestFaultsUnderLoad(t *testing.T) {
 					t.Parallel()
 					e := startEngines(t, n[0], n[1], n[2])
 					// its health checks hang too, but must not come before the requests
-					c := startCaddy(t, e.block("encode_timeout 2s", "prefill_timeout 2s", "stream_start_timeout 2s",
-						"encode health_fails 1000", "prefill health_fails 1000", "decode health_fails 1000"))
+					lines := []string{"encode health_fails 1000", "prefill health_fails 1000", "decode health_fails 1000"}
+					if kind == "hangs" {
+						limit := map[fakevllm.Role]string{fakevllm.Encode: "encode_timeout", fakevllm.Prefill: "prefill_timeout", fakevllm.Decode: "stream_start_timeout"}
+						lines = append(lines, limit[role]+" 5s")
+					}
+					c := startCaddy(t, e.block(lines...))
 					list := map[fakevllm.Role][]*fakevllm.Engine{fakevllm.Encode: e.encode, fakevllm.Prefill: e.prefill, fakevllm.Decode: e.decode}[role]
 					list[0].SetFault(f)
 					client := c.client(t, true)

@@ -20,7 +20,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-var overload = flag.Duration("overload", 5*time.Second, "how long TestOverload overloads Caddy")
+var overload = flag.Duration("overload", 0, "how long TestOverload overloads Caddy, and measures; 0: a few seconds, without measuring times")
 
 // With ten times the load that the engines can serve, what is accepted is served, what
 // is refused is refused at once, memory stays bounded, and soon after all is as before.
@@ -28,11 +28,14 @@ var overload = flag.Duration("overload", 5*time.Second, "how long TestOverload o
 //	go test ./integration -run TestOverload -v -args -overload 2m
 func TestOverload(t *testing.T) {
 	// not in parallel: it measures
+	if buildFlags != nil {
+		t.Skip("the race detector takes memory of its own")
+	}
 	const (
 		limit    = 4
-		service  = 500 * time.Millisecond
+		service  = time.Second
 		capacity = 2 * limit * int(time.Second/service) // requests per second
-		memory   = 64 << 20
+		memory   = 128 << 20
 	)
 	e := startEngines(t, 2, 0, 2, func(o *fakevllm.Options) {
 		o.Forget = true
@@ -42,9 +45,10 @@ func TestOverload(t *testing.T) {
 	})
 	c := startCaddy(t, e.block("encode_limit 8", fmt.Sprintf("decode_limit %d", limit), "queue_size 32", "queue_timeout 5s",
 		fmt.Sprintf("max_memory %d", memory), "max_body_size 16MiB"))
-	quiet := func() []sample { return c.storm(t, capacity/2, max(*overload/6, 3*time.Second)) }
-	idle := c.rss(t)
+	length := max(*overload, 4*time.Second)
+	quiet := func() []sample { return c.storm(t, capacity/2, max(length/6, time.Second)) }
 	before := quiet()
+	idle := c.rss(t)
 
 	peak := make(chan int64)
 	ctx, stop := context.WithCancel(t.Context())
@@ -56,11 +60,13 @@ func TestOverload(t *testing.T) {
 		}
 		peak <- most
 	}()
-	during := c.storm(t, 10*capacity, *overload)
+	during := c.storm(t, 10*capacity, length)
 	stop()
 	rss := <-peak
 
-	<-time.After(10 * time.Second) // what was promised for 10 s after
+	if *overload > 0 {
+		time.Sleep(10 * time.Second) // what is promised is for then
+	}
 	after := quiet()
 
 	served, refused, other := sort(during)
@@ -70,11 +76,17 @@ func TestOverload(t *testing.T) {
 	t.Logf("served within: p50 %v, p99 %v; before the storm p99 %v, 10s after %v", percentile(served, 50), percentile(served, 99), p99(before), p99(after))
 	assert.Empty(t, other)
 	assert.Less(t, rss, (idle+memory)*12/10)
-	assert.Greater(t, len(served), int(overload.Seconds())*capacity*8/10, "engines were idle")
-	assert.Greater(t, len(refused), len(during)/2, "that was no storm")
-	assert.Less(t, percentile(refused, 50), time.Second)
-	assert.Less(t, p99(after), p99(before)*12/10)
+	assert.NotEmpty(t, refused)
+	_, _, failed := sort(slices.Concat(before, after))
+	assert.Empty(t, failed)
 	e.assertContract(t)
+	if *overload == 0 {
+		return
+	}
+	assert.Greater(t, len(served), int(length.Seconds())*capacity*9/10, "engines were idle")
+	assert.Greater(t, len(refused), len(during)/2, "that was no storm")
+	assert.Less(t, percentile(refused, 50), 500*time.Millisecond)
+	assert.Less(t, p99(after), p99(before)*12/10)
 }
 
 // sample is how a request went.
@@ -91,9 +103,12 @@ func (c *caddy) storm(t *testing.T, perSecond int, length time.Duration) []sampl
 		wg      sync.WaitGroup
 		mu      sync.Mutex
 		samples []sample
-		clients = []*http.Client{c.client(t, true), c.client(t, false)}
-		data    = strings.Repeat("QUJD", 1<<18) // 1 MiB
+		clients []*http.Client
+		data    = strings.Repeat("QUJD", 1<<19) // 2 MiB
 	)
+	for range 16 { // many: what is refused on an HTTP/2 connection holds up what is accepted on it
+		clients = append(clients, c.client(t, true), c.client(t, false))
+	}
 	pace := time.NewTicker(time.Second / time.Duration(perSecond))
 	defer pace.Stop()
 	end := time.Now().Add(length)
@@ -101,7 +116,7 @@ func (c *caddy) storm(t *testing.T, perSecond int, length time.Duration) []sampl
 		<-pace.C
 		wg.Go(func() {
 			body := chat("", text(fmt.Sprint(n)), image(fmt.Sprintf("%08d", n)+data))
-			s := c.sample(t, clients[n%2], body)
+			s := c.sample(t, clients[n%len(clients)], body)
 			mu.Lock()
 			defer mu.Unlock()
 			samples = append(samples, s)
