@@ -207,14 +207,20 @@ const maxPicks = 64
 
 // choose asks the policy for an instance that is not left out.
 func (s selector) choose(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter, out func(*reverseproxy.Upstream) bool) *reverseproxy.Upstream {
-	u := s.policy.Select(upstreams, r, w)
-	for n := 1; u != nil && out(u); n++ {
-		if n == maxPicks {
-			return s.policy.Select(slices.DeleteFunc(slices.Clone(upstreams), out), r, w)
+	for range maxPicks {
+		u := s.policy.Select(upstreams, r, w)
+		if u == nil {
+			break // round_robin says so when others keep it from the only one that is up
 		}
-		u = s.policy.Select(upstreams, r, w)
+		if !out(u) {
+			return u
+		}
 	}
-	return u
+	fit := slices.DeleteFunc(slices.Clone(upstreams), func(u *reverseproxy.Upstream) bool { return !u.Available() || out(u) })
+	if len(fit) == 0 {
+		return nil
+	}
+	return s.policy.Select(fit, r, w)
 }
 
 // Interface guard

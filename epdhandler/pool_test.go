@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -60,4 +63,34 @@ func TestSelectorKeepsWeights(t *testing.T) {
 		r = r.WithContext(context.WithValue(r.Context(), callKey{}, c))
 		assert.Equal(t, "c:1", rp.LoadBalancing.SelectionPolicy.Select(rp.Upstreams, r, nil).String())
 	}
+}
+
+// Calls that choose at the same time do not keep each other from the only instance
+// that is up: Caddy's round_robin counts for all of them.
+func TestSelectorFindsTheOnlyOneThatIsUp(t *testing.T) {
+	up := httptest.NewServer(http.NotFoundHandler())
+	defer up.Close()
+	down := httptest.NewServer(http.NotFoundHandler())
+	down.Close()
+	h, err := load(t, fmt.Sprintf(`{
+		"encode":{"upstreams":[{"dial":"%s"},{"dial":"%s"}],"health_checks":{"active":{"interval":"10ms","fails":1,"expect_status":404}}},
+		"decode":{"upstreams":[{"dial":"a:1"}],"health_checks":{"active":{}}}}`, down.Listener.Addr(), up.Listener.Addr()))
+	require.NoError(t, err)
+	rp := h.encode.handler
+	require.Eventually(t, func() bool { return !rp.Upstreams[0].Available() }, 10*time.Second, time.Millisecond)
+	var wg sync.WaitGroup
+	var missed atomic.Int64
+	for range 8 {
+		wg.Go(func() {
+			for range 2000 {
+				r := httptest.NewRequest(http.MethodPost, "/", nil)
+				r = r.WithContext(context.WithValue(r.Context(), callKey{}, new(call)))
+				if rp.LoadBalancing.SelectionPolicy.Select(rp.Upstreams, r, nil) == nil {
+					missed.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	assert.Zero(t, missed.Load())
 }
