@@ -3,15 +3,12 @@ package integration
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -663,16 +660,9 @@ func (s *endlessString) Read(p []byte) (int, error) {
 }
 
 // peakMemory is the most memory that Caddy has had, in bytes.
-func (c *caddy) peakMemory(t *testing.T) (n int) {
+func (c *caddy) peakMemory(t *testing.T) int {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
-	if err != nil {
-		t.Skip("only Linux tells")
-	}
-	_, rest, _ := strings.Cut(string(status), "VmHWM:")
-	_, err = fmt.Sscanf(rest, "%d kB", &n)
-	require.NoError(t, err)
-	return n << 10
+	return int(c.memory(t, "VmHWM"))
 }
 
 // Streams that are opened and reset at once, by the thousand, leave nothing behind.
@@ -740,16 +730,7 @@ func TestHTTP2Resets(t *testing.T) {
 // goroutines returns the stacks of all goroutines of Caddy.
 func (c *caddy) goroutines(t *testing.T) string {
 	t.Helper()
-	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(filepath.Dir(c.config), "admin.sock"))
-	}}
-	res, err := (&http.Client{Transport: tr}).Get("http://localhost/debug/pprof/goroutine?debug=2")
-	require.NoError(t, err)
-	defer res.Body.Close()
-	require.Equal(t, http.StatusOK, res.StatusCode)
-	stacks, err := io.ReadAll(res.Body)
-	require.NoError(t, err)
-	return string(stacks)
+	return c.admin(t, leakCheck)
 }
 
 // Headers without end are not collected without end.

@@ -33,12 +33,6 @@ func TestClientGoesAway(t *testing.T) {
 				}
 			})
 			c := startCaddy(t, e.block())
-			busy := func() (n int) {
-				for _, engine := range e.all() {
-					n += engine.InFlight()
-				}
-				return n
-			}
 			for _, http2 := range []bool{false, true} {
 				e.reset()
 				ctx, cancel := context.WithCancel(t.Context())
@@ -67,7 +61,7 @@ func TestClientGoesAway(t *testing.T) {
 				}
 				cancel()
 				left := time.Now()
-				require.Eventually(t, func() bool { return busy() == 0 }, 10*time.Second, time.Millisecond)
+				require.Eventually(t, func() bool { return busy(e.all()...) == 0 }, 10*time.Second, time.Millisecond)
 				<-done
 				cancellations := 0
 				for _, engine := range e.all() {

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bufio"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
@@ -106,10 +105,8 @@ func TestBodiesOnTheWire(t *testing.T) {
 		"announced too large": {"Content-Length: 99999999999", "{", 413},
 	} {
 		t.Run(name, func(t *testing.T) {
-			conn, err := tls.Dial("tcp", c.addr, &tls.Config{RootCAs: c.roots, ServerName: "localhost"})
-			require.NoError(t, err)
-			defer conn.Close()
-			_, err = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n%s", chatPath, tc.framing, tc.body)
+			conn := c.dial(t)
+			_, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n%s", chatPath, tc.framing, tc.body)
 			require.NoError(t, err)
 			if tc.status == http.StatusBadRequest {
 				require.NoError(t, conn.CloseWrite()) // the end; a client that is done does not say so

@@ -160,7 +160,7 @@ func TestHealthOfOtherPools(t *testing.T) {
 
 // An instance that hangs, also to health checks, is left out.
 func TestUnhealthyInstancesAreNotChosen(t *testing.T) {
-	// not in parallel: on a busy machine the healthy ones would miss checks as well
+	// not in parallel: checks that are this frequent are missed on a busy machine
 	const fast = "health_interval 200ms\nhealth_timeout 1s"
 	e := startEngines(t, 2, 2, 2)
 	c := startCaddy(t, e.block("encode "+fast, "prefill "+fast, "decode "+fast))

@@ -180,12 +180,18 @@ func percentile(times []time.Duration, p int) time.Duration {
 // rss is the memory that Caddy has, in bytes.
 func (c *caddy) rss(t *testing.T) int64 {
 	t.Helper()
+	return c.memory(t, "VmRSS")
+}
+
+// memory is what Linux says of Caddy's memory under a name, in bytes.
+func (c *caddy) memory(t *testing.T, name string) int64 {
+	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
 	if os.IsNotExist(err) {
 		t.Skip("there is no /proc here to tell how much memory Caddy has")
 	}
 	require.NoError(t, err)
-	_, line, _ := strings.Cut(string(status), "VmRSS:")
+	_, line, _ := strings.Cut(string(status), name+":")
 	kib, err := strconv.ParseInt(strings.Fields(line)[0], 10, 64)
 	require.NoError(t, err)
 	return kib << 10
