@@ -3,9 +3,11 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -160,8 +162,15 @@ func (c *caddy) reloadWith(t *testing.T, global, block string) {
 
 // client returns a client that speaks HTTP/2, or else HTTP/1.1 only.
 func (c *caddy) client(t *testing.T, http2 bool) *http.Client {
+	config := &tls.Config{RootCAs: c.roots, ServerName: "localhost"}
+	if http2 {
+		config.NextProtos = []string{"h2"}
+	}
 	tr := &http.Transport{
-		TLSClientConfig:     &tls.Config{RootCAs: c.roots},
+		DialTLSContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return dialAgain(ctx, network, c.addr, config)
+		},
+		TLSClientConfig:     config,
 		ForceAttemptHTTP2:   http2,
 		MaxIdleConnsPerHost: 128,
 		DisableCompression:  true,
@@ -171,6 +180,17 @@ func (c *caddy) client(t *testing.T, http2 bool) *http.Client {
 	defer c.mu.Unlock()
 	c.clients = append(c.clients, tr)
 	return &http.Client{Transport: tr, Timeout: time.Minute}
+}
+
+// dialAgain dials, and once more if the connection was reset before it could be used:
+// a reload closes the old socket, and Linux resets what that one had not accepted yet.
+func dialAgain(ctx context.Context, network, addr string, config *tls.Config) (net.Conn, error) {
+	d := &tls.Dialer{Config: config}
+	conn, err := d.DialContext(ctx, network, addr)
+	if errors.Is(err, syscall.ECONNRESET) {
+		return d.DialContext(ctx, network, addr)
+	}
+	return conn, err
 }
 
 // hangUp closes the clients' connections that have nothing to do.
