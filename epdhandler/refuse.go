@@ -47,6 +47,7 @@ func (x *exchange) refuseUpload(e *apiError) {
 	x.w.Header().Set("Connection", "close")
 	e.write(x.w)
 	_ = conn.Flush()
+	x.release() // what has come of the body
 	if !asks {
 		_, _ = io.Copy(io.Discard, x.r.Body)
 	}
