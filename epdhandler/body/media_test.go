@@ -1,7 +1,6 @@
 package body
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 
@@ -183,28 +182,5 @@ func TestURLIsCut(t *testing.T) {
 		assert.True(t, strings.HasPrefix(want, url), "%d: %q", max, url)
 		assert.Equal(t, max >= len(raw), whole, max)
 		assert.Equal(t, whole, url == want, max)
-	}
-}
-
-func BenchmarkParseChat(b *testing.B) {
-	image := func(size int) string {
-		return fmt.Sprintf(`{"type":"image_url","image_url":{"url":"data:image/png;base64,%s"}}`, strings.Repeat("iVBORw0KGgo/", size/12))
-	}
-	text := `{"type":"text","text":"` + strings.Repeat("What is in this picture? ", 80) + `"}`
-	for name, in := range map[string]string{
-		"text of 2 kB":       chat(text),
-		"4 images of 2.7 MB": chat(text, image(2_700_000), image(2_700_000), image(2_700_000), image(2_700_000)),
-		"20,000 tiny parts":  chat(strings.Repeat(`{"type":"text","text":"x"},`, 20_000) + text),
-	} {
-		b.Run(name, func(b *testing.B) {
-			in := []byte(in)
-			b.SetBytes(int64(len(in)))
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := ParseChat(in, 128, false); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
 	}
 }

@@ -1,9 +1,7 @@
 package body
 
 import (
-	"encoding/binary"
 	"fmt"
-	"math/bits"
 	"unicode/utf8"
 )
 
@@ -241,9 +239,6 @@ func (s *scanner) digits() (n int) {
 }
 
 // str steps over a string and returns the range between its quotes.
-//
-// Nearly all bytes of a body are base64 inside strings, so this is the loop that
-// decides what indexing costs.
 func (s *scanner) str() (Range, error) {
 	s.i++
 	start := s.i
@@ -263,11 +258,13 @@ func (s *scanner) str() (Range, error) {
 		case c < 0x20:
 			return Range{}, s.syntaxError("control character in a string")
 		default:
-			r, n := utf8.DecodeRune(s.b[s.i:])
-			if r == utf8.RuneError && n <= 1 {
-				return Range{}, s.syntaxError("invalid UTF-8")
+			for s.i < len(s.b) && s.b[s.i] >= utf8.RuneSelf {
+				r, n := utf8.DecodeRune(s.b[s.i:])
+				if r == utf8.RuneError && n <= 1 {
+					return Range{}, s.syntaxError("invalid UTF-8")
+				}
+				s.i += n
 			}
-			s.i += n
 		}
 	}
 }
@@ -292,45 +289,4 @@ func (s *scanner) escape() error {
 		}
 	}
 	return s.syntaxError("invalid escape in a string")
-}
-
-const (
-	lows  = 0x0101010101010101
-	highs = 0x8080808080808080
-)
-
-// plain returns the first position from i on that is not a plain ASCII character
-// of a string: a quote, a backslash, a control character, a byte beyond ASCII,
-// or the end. It looks at eight bytes at a time.
-func plain(b []byte, i int) int {
-	for i+32 <= len(b) {
-		w := special(binary.LittleEndian.Uint64(b[i:])) | special(binary.LittleEndian.Uint64(b[i+8:])) |
-			special(binary.LittleEndian.Uint64(b[i+16:])) | special(binary.LittleEndian.Uint64(b[i+24:]))
-		if w != 0 {
-			break
-		}
-		i += 32
-	}
-	for i+8 <= len(b) {
-		if w := special(binary.LittleEndian.Uint64(b[i:])); w != 0 {
-			return i + bits.TrailingZeros64(w)/8
-		}
-		i += 8
-	}
-	for i < len(b) {
-		if c := b[i]; c == '"' || c == '\\' || c < 0x20 || c >= utf8.RuneSelf {
-			return i
-		}
-		i++
-	}
-	return i
-}
-
-// special sets the high bit of bytes of w that are not plain. Only the lowest
-// one set is sure to be right, because a borrow may mark its neighbour as well.
-func special(w uint64) uint64 {
-	control := w - lows*0x20
-	quote := (w ^ lows*'"') - lows
-	backslash := (w ^ lows*'\\') - lows
-	return (control | quote | backslash | w) & highs
 }
