@@ -129,7 +129,7 @@ func encodeBody(b *body.Body, item body.Item) *body.Segments {
 		parts = append(parts, []byte(`"model":`), model, []byte(","))
 	}
 	parts = append(parts, []byte(`"messages":[{"role":"user","content":[`))
-	parts = append(parts, b.Pieces(item.Range)...)
+	parts = b.AppendPieces(parts, item.Range)
 	parts = append(parts, []byte(`]}],"max_tokens":1,"stream":false`))
 	for _, f := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs, body.Priority, body.SessionID} {
 		if v := b.Value(f); v != nil {

@@ -102,14 +102,12 @@ func transferParams(answer []byte) ([]byte, error) {
 		return nil, err
 	}
 	params := b.Value(body.KVTransferParams)
-	if params == nil || body.IsNull(params) {
+	switch {
+	case params == nil || body.IsNull(params):
 		return nil, nil
-	}
-	entries, err := body.Entries(params)
-	if err != nil {
+	case !body.IsObject(params):
 		return nil, errors.New("kv_transfer_params is no object")
-	}
-	if len(entries) == 0 {
+	case len(bytes.TrimSpace(params[1:len(params)-1])) == 0:
 		return nil, nil
 	}
 	return params, nil

@@ -1,24 +1,25 @@
 package epdhandler
 
 import (
+	"context"
 	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
 
 // report is what the access log says about a request, in the field "epd". Caddy's
 // own fields do not know the stages, and say status 200 and duration 0 for a
 // stream that was cut.
 type report struct {
+	id                      string // x-request-id
 	start                   time.Time
+	duration                time.Duration
 	outcome                 string
-	parsed                  bool // there is a body, with these
-	items                   []body.Item
+	parsed                  bool // there is a body, with so many
+	items                   int  // media items
 	encode, prefill, decode stageReport
 }
 
@@ -60,27 +61,32 @@ func (s *stageReport) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	return nil
 }
 
-// logFields puts the report into the access log.
-func (x *exchange) logFields() {
-	extra, ok := x.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields)
-	if !ok {
-		return
-	}
-	fields := []zap.Field{
-		zap.String("request_id", x.id),
-		zap.String("outcome", x.report.outcome),
-		zap.Duration("duration", time.Since(x.report.start)),
-	}
-	if x.report.parsed {
-		fields = append(fields, zap.Int("media_items", len(x.report.items)))
+// MarshalLogObject implements zapcore.ObjectMarshaler.
+func (r *report) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	enc.AddString("request_id", r.id)
+	enc.AddString("outcome", r.outcome)
+	enc.AddDuration("duration", r.duration)
+	if r.parsed {
+		enc.AddInt("media_items", r.items)
 	}
 	for _, s := range []struct {
 		name   string
 		report *stageReport
-	}{{"encode", &x.report.encode}, {"prefill", &x.report.prefill}, {"decode", &x.report.decode}} {
-		if s.report.attempts != nil {
-			fields = append(fields, zap.Object(s.name, s.report))
+	}{{"encode", &r.encode}, {"prefill", &r.prefill}, {"decode", &r.decode}} {
+		if s.report.attempts == nil {
+			continue
+		}
+		if err := enc.AddObject(s.name, s.report); err != nil {
+			return err
 		}
 	}
-	extra.Set(zap.Dict("epd", fields...))
+	return nil
+}
+
+// finish puts the report into the access log, if there is one.
+func (r *report) finish(ctx context.Context) {
+	r.duration = time.Since(r.start)
+	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		extra.Set(zap.Object("epd", r))
+	}
 }

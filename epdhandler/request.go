@@ -76,7 +76,7 @@ func (x *exchange) readBody(chat bool) *apiError {
 		return e
 	}
 	x.body.Memory = x.memory
-	x.report.parsed, x.report.items = true, x.body.Items
+	x.report.parsed, x.report.items = true, len(x.body.Items)
 	if e := x.checkSources(); e != nil {
 		return e
 	}

@@ -21,7 +21,7 @@ type exchange struct {
 	header http.Header  // what engines get of the client's headers
 	body   *body.Body   // nil if the request has none, or it is not needed any more
 	memory *body.Memory // that the body is in
-	report report
+	report *report
 
 	received bool   // the whole body has come
 	engineID string // x-request-id, for engines
@@ -53,9 +53,10 @@ var routes = map[string]route{
 // ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, and
 // never calls next.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	x := &exchange{h: h, w: w, r: r, id: requestID(r.Header), report: report{start: time.Now()}}
+	x := &exchange{h: h, w: w, r: r, id: requestID(r.Header)}
+	x.report = &report{id: x.id, start: time.Now()}
 	w.Header()["X-Request-Id"] = []string{x.id}
-	defer x.logFields()
+	defer x.report.finish(r.Context())
 
 	route, ok := routes[r.URL.Path]
 	if !ok {

@@ -94,7 +94,7 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 		Host:       x.r.Host,
 		RemoteAddr: x.r.RemoteAddr,
 		TLS:        x.r.TLS,
-		Header:     x.header.Clone(),
+		Header:     maps.Clone(x.header), // reverse_proxy clones the values
 	}
 	r.Header["X-Request-Id"] = []string{c.id}
 	if !c.keepEncoding {

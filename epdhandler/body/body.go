@@ -51,6 +51,16 @@ var fieldNames = [numFields]string{
 // String returns the member's name.
 func (f Field) String() string { return fieldNames[f] }
 
+// key is what stands before the field's value. It must not be changed.
+func (f Field) key() []byte { return fieldKeys[f] }
+
+var fieldKeys = func() (keys [numFields][]byte) {
+	for f, name := range fieldNames {
+		keys[f] = []byte(`"` + name + `":`)
+	}
+	return keys
+}()
+
 func fieldOf(name []byte) (Field, bool) {
 	for f, n := range fieldNames {
 		if string(name) == n {
@@ -180,8 +190,8 @@ func (b *Body) Value(f Field) []byte {
 // Slice returns the bytes of a range, as written.
 func (b *Body) Slice(r Range) []byte { return b.bytes[r.Start:r.End:r.End] }
 
-// Pieces returns the bytes of a range without what is left out.
-func (b *Body) Pieces(r Range) (pieces [][]byte) {
+// AppendPieces appends the bytes of a range without what is left out.
+func (b *Body) AppendPieces(pieces [][]byte, r Range) [][]byte {
 	first, _ := slices.BinarySearchFunc(b.cuts, r.Start, func(c Range, start int) int { return c.Start - start })
 	for _, cut := range b.cuts[first:] {
 		if cut.Start >= r.End {

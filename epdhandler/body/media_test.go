@@ -127,7 +127,7 @@ func TestUUIDsAreLeftOut(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, chat(want, `{"type":"text","text":"between"}`, want), string(b.Rewrite().Bytes()))
 			for _, item := range b.Items {
-				assert.Equal(t, want, string(Join(b.Pieces(item.Range)...).Bytes()))
+				assert.Equal(t, want, string(Join(b.AppendPieces(nil, item.Range)...).Bytes()))
 			}
 
 			b, err = ParseChat(all, 2, true)

@@ -31,7 +31,7 @@ func (b *Body) Rewrite(edits ...Edit) *Segments {
 	}
 	slices.SortFunc(here, func(x, y Edit) int { return b.fields[x.field].before - b.fields[y.field].before })
 
-	w := rewriter{body: b, pos: b.open + 1}
+	w := rewriter{body: b, pos: b.open + 1, parts: make([][]byte, 0, 3*len(edits)+len(b.cuts)+4)}
 	w.parts = append(w.parts, []byte("{"))
 	for _, e := range here {
 		p := b.fields[e.field]
@@ -54,7 +54,7 @@ func (b *Body) Rewrite(edits ...Edit) *Segments {
 	w.inRun = false
 	for _, e := range added {
 		w.join()
-		w.parts = append(w.parts, []byte(`"`+e.field.String()+`":`), e.value)
+		w.parts = append(w.parts, e.field.key(), e.value)
 	}
 	w.parts = append(w.parts, []byte("}"))
 	return b.Join(w.parts...)
@@ -76,7 +76,7 @@ func (w *rewriter) keep(end int) {
 		w.join()
 		w.inRun = true
 	}
-	w.parts = append(w.parts, w.body.Pieces(Range{w.pos, end})...)
+	w.parts = w.body.AppendPieces(w.parts, Range{w.pos, end})
 	w.pos = end
 }
 
