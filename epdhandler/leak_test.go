@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -107,16 +106,12 @@ var endings = map[string]ending{
 // site is Caddy in this process, and its engines.
 type site struct {
 	port    int
-	storage string
 	engines map[fakevllm.Role][]*fakevllm.Engine
 }
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	s := &site{port: l.Addr().(*net.TCPAddr).Port, storage: t.TempDir(), engines: make(map[fakevllm.Role][]*fakevllm.Engine)}
+	s := &site{port: freePort(t), engines: make(map[fakevllm.Role][]*fakevllm.Engine)}
 	t.Cleanup(s.close)
 	cluster := fakevllm.NewCluster()
 	for _, role := range everywhere {
@@ -140,17 +135,12 @@ func (s *site) close() {
 // load has Caddy run with these options of the handler, whatever it ran with before.
 func (s *site) load(t *testing.T, options string) {
 	t.Helper()
+	addresses := pools{}
 	for role, engines := range s.engines {
-		options += fmt.Sprintf(`,"%s_limit":1,"%s":{"upstreams":[{"dial":"%s"},{"dial":"%s"}]}`, role, role, engines[0].Addr(), engines[1].Addr())
+		options += fmt.Sprintf(`,"%s_limit":1`, role)
+		addresses[string(role)] = []string{engines[0].Addr(), engines[1].Addr()}
 	}
-	require.NoError(t, caddy.Load(fmt.Appendf(nil, `{
-		"admin":{"disabled":true,"config":{"persist":false}},
-		"logging":{"logs":{"default":{"writer":{"output":"discard"}}}},
-		"storage":{"module":"file_system","root":"%s"},
-		"apps":{"http":{"servers":{"s":{
-			"listen":["127.0.0.1:%d"],"protocols":["h1","h2c"],"automatic_https":{"disable":true},
-			"routes":[{"handle":[{"handler":"epd_proxy",%s}]}]}}}}}`, s.storage, s.port, options), true))
-	t.Cleanup(func() { _ = caddy.Stop() })
+	serve(t, s.port, ","+options, addresses)
 }
 
 func newClient(t *testing.T, http2 bool) *http.Client {

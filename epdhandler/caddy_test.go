@@ -1,0 +1,51 @@
+package epdhandler
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/stretchr/testify/require"
+)
+
+// pools are the addresses of the engines of each stage.
+type pools map[string][]string
+
+// serve has Caddy run in this process, on a port of loopback over plain HTTP, with these
+// options of the handler and engines, whatever it ran with before.
+func serve(t testing.TB, port int, options string, engines pools) {
+	t.Helper()
+	for stage, addresses := range engines {
+		dials := ""
+		for _, a := range addresses {
+			dials += fmt.Sprintf(`,{"dial":"%s"}`, a)
+		}
+		options += fmt.Sprintf(`,"%s":{"upstreams":[%s]}`, stage, dials[1:])
+	}
+	require.NoError(t, caddy.Load(fmt.Appendf(nil, `{
+		"admin":{"disabled":true,"config":{"persist":false}},
+		"logging":{"logs":{"default":{"writer":{"output":"discard"}}}},
+		"storage":{"module":"file_system","root":"%s"},
+		"apps":{"http":{"servers":{"s":{
+			"listen":["127.0.0.1:%d"],"protocols":["h1","h2c"],"automatic_https":{"disable":true},
+			"routes":[{"handle":[{"handler":"epd_proxy"%s}]}]}}}}}`, t.TempDir(), port, options), true))
+	t.Cleanup(func() { _ = caddy.Stop() })
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// engine starts a server that answers as it is told to, and returns its address.
+func engine(t testing.TB, answer http.HandlerFunc) string {
+	s := httptest.NewServer(answer)
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String()
+}

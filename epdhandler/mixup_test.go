@@ -1,0 +1,169 @@
+package epdhandler
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// An engine never gets bytes of another request, nor of memory that is free, whatever
+// engines and clients do while bodies are on their way.
+func TestNoBytesOfOthers(t *testing.T) {
+	nothingHeld(t)
+	var wholes atomic.Int64
+	answer := func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet { // a health check
+			return
+		}
+		who := &reader{t: t, body: r.Body, mark: strings.SplitN(r.Header.Get("X-Request-Id"), ":", 2)[0][:8]}
+		switch rand.IntN(8) {
+		case 0: // does not read it, but more is on its way
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		case 1: // answers before it has read it
+			_, _ = io.WriteString(w, `{}`)
+			_ = http.NewResponseController(w).Flush()
+			who.read(0, time.Millisecond)
+			return
+		case 2:
+			who.read(rand.IntN(1<<20), 0)
+			panic(http.ErrAbortHandler)
+		case 3:
+			who.read(0, time.Millisecond)
+		default:
+			who.read(0, 0)
+		}
+		if who.whole {
+			wholes.Add(1)
+		}
+		_, _ = io.WriteString(w, `{}`)
+	}
+	engines := pools{}
+	for _, stage := range []string{"encode", "prefill", "decode"} {
+		engines[stage] = []string{slowEngine(t, answer), slowEngine(t, answer)}
+	}
+	port := freePort(t)
+	serve(t, port, "", engines)
+
+	over, end := context.WithCancel(t.Context())
+	var free, clients sync.WaitGroup
+	free.Go(func() {
+		for over.Err() == nil {
+			poisonIdle()
+			time.Sleep(time.Millisecond)
+		}
+	})
+	for who := range 8 {
+		clients.Go(func() {
+			client := newClient(t, who%2 == 0)
+			for i := range 15 {
+				ctx, leave := context.WithCancel(over)
+				if rand.IntN(4) == 0 {
+					time.AfterFunc(time.Duration(rand.IntN(int(20*time.Millisecond))), leave)
+				}
+				mark := fmt.Sprintf("T%07d", 100*who+i)
+				image := fmt.Sprintf(`{"type":"image_url","image_url":{"url":"data:image/png;base64,%s"}}`, strings.Repeat(mark, 10_000<<rand.IntN(6)))
+				body := fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":[%s,%s]}]}`, image, image)
+				r, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d%s", port, chatPath), strings.NewReader(body))
+				require.NoError(t, err)
+				r.Header.Set("X-Request-Id", mark)
+				if res, err := client.Do(r); err == nil {
+					_, _ = io.Copy(io.Discard, res.Body)
+					_ = res.Body.Close()
+				}
+				leave()
+			}
+		})
+	}
+	clients.Wait()
+	end()
+	free.Wait()
+	assert.NotZero(t, wholes.Load(), "no engine got a whole body")
+	nothingHeld(t)
+}
+
+// slowEngine starts an engine that leaves most of a body with the proxy until it reads it.
+func slowEngine(t *testing.T, answer http.HandlerFunc) string {
+	s := httptest.NewUnstartedServer(answer)
+	s.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		assert.NoError(t, c.(*net.TCPConn).SetReadBuffer(16<<10))
+		return ctx
+	}
+	s.Start()
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String()
+}
+
+const poison = 0xEE
+
+// poisonIdle overwrites the memory that is free.
+func poisonIdle() {
+	memory.Lock()
+	defer memory.Unlock()
+	for _, r := range memory.idle.list {
+		for i := range r.bytes[:r.touched] {
+			r.bytes[i] = poison
+		}
+	}
+}
+
+// reader is an engine that reads a body in which every T begins the mark of its client.
+type reader struct {
+	t     *testing.T
+	body  io.Reader
+	mark  string
+	whole bool
+	rest  []byte // the begin of a mark
+}
+
+// read reads max bytes (0: all), slowly, and checks them.
+func (r *reader) read(max int, pause time.Duration) {
+	buf := make([]byte, 64<<10)
+	for n := 0; max == 0 || n < max; {
+		m, err := r.body.Read(buf)
+		n += m
+		r.check(buf[:m])
+		if err != nil {
+			r.whole = err == io.EOF
+			return
+		}
+		time.Sleep(pause)
+	}
+}
+
+func (r *reader) check(p []byte) {
+	p = append(r.rest, p...)
+	if bytes.IndexByte(p, poison) >= 0 {
+		r.t.Error("memory that is free")
+		return
+	}
+	for {
+		i := bytes.IndexByte(p, 'T')
+		if i < 0 {
+			r.rest = nil
+			return
+		}
+		if p = p[i:]; len(p) < len(r.mark) {
+			r.rest = bytes.Clone(p)
+			return
+		}
+		if got := string(p[:len(r.mark)]); got != r.mark {
+			r.t.Errorf("%s in the body of %s", got, r.mark)
+			return
+		}
+		p = p[len(r.mark):]
+	}
+}
