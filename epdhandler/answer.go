@@ -52,19 +52,20 @@ func (a *answer) Write(p []byte) (int, error) {
 // its status is accepted. From then on all goes to the client, as it comes.
 type response struct {
 	client http.ResponseWriter
-	id     string                // x-request-id for the client
-	accept func(status int) bool // whether the client gets an answer of this status
-	done   func()                // called when an answer is accepted: there is no further attempt
-	stop   func()                // ends the answer of an engine that nobody reads any more
+	conn   *http.ResponseController // of client
+	id     string                   // x-request-id for the client
+	accept func(status int) bool    // whether the client gets an answer of this status
+	done   func()                   // called when an answer is accepted: there is no further attempt
+	stop   func()                   // ends the answer of an engine that nobody reads any more
 
 	held      answer // what was not accepted
 	silence   *silence
 	keepalive *keepalive
-	committed bool   // the client has the status
-	stream    bool   // of server-sent events, not compressed by the engine
-	end       []byte // of what the client has
-	status    int    // that it has
-	gone      bool   // writing to the client failed
+	committed bool    // the client has the status
+	stream    bool    // of server-sent events, not compressed by the engine
+	end       [4]byte // of what the client has
+	status    int     // that it has
+	gone      bool    // writing to the client failed
 }
 
 // Header implements http.ResponseWriter.
@@ -132,14 +133,17 @@ func (w *response) Write(p []byte) (int, error) {
 		w.stop()
 		return len(p), nil
 	}
-	w.end = append(w.end, p[max(0, n-4):n]...)
-	w.end = w.end[max(0, len(w.end)-4):]
+	if n < len(w.end) {
+		copy(w.end[:], w.end[n:])
+	}
+	copy(w.end[max(0, len(w.end)-n):], p[max(0, n-len(w.end)):n])
 	return n, nil
 }
 
 // endEvent sets what follows in a stream apart from an event that may have been cut.
 func (w *response) endEvent() {
-	if !bytes.HasSuffix(w.end, []byte("\n\n")) && !bytes.HasSuffix(w.end, []byte("\r\n\r\n")) && len(w.end) > 0 {
+	begun := w.end != [4]byte{}
+	if begun && string(w.end[2:]) != "\n\n" && string(w.end[:]) != "\r\n\r\n" {
 		_, _ = w.client.Write([]byte("\n\n"))
 	}
 }
@@ -149,5 +153,5 @@ func (w *response) FlushError() error {
 	if !w.committed {
 		return nil
 	}
-	return http.NewResponseController(w.client).Flush()
+	return w.conn.Flush()
 }

@@ -57,10 +57,19 @@ func (x *exchange) decode() *failure {
 
 // response is the way to the client.
 func (x *exchange) response() *response {
-	return &response{client: x.w, id: x.id, keepalive: x.keepalive, silence: new(silence), stop: func() {}, done: x.release, accept: func(status int) bool {
-		// reverse_proxy says 499 for a client that went away
-		return !x.decoding.repeatable(status) && x.r.Context().Err() == nil
-	}}
+	return &response{
+		client:    x.w,
+		conn:      http.NewResponseController(x.w),
+		id:        x.id,
+		keepalive: x.keepalive,
+		silence:   new(silence),
+		stop:      func() {},
+		done:      x.release,
+		accept: func(status int) bool {
+			// reverse_proxy says 499 for a client that went away
+			return !x.decoding.repeatable(status) && x.r.Context().Err() == nil
+		},
+	}
 }
 
 // watch limits the silence of a stream.

@@ -69,7 +69,7 @@ func TestNoBytesOfOthers(t *testing.T) {
 	for who := range 8 {
 		clients.Go(func() {
 			client := newClient(t, who%2 == 0)
-			for i := range 15 {
+			for i := range 8 {
 				ctx, leave := context.WithCancel(over)
 				if rand.IntN(4) == 0 {
 					time.AfterFunc(time.Duration(rand.IntN(int(20*time.Millisecond))), leave)

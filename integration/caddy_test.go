@@ -51,7 +51,7 @@ var starting sync.Mutex
 
 // caddy is a running Caddy.
 type caddy struct {
-	URL    string // https://localhost:port
+	URL    string // https://localhost:port, or http
 	Client *http.Client
 	addr   string
 	roots  *x509.CertPool
@@ -66,20 +66,25 @@ type caddy struct {
 }
 
 // startCaddy runs Caddy with this block of epd_proxy.
-func startCaddy(t *testing.T, block string) *caddy {
+func startCaddy(t testing.TB, block string) *caddy {
 	t.Helper()
 	return startSite(t, "epd_proxy {\n"+block+"\n}")
 }
 
-// startSite runs Caddy with these directives.
-func startSite(t *testing.T, directives string) *caddy {
+// startSite runs Caddy with these directives, over HTTPS.
+func startSite(t testing.TB, directives string) *caddy {
+	t.Helper()
+	return start(t, "https", directives)
+}
+
+func start(t testing.TB, scheme, directives string) *caddy {
 	t.Helper()
 	starting.Lock()
 	defer starting.Unlock()
 	port := freePort(t)
 	dir := t.TempDir()
 	c := &caddy{
-		URL:    fmt.Sprintf("https://localhost:%d", port),
+		URL:    fmt.Sprintf("%s://localhost:%d", scheme, port),
 		addr:   fmt.Sprintf("127.0.0.1:%d", port),
 		config: filepath.Join(dir, "Caddyfile"),
 		log:    &logBook{changed: make(chan struct{})},
@@ -107,6 +112,10 @@ func startSite(t *testing.T, directives string) *caddy {
 	t.Cleanup(c.stop)
 
 	require.Eventually(t, func() bool {
+		if scheme == "http" {
+			conn, err := net.Dial("tcp", c.addr)
+			return err == nil && conn.Close() == nil
+		}
 		c.roots = x509.NewCertPool()
 		pem, err := os.ReadFile(filepath.Join(storage, "pki/authorities/local/root.crt"))
 		if err != nil || !c.roots.AppendCertsFromPEM(pem) {
@@ -124,7 +133,11 @@ func startSite(t *testing.T, directives string) *caddy {
 }
 
 // configure writes the Caddyfile, with a global option and the directives of the site.
-func (c *caddy) configure(t *testing.T, dir, global, directives string) {
+func (c *caddy) configure(t testing.TB, dir, global, directives string) {
+	tls := "tls internal"
+	if strings.HasPrefix(c.URL, "http://") {
+		tls = ""
+	}
 	config := fmt.Sprintf(`{
 	admin unix//%s/admin.sock
 	skip_install_trust
@@ -135,11 +148,11 @@ func (c *caddy) configure(t *testing.T, dir, global, directives string) {
 }
 %s {
 	bind 127.0.0.1
-	tls internal
+	%s
 	log
 	%s
 }
-`, dir, storage, global, c.URL, directives)
+`, dir, storage, global, c.URL, tls, directives)
 	require.NoError(t, os.WriteFile(c.config, []byte(config), 0o600))
 }
 
@@ -161,7 +174,7 @@ func (c *caddy) reloadWith(t *testing.T, global, block string) {
 }
 
 // client returns a client that speaks HTTP/2, or else HTTP/1.1 only.
-func (c *caddy) client(t *testing.T, http2 bool) *http.Client {
+func (c *caddy) client(t testing.TB, http2 bool) *http.Client {
 	config := &tls.Config{RootCAs: c.roots, ServerName: "localhost"}
 	if http2 {
 		config.NextProtos = []string{"h2"}
@@ -202,7 +215,7 @@ func (c *caddy) hangUp() {
 	}
 }
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -287,7 +300,7 @@ func (l *logBook) text() string {
 	return strings.Join(l.raw, "\n")
 }
 
-func (l *logBook) dump(t *testing.T) {
+func (l *logBook) dump(t testing.TB) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	lines := slices.DeleteFunc(slices.Clone(l.raw), func(line string) bool { return strings.Contains(line, leakCheck) })

@@ -34,7 +34,7 @@ const (
 
 // assertNoLeaks asserts that Caddy, when all clients have hung up, has nothing open
 // that it had not when it started.
-func (c *caddy) assertNoLeaks(t *testing.T) {
+func (c *caddy) assertNoLeaks(t testing.TB) {
 	t.Helper()
 	c.hangUp()
 	var now usage
@@ -52,7 +52,7 @@ func (c *caddy) assertNoLeaks(t *testing.T) {
 const leakCheck = "/debug/pprof/goroutine?debug=2"
 
 // usage asks the running process.
-func (c *caddy) usage(t *testing.T) usage {
+func (c *caddy) usage(t testing.TB) usage {
 	t.Helper()
 	files, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.cmd.Process.Pid)) // elsewhere than on Linux there is no such thing
 	stacks := strings.Split(strings.TrimSpace(c.admin(t, leakCheck)), "\n\n")
@@ -64,7 +64,7 @@ func (c *caddy) usage(t *testing.T) usage {
 }
 
 // admin gets a page of Caddy's admin endpoint, on a connection of its own.
-func (c *caddy) admin(t *testing.T, path string) string {
+func (c *caddy) admin(t testing.TB, path string) string {
 	t.Helper()
 	socket := filepath.Join(filepath.Dir(c.config), "admin.sock")
 	client := &http.Client{Timeout: waitLong, Transport: &http.Transport{

@@ -178,13 +178,13 @@ func percentile(times []time.Duration, p int) time.Duration {
 }
 
 // rss is the memory that Caddy has, in bytes.
-func (c *caddy) rss(t *testing.T) int64 {
+func (c *caddy) rss(t testing.TB) int64 {
 	t.Helper()
 	return c.memory(t, "VmRSS")
 }
 
 // memory is what Linux says of Caddy's memory under a name, in bytes.
-func (c *caddy) memory(t *testing.T, name string) int64 {
+func (c *caddy) memory(t testing.TB, name string) int64 {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
 	if os.IsNotExist(err) {

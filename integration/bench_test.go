@@ -1,0 +1,178 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// These measure Caddy in a process of its own. What go test says of time and memory is
+// about this process, clients and engines: look at the metrics in words.
+
+// pools returns the lines of a block that name engines which answer at once, and compute
+// nothing: encode takes so long for an item, one after the other.
+func bareEngines(b *testing.B, encoders int, encode func(item string) time.Duration) string {
+	serve := func(work func(id string)) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			work(r.Header.Get("X-Request-Id"))
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, `{"choices":[{"message":{"role":"assistant","content":"hello"}}],"kv_transfer_params":{"remote_host":"h"}}`)
+		}))
+		b.Cleanup(s.Close)
+		return " " + s.Listener.Addr().String()
+	}
+	idle := func(string) {}
+	block := "encode"
+	for range encoders {
+		var busy sync.Mutex
+		block += serve(func(id string) {
+			parts := strings.Split(id, ":") // request:item:attempt
+			if len(parts) != 3 || encode == nil {
+				return
+			}
+			busy.Lock()
+			defer busy.Unlock()
+			time.Sleep(encode(parts[1]))
+		})
+	}
+	return block + "\nprefill" + serve(idle) + "\ndecode" + serve(idle)
+}
+
+// pictures is a request with so many images of so many bytes of base64.
+func pictures(n, size int) string {
+	parts := []string{text("What is this?")}
+	for i := range n {
+		parts = append(parts, image(fmt.Sprintf("%08d", i)+strings.Repeat("iVBORw0KGgo/", size/12)))
+	}
+	return chat("", parts...)
+}
+
+// run sends the body as often as the benchmark wants, and reports what that costs Caddy.
+func (c *caddy) run(b *testing.B, client *http.Client, body string) {
+	send := func() {
+		res, err := c.send(b.Context(), client, http.MethodPost, chatPath, body)
+		require.NoError(b, err)
+		answer, err := io.ReadAll(res.Body)
+		require.NoError(b, err)
+		require.Equal(b, http.StatusOK, res.StatusCode, "%s", answer)
+		require.NoError(b, res.Body.Close())
+	}
+	send() // connections and memory are there then
+	before := c.cpu(b)
+	b.SetBytes(int64(len(body)))
+	for b.Loop() {
+		send()
+	}
+	b.ReportMetric((c.cpu(b)-before).Seconds()*1000/float64(b.N), "caddy-cpu-ms/op")
+}
+
+// cpu is the CPU time that Caddy has had.
+func (c *caddy) cpu(b *testing.B) time.Duration {
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.cmd.Process.Pid), "stat"))
+	if err != nil {
+		b.Skip("only Linux tells")
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest) // from the third on
+	ticks := 0
+	for _, f := range fields[11:13] {
+		n, err := strconv.Atoi(f)
+		require.NoError(b, err)
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
+
+// BenchmarkProtocols compares what clients can speak.
+func BenchmarkProtocols(b *testing.B) {
+	for _, p := range []struct {
+		name, scheme string
+		http2        bool
+	}{{"HTTP/1.1", "http", false}, {"HTTPS, HTTP/1.1", "https", false}, {"HTTPS, HTTP/2", "https", true}} {
+		b.Run(p.name, func(b *testing.B) {
+			c := start(b, p.scheme, "epd_proxy {\n"+bareEngines(b, 2, nil)+"\n}")
+			for name, body := range map[string]string{"text": pictures(0, 0), "1 image of 134 kB": pictures(1, 134_000), "4 images of 2.7 MB": pictures(4, 2_700_000)} {
+				b.Run(name, func(b *testing.B) { c.run(b, c.client(b, p.http2), body) })
+			}
+		})
+	}
+}
+
+// BenchmarkGrowth shows how the cost grows with bytes and with items.
+func BenchmarkGrowth(b *testing.B) {
+	for _, size := range []struct{ items, bytes int }{
+		{1, 1 << 10}, {1, 1 << 20}, {1, 10 << 20}, {1, 100 << 20}, {1, 1000 << 20},
+		{10, 10 << 10}, {100, 10 << 10}, {1000, 10 << 10},
+	} {
+		b.Run(fmt.Sprintf("%d items of %d kiB", size.items, size.bytes>>10), func(b *testing.B) {
+			c := start(b, "http", "epd_proxy {\n"+bareEngines(b, 2, nil)+"\nmax_memory 8GiB\nmax_body_size 2GiB\nmax_media_items 1000\n}")
+			idle := c.memory(b, "VmRSS")
+			c.run(b, c.client(b, false), pictures(size.items, size.bytes))
+			b.ReportMetric(float64(c.memory(b, "VmHWM")-idle)/(1<<20), "caddy-MiB")
+		})
+	}
+}
+
+// BenchmarkSlowUplink has a client send four images of 2 MB over 100 Mbit/s to encoders
+// that take so long for each. "Overlapped" bounds what it could bring to encode images
+// while others are still on their way: there, only the last one takes time.
+func BenchmarkSlowUplink(b *testing.B) {
+	const perSecond = 100_000_000 / 8
+	for _, encoders := range []int{1, 2, 4} {
+		for _, each := range []time.Duration{10, 50, 100, 200} {
+			for _, overlapped := range []bool{false, true} {
+				b.Run(fmt.Sprintf("%d encoders, %dms, overlapped %v", encoders, each, overlapped), func(b *testing.B) {
+					c := start(b, "http", "epd_proxy {\n"+bareEngines(b, encoders, func(item string) time.Duration {
+						if overlapped && item != "3" {
+							return 0
+						}
+						return each * time.Millisecond
+					})+"\n}")
+					tr := &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+						conn, err := new(net.Dialer).DialContext(ctx, network, c.addr)
+						return &uplink{Conn: conn, perSecond: perSecond}, err
+					}}
+					defer tr.CloseIdleConnections()
+					c.run(b, &http.Client{Transport: tr}, pictures(4, 2_700_000))
+				})
+			}
+		}
+	}
+}
+
+// uplink is a connection on which writing takes its time.
+type uplink struct {
+	net.Conn
+	perSecond int
+	free      time.Time // when the next byte may go
+}
+
+// Write implements io.Writer.
+func (u *uplink) Write(p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		if now := time.Now(); u.free.Before(now) {
+			u.free = now
+		}
+		m, err := u.Conn.Write(p[n:min(n+16<<10, len(p))])
+		if err != nil {
+			return n + m, err
+		}
+		n += m
+		u.free = u.free.Add(time.Second * time.Duration(m) / time.Duration(u.perSecond))
+		time.Sleep(time.Until(u.free))
+	}
+	return n, nil
+}
