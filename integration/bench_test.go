@@ -21,8 +21,8 @@ import (
 // These measure Caddy in a process of its own. What go test says of time and memory is
 // about this process, clients and engines: look at the metrics in words.
 
-// pools returns the lines of a block that name engines which answer at once, and compute
-// nothing: encode takes so long for an item, one after the other.
+// bareEngines starts engines that compute nothing and answer at once, except that encoders
+// take so long for an item, one after the other. It returns the lines of a block.
 func bareEngines(b *testing.B, encoders int, encode func(item string) time.Duration) string {
 	serve := func(work func(id string)) string {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -132,7 +132,7 @@ func BenchmarkGrowth(b *testing.B) {
 func BenchmarkSlowUplink(b *testing.B) {
 	const perSecond = 100_000_000 / 8
 	for _, encoders := range []int{1, 2, 4} {
-		for _, each := range []time.Duration{10, 50, 100, 200} {
+		for _, each := range []time.Duration{10, 50, 100, 200, 400} {
 			for _, overlapped := range []bool{false, true} {
 				b.Run(fmt.Sprintf("%d encoders, %dms, overlapped %v", encoders, each, overlapped), func(b *testing.B) {
 					c := start(b, "http", "epd_proxy {\n"+bareEngines(b, encoders, func(item string) time.Duration {
@@ -157,22 +157,21 @@ func BenchmarkSlowUplink(b *testing.B) {
 type uplink struct {
 	net.Conn
 	perSecond int
-	free      time.Time // when the next byte may go
+	busy      time.Time // until then
 }
 
 // Write implements io.Writer.
 func (u *uplink) Write(p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
-		if now := time.Now(); u.free.Before(now) {
-			u.free = now
+		const idle = 100 * time.Millisecond // less is only a sleep that took too long
+		if now := time.Now(); u.busy.Before(now.Add(-idle)) {
+			u.busy = now
 		}
-		m, err := u.Conn.Write(p[n:min(n+16<<10, len(p))])
-		if err != nil {
-			return n + m, err
-		}
+		var m int
+		m, err = u.Conn.Write(p[n:min(n+16<<10, len(p))])
 		n += m
-		u.free = u.free.Add(time.Second * time.Duration(m) / time.Duration(u.perSecond))
-		time.Sleep(time.Until(u.free))
+		u.busy = u.busy.Add(time.Second * time.Duration(m) / time.Duration(u.perSecond))
+		time.Sleep(time.Until(u.busy))
 	}
-	return n, nil
+	return n, err
 }
