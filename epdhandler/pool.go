@@ -192,7 +192,7 @@ func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w
 	if c.turn == nil {
 		u = choose(hasRoom)
 	} else {
-		u = s.queue.take(r.Context(), &waiter{call: c, upstreams: upstreams, choose: choose, done: make(chan struct{})})
+		u = s.queue.take(r.Context(), c, upstreams, choose)
 	}
 	if u != nil {
 		c.chosen = append(c.chosen, u.String())

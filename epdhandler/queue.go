@@ -34,12 +34,14 @@ type turn struct {
 type waiter struct {
 	call      *call
 	upstreams reverseproxy.UpstreamPool
-	// choose asks the load balancing for one that is not full.
-	choose func(full func(*reverseproxy.Upstream) bool) *reverseproxy.Upstream
+	choose    chooser
 
 	chosen *reverseproxy.Upstream // nil: there is none that could be waited for
 	done   chan struct{}          // closed when that is settled
 }
+
+// chooser asks the load balancing for an instance that is not full.
+type chooser func(full func(*reverseproxy.Upstream) bool) *reverseproxy.Upstream
 
 // instance is an engine in the role of a stage.
 type instance struct{ stage, address string }
@@ -92,11 +94,10 @@ func (q *queue) full(known reverseproxy.UpstreamPool) bool {
 
 // take waits for an instance and returns it, nil if there is none: because none is up,
 // or because the queue is full or the wait too long, which makes the call crowded.
-func (q *queue) take(ctx context.Context, w *waiter) *reverseproxy.Upstream {
-	c := w.call
+func (q *queue) take(ctx context.Context, c *call, upstreams reverseproxy.UpstreamPool, choose chooser) *reverseproxy.Upstream {
 	c.crowded = false
 	if q.limit == 0 {
-		u := w.choose(hasRoom)
+		u := choose(hasRoom)
 		if u != nil {
 			slots.Lock()
 			q.takeSlot(c, u)
@@ -105,6 +106,7 @@ func (q *queue) take(ctx context.Context, w *waiter) *reverseproxy.Upstream {
 		return u
 	}
 
+	w := &waiter{call: c, upstreams: upstreams, choose: choose, done: make(chan struct{})}
 	slots.Lock()
 	q.join(w)
 	q.serve()
