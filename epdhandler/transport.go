@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
 
 // replayTransport gives every round trip of a sub-request its body anew, and
@@ -52,7 +54,7 @@ const staleWindow = 500 * time.Millisecond
 func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	c := callOf(r.Context())
 	if c == nil { // a health check
-		return t.HTTPTransport.RoundTrip(r)
+		return t.HTTPTransport.RoundTrip(new(roundTrip).request(r, new(call)))
 	}
 	trip := new(roundTrip)
 	res, err := t.HTTPTransport.RoundTrip(trip.request(r, c))
@@ -92,6 +94,7 @@ func (b answerBody) Read(p []byte) (int, error) {
 // transport, which can outlive the round trip.
 type roundTrip struct {
 	connected, reused, answered atomic.Bool
+	large                       bool // there is a body that is for a bodyConn
 
 	// sent is when the request was written, or writing it failed.
 	sent atomic.Pointer[time.Time]
@@ -103,6 +106,9 @@ func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
 		GotConn: func(i httptrace.GotConnInfo) {
 			t.connected.Store(true)
 			t.reused.Store(i.Reused && !isHTTP2(i.Conn))
+			if c, ok := i.Conn.(*bodyConn); ok {
+				c.next = t.large
+			}
 		},
 		WroteRequest: func(httptrace.WroteRequestInfo) {
 			now := time.Now()
@@ -113,6 +119,7 @@ func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
 	if c.body != nil && r.Body != nil {
 		r.GetBody = func() (io.ReadCloser, error) { return c.body.Reader(), nil }
 		r.Body, _ = r.GetBody()
+		_, t.large = r.Body.(*body.Reader)
 		r.ContentLength = c.body.Len()
 	}
 	return r

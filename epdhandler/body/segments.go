@@ -5,13 +5,16 @@ import (
 	"errors"
 	"io"
 	"net"
-	"slices"
 	"sync"
 )
 
 // smallBody is the size up to which a body is put together in one piece: copying
 // so little costs less than what many small writes to a connection do.
 const smallBody = 32 << 10
+
+// tinyBody is the size up to which a body is better sent by net/http, which knows
+// readers of the standard library and sends them together with the header.
+const tinyBody = 2 << 10
 
 // Segments is a body made of slices of memory: of the client's body, mostly. It
 // can be read any number of times, also at the same time. The memory must stay
@@ -52,13 +55,13 @@ func (s *Segments) Bytes() []byte { return bytes.Join(s.parts, nil) }
 // Reader returns a reader of the whole body. It holds the memory from when it is
 // first read until it has been read to its end or closed.
 func (s *Segments) Reader() io.ReadCloser {
-	if len(s.parts) == 1 && s.memory == nil {
-		return io.NopCloser(bytes.NewReader(s.parts[0])) // which net/http sends together with the header
+	if s.size <= tinyBody {
+		return io.NopCloser(bytes.NewReader(s.parts[0]))
 	}
 	return &Reader{memory: s.memory, rest: s.parts, left: s.size}
 }
 
-// Reader reads a body that is not in one piece.
+// Reader reads a body.
 type Reader struct {
 	memory *Memory
 
@@ -131,20 +134,27 @@ func (r *Reader) skip(n int) {
 
 // WriteTo implements io.WriterTo. To a TCP connection all segments go at once, by
 // vectored writes.
-func (r *Reader) WriteTo(w io.Writer) (int64, error) {
+func (r *Reader) WriteTo(w io.Writer) (int64, error) { return r.WriteAfter(nil, w) }
+
+// WriteAfter writes head and then what has not been read. It returns how much of the body
+// it has written.
+func (r *Reader) WriteAfter(head []byte, w io.Writer) (int64, error) {
 	done, err := r.use()
 	if err == io.EOF {
-		return 0, nil
+		_, err = w.Write(head)
+		return 0, err
 	}
 	if err != nil {
 		return 0, err
 	}
 	defer done()
-	buffers := net.Buffers(slices.Clone(r.rest)) // for it is consumed
-	if len(buffers) > 0 {
-		buffers[0] = buffers[0][r.pos:]
+	buffers := append(make(net.Buffers, 0, 1+len(r.rest)), head)
+	buffers = append(buffers, r.rest...) // which WriteTo consumes
+	if len(r.rest) > 0 {
+		buffers[1] = buffers[1][r.pos:]
 	}
 	n, err := buffers.WriteTo(w)
+	n = max(0, n-int64(len(head)))
 	for left := n; left > 0; {
 		m := min(left, int64(len(r.rest[0])-r.pos))
 		r.skip(int(m))
