@@ -53,15 +53,12 @@ func (x *exchange) encodeBatch() (*answer, error) {
 
 func (x *exchange) embed(g group) embedded {
 	o := x.engine.options
-	e := embedded{group: g, name: g.item.hash, entry: transfer{Metadata: shapes[g.item.kind], ItemIndices: g.indices}}
+	e := embedded{group: g, name: g.item.hash, entry: transfer{Metadata: o.shape(g.item), ItemIndices: g.indices}}
 	if o.NoItemIndices {
 		e.entry.ItemIndices = nil
 		if uuid, ok := stringOf(g.item.uuid); ok {
 			e.name = uuid
 		}
-	}
-	if o.NoMetadata {
-		e.entry.Metadata = map[string]any{}
 	}
 	if o.Handles {
 		e.entry.handle = newHandle(x.engine.port)

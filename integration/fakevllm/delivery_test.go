@@ -208,3 +208,43 @@ func TestDataParallelRank(t *testing.T) {
 		}
 	}
 }
+
+// The prefill has consumed at one of its ranks; decode has none to do with that.
+func TestRankIsOfThePrefill(t *testing.T) {
+	c := NewCluster()
+	encoder := start(t, c, Options{Role: Encode, Modern: true})
+	prefiller := start(t, c, Options{Role: Prefill, Modern: true, ConsumerZMQ: []string{zmq, zmq1}})
+	decoder := start(t, c, Options{Role: Decode, Modern: true, KeepHandles: true})
+	encodeOne(t, encoder, deliver(encodeParts(partA), zmq1, id1))
+	body := delivered(chatOf(refA), hashOf(t, partA), id1)
+
+	r := newRequest(t, prefiller, chat, "r", prefillOf(body))
+	r.Header.Set(rankHeader, "1")
+	kv := member(t, do(t, r), "kv_transfer_params")
+	a := post(t, decoder, chat, "r", with(body, "kv_transfer_params", kv))
+	accepted(t, decoder, a)
+	assert.Equal(t, answerTo(t, chatOf(partPlain)), textOf(t, a, false))
+}
+
+// One engine's rank holds all embeddings of a request.
+func TestEmbeddingsAtTwoRanks(t *testing.T) {
+	c := NewCluster()
+	encoder := start(t, c, Options{Role: Encode, Modern: true})
+	decoder := start(t, c, Options{Role: Decode, Modern: true, ConsumerZMQ: []string{zmq, zmq1}})
+	encodeOne(t, encoder, deliver(encodeParts(partA), zmq, id1))
+	encodeOne(t, encoder, deliver(encodeParts(partB), zmq1, id2))
+	r := newRequest(t, decoder, chat, "r", delivered(chatOf(refA, refB), hashOf(t, partA), id1, hashOf(t, partB), id2))
+	r.Header.Set(rankHeader, "0")
+	refused(t, decoder, do(t, r), http.StatusBadRequest, "where the embeddings are")
+}
+
+func TestRankWithUnreadableTransfers(t *testing.T) {
+	e := startAlone(t, Options{Role: Decode, Modern: true, ConsumerZMQ: []string{zmq, zmq1}})
+	for items, message := range map[string]string{
+		`{}`: "want a list",
+		`[{"mm_hash":"a","transfer_id":"` + id1 + `"}]`: "unknown or spent transfer id",
+	} {
+		body := with(chatOf(refA), "ec_transfer_params", `{"ec_items":`+items+`}`)
+		refused(t, e, post(t, e, chat, "r", strings.Replace(body, refA, `{"image_embeds":"AA"}`, 1)), http.StatusInternalServerError, message)
+	}
+}

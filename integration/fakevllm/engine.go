@@ -66,6 +66,11 @@ type Options struct {
 	// reference can be made.
 	NoMetadata bool
 
+	// VaryShapes makes the shapes that a modern encode engine tells differ from
+	// item to item: otherwise all images look alike, and a proxy that mixes
+	// them up is not seen.
+	VaryShapes bool
+
 	// ConsumerZMQ are the control addresses of a modern prefill or decode
 	// engine, one for each data-parallel rank. Encode requests name one of
 	// them, which alone can consume what they have encoded.

@@ -193,3 +193,22 @@ func TestKeepHandles(t *testing.T) {
 	kv := member(t, post(t, prefiller, chat, "r", with(imagePrefill, "ec_transfer_params", ec)), "kv_transfer_params")
 	accepted(t, decoder, post(t, decoder, chat, "r", with(with(imageChat, "kv_transfer_params", kv), "ec_transfer_params", ec)))
 }
+
+// What has no media is served as ever.
+func TestModernText(t *testing.T) {
+	tests := []struct{ name, path, body string }{
+		{"text", chat, textChat},
+		{"parts", chat, `{"messages":[{"role":"system","content":"a"},{"role":"user","content":["b",{"type":"text","text":"c"}]}]}`},
+		{"completion", completions, textPrompt},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			c := NewCluster()
+			prefiller, decoder := start(t, c, Options{Role: Prefill, Modern: true}), start(t, c, Options{Role: Decode, Modern: true})
+			kv := member(t, post(t, prefiller, test.path, "r", prefillOf(test.body)), "kv_transfer_params")
+			a := post(t, decoder, test.path, "r", with(test.body, "kv_transfer_params", kv))
+			accepted(t, decoder, a)
+			assert.Equal(t, answerTo(t, test.body), textOf(t, a, false))
+		})
+	}
+}

@@ -1,7 +1,5 @@
 package fakevllm
 
-import "slices"
-
 // store publishes what a modern encode request has encoded, all of it or nothing.
 func (c *Cluster) store(all []embedded) error {
 	c.mu.Lock()
@@ -52,16 +50,4 @@ func (c *Cluster) storeOne(e embedded) {
 	if e.entry.handle == nil && len(e.ids) == 0 {
 		stored.shared = true
 	}
-}
-
-// flattened is the metadata as references have it: one level less, canonical.
-func flattened(metadata map[string]any) string {
-	flat := make(map[string]any)
-	for name, value := range metadata {
-		if rows, ok := value.([][]int); ok {
-			value = slices.Concat(rows...)
-		}
-		flat[name] = value
-	}
-	return string(marshal(flat))
 }
