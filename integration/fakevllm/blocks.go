@@ -79,21 +79,3 @@ func (c *Cluster) free(work *prefillWork) {
 		delete(c.blocks, id)
 	}
 }
-
-// promptMembers are the members that shape what is prefilled. KV computed with
-// other values of them is another request's KV.
-var promptMembers = []string{
-	"messages", "prompt", "tools", "documents",
-	"chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
-	"mm_processor_kwargs", "media_io_kwargs",
-}
-
-// fingerprint is the same for requests that have the same KV. The order of
-// members counts: templates print tools as they are.
-func fingerprint(o object) string {
-	values := make([]string, len(promptMembers))
-	for n, name := range promptMembers {
-		values[n] = compact(o[name])
-	}
-	return digest(values...)
-}

@@ -8,7 +8,7 @@ import (
 // forbiddenHeaders steer routers or the connection: on their way from a client
 // to an engine they are a mistake, or an attack.
 var forbiddenHeaders = []string{
-	"X-Data-Parallel-Rank", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "Epp-Profile",
+	rankHeader, "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "Epp-Profile",
 	"Expect", "Content-Encoding", "Range", "Te", "Trailer", "Upgrade",
 }
 
@@ -16,7 +16,8 @@ var forbiddenHeaders = []string{
 // The id comes last: only a request that is otherwise right holds it.
 func (x *exchange) checks(role func() error) []func() error {
 	return []func() error{
-		x.checkLength, x.checkHeaders, x.checkBody, x.checkModel, x.checkPrompt, role, x.checkID,
+		x.checkLength, x.checkHeaders, x.checkBody, x.checkModel, x.checkPrompt, role,
+		x.checkReferences, x.checkRank, x.claimTransfers, x.checkID,
 	}
 }
 
@@ -32,6 +33,9 @@ func (x *exchange) checkLength() error {
 
 func (x *exchange) checkHeaders() error {
 	for _, name := range forbiddenHeaders {
+		if name == rankHeader && x.ranked() {
+			continue // it depends on the body
+		}
 		if _, there := x.r.Header[name]; there {
 			return badRequest("header %s must not reach an engine", name)
 		}

@@ -1,6 +1,7 @@
 package fakevllm
 
 import (
+	"cmp"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -12,6 +13,10 @@ import (
 type Cluster struct {
 	mu         sync.Mutex
 	embeddings map[string]*embedding  // by mm_hash
+	handles    map[string]*offer      // by handle, unspent ones
+	encoded    map[string]string      // mm_hashes, by what references go by
+	deliveries map[string]*delivery   // by transfer id, spent ones too
+	consumers  map[string]bool        // by control address
 	blocks     map[int64]*prefillWork // by block id
 	lastBlock  int64
 }
@@ -20,24 +25,43 @@ type Cluster struct {
 func NewCluster() *Cluster {
 	return &Cluster{
 		embeddings: make(map[string]*embedding),
+		handles:    make(map[string]*offer),
+		encoded:    make(map[string]string),
+		deliveries: make(map[string]*delivery),
+		consumers:  make(map[string]bool),
 		blocks:     make(map[int64]*prefillWork),
 	}
 }
 
 // embedding is one encoded media item.
 type embedding struct {
-	shared  bool              // on shared storage: everybody may load it, as often as wanted
-	handles map[string]string // unspent transfer handles, each with its entry as it must come back
+	shared bool // on shared storage: everybody may load it, as often as wanted
+
+	// What follows is known of a modern encoder's embeddings only.
+	item      item
+	metadata  string          // flattened, canonical; empty if none was told
+	names     map[string]bool // its keys in answers
+	delivered bool            // at least once sent to one consumer
 }
 
 // embeddingOf returns the entry of a hash, made if needed. The caller holds mu.
 func (c *Cluster) embeddingOf(hash string) *embedding {
 	e := c.embeddings[hash]
 	if e == nil {
-		e = &embedding{handles: make(map[string]string)}
+		e = &embedding{names: make(map[string]bool)}
 		c.embeddings[hash] = e
 	}
 	return e
+}
+
+// offer is what a transfer handle is for.
+type offer struct {
+	hash   string
+	name   string // the entry's key, as issued
+	opaque string // the entry as it must come back
+
+	// delivered says that the embedding also needs the transfer id of each occurrence.
+	delivered bool
 }
 
 // share stores what an encoder without handles has encoded.
@@ -51,80 +75,104 @@ func (c *Cluster) share(hash string) {
 func (c *Cluster) offer(hash string, t transfer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.embeddingOf(hash).handles[t.Handle] = t.opaque()
+	c.embeddingOf(hash)
+	c.handles[t.Handle] = &offer{hash: hash, name: hash, opaque: t.opaque()}
 }
 
-// consume loads the embeddings that a request needs. The handles that it
-// presents are spent even if it fails: the transfer has begun.
-func (c *Cluster) consume(items []item, transfers json.RawMessage) error {
+// consume loads the embeddings that a request needs, at a consumer with these
+// control addresses. What it presents is spent even if it fails: the transfer has begun.
+func (c *Cluster) consume(items []item, b brought, addresses []string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	redeemed, err := c.redeem(items, transfers)
-	if err != nil {
+	redeemed, err := c.redeem(items, b.entries)
+	taken, errTake := c.take(items, b.asked, addresses)
+	if err := cmp.Or(err, errTake); err != nil {
 		return err
 	}
 	for n, i := range items {
-		e := c.embeddings[i.hash]
-		switch {
-		case i.ready() || redeemed[i.hash]:
-		case e == nil:
-			return engineFailure("multimodal embedding missing: item %d (%s)", n, i.kind)
-		case !e.shared:
-			return engineFailure("unknown or spent transfer handle: item %d (%s) has none in ec_transfer_params", n, i.kind)
+		if err := c.available(n, i, redeemed[i.hash], taken[n]); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// redeem spends the handles of ec_transfer_params and returns the hashes that they are for.
-func (c *Cluster) redeem(items []item, transfers json.RawMessage) (map[string]bool, error) {
-	presented, err := readTransfers(transfers)
-	if err != nil {
-		return nil, err
+// available checks that an item's embedding has come in one of the ways. The caller holds mu.
+func (c *Cluster) available(n int, i item, o *offer, d *delivery) error {
+	e := c.embeddings[i.hash]
+	switch {
+	case i.ready():
+	case e == nil:
+		return engineFailure("multimodal embedding missing: item %d (%s)", n, i.kind)
+	case e.shared:
+	case d != nil && (o != nil || !d.handle):
+	case o != nil && !o.delivered:
+	case e.delivered && d == nil:
+		return engineFailure("embedding not delivered: item %d (%s) has no transfer id in ec_items", n, i.kind)
+	default:
+		return engineFailure("unknown or spent transfer handle: item %d (%s) has none in ec_transfer_params", n, i.kind)
 	}
-	redeemed := make(map[string]bool)
+	return nil
+}
+
+// redeem spends the handles of ec_transfer_params and returns them by the hashes
+// that they are for. The caller holds mu.
+func (c *Cluster) redeem(items []item, entries map[string]presented) (map[string]*offer, error) {
+	redeemed := make(map[string]*offer)
 	var failure error // the first; all handles are spent anyway
-	for _, hash := range slices.Sorted(maps.Keys(presented)) {
-		t := presented[hash]
-		issued, valid := c.spendHandle(hash, t.handle)
+	for _, name := range slices.Sorted(maps.Keys(entries)) {
+		t := entries[name]
+		o := c.spendHandle(name, t.handle)
 		switch {
 		case failure != nil:
-		case !wanted(items, hash):
-			failure = engineFailure("ec_transfer_params: %s is no item of this request", hash)
-		case !valid:
-			failure = engineFailure("unknown or spent transfer handle: %q of %s", t.handle, hash)
-		case t.opaque != issued:
-			failure = engineFailure("ec_transfer_params: the entry of %s is not as issued: got %s, want %s", hash, t.opaque, issued)
+		case !c.wanted(items, name):
+			failure = engineFailure("ec_transfer_params: %s is no item of this request", name)
+		case o == nil && t.opaque == "{}" && c.announced(items, name): // it tells a shape, and nothing else
+		case o == nil:
+			failure = engineFailure("unknown or spent transfer handle: %q of %s", t.handle, name)
+		case t.opaque != o.opaque:
+			failure = engineFailure("ec_transfer_params: the entry of %s is not as issued: got %s, want %s", name, t.opaque, o.opaque)
 		}
-		redeemed[hash] = true
+		if o != nil {
+			redeemed[o.hash] = o
+		}
 	}
 	return redeemed, failure
 }
 
-// wanted reports whether a request may bring this hash. A part that is an
-// embedding may refer to any.
-func wanted(items []item, hash string) bool {
-	return slices.ContainsFunc(items, func(i item) bool { return i.hash == hash || i.ready() })
+// wanted reports whether a request may bring an entry of this name. A part that
+// is an embedding may refer to any. The caller holds mu.
+func (c *Cluster) wanted(items []item, name string) bool {
+	return c.announced(items, name) || slices.ContainsFunc(items, func(i item) bool { return i.hash == name || i.ready() })
 }
 
-// spendHandle returns the entry that was issued with the handle. The caller holds mu.
-func (c *Cluster) spendHandle(hash, handle string) (issued string, valid bool) {
-	e := c.embeddings[hash]
-	if e == nil {
-		return "", false
+// announced reports whether a modern encoder has answered one of the items under
+// this name. The caller holds mu.
+func (c *Cluster) announced(items []item, name string) bool {
+	return slices.ContainsFunc(items, func(i item) bool {
+		e := c.embeddings[i.hash]
+		return e != nil && e.names[name]
+	})
+}
+
+// spendHandle returns what was issued with the handle under this name, or nil.
+// The caller holds mu.
+func (c *Cluster) spendHandle(name, handle string) *offer {
+	o := c.handles[handle]
+	if o == nil || o.name != name {
+		return nil
 	}
-	issued, valid = e.handles[handle]
-	delete(e.handles, handle)
-	return issued, valid
+	delete(c.handles, handle)
+	return o
 }
 
-// spend takes all that a request brings away from it: an engine has read it,
-// and failed afterwards.
-func (c *Cluster) spend(o object) {
+// spend takes all that a request brings away from it.
+func (c *Cluster) spend(b brought, kv json.RawMessage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, _ = c.redeem(nil, o["ec_transfer_params"])
-	if work, err := c.findWork(o["kv_transfer_params"]); err == nil {
+	_, _ = c.redeem(nil, b.entries)
+	_, _ = c.take(nil, b.asked, nil)
+	if work, err := c.findWork(kv); err == nil {
 		c.free(work)
 	}
 }

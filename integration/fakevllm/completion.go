@@ -7,15 +7,15 @@ import (
 
 // completion is the JSON of an answer, or of a stream's chunk.
 type completion struct {
-	ID                string              `json:"id"`
-	Object            string              `json:"object"`
-	Created           int64               `json:"created"`
-	Model             string              `json:"model"`
-	SystemFingerprint string              `json:"system_fingerprint"` // which engine it was
-	Choices           []choice            `json:"choices"`
-	Usage             *usage              `json:"usage,omitempty"`
-	KVTransferParams  any                 `json:"kv_transfer_params,omitempty"`
-	ECTransferParams  map[string]transfer `json:"ec_transfer_params,omitempty"`
+	ID                string   `json:"id"`
+	Object            string   `json:"object"`
+	Created           int64    `json:"created"`
+	Model             string   `json:"model"`
+	SystemFingerprint string   `json:"system_fingerprint"` // which engine it was
+	Choices           []choice `json:"choices"`
+	Usage             *usage   `json:"usage,omitempty"`
+	KVTransferParams  any      `json:"kv_transfer_params,omitempty"`
+	ECTransferParams  any      `json:"ec_transfer_params,omitempty"`
 }
 
 // choice has Message in a chat, Delta in a chat's stream, and else Text.

@@ -4,6 +4,9 @@ import "net/http"
 
 // decode answers the client, with the prefill's KV or after a prefill of its own.
 func (x *exchange) decode() (*answer, error) {
+	if err := x.resolve(); err != nil {
+		return nil, err
+	}
 	if err := x.obtainKV(); err != nil {
 		return nil, err
 	}
@@ -20,14 +23,13 @@ func (x *exchange) decode() (*answer, error) {
 // obtainKV reads the KV that the request brings, or consumes the embeddings to
 // compute it here.
 func (x *exchange) obtainKV() error {
-	o, cluster := x.members, x.engine.cluster
 	if x.bringsKV() {
-		return cluster.read(o["kv_transfer_params"], fingerprint(o))
+		return x.engine.cluster.read(x.members["kv_transfer_params"], x.fingerprint())
 	}
 	if x.engine.options.RequireKV {
 		return engineFailure("kv_transfer_params missing: this engine does not prefill")
 	}
-	return cluster.consume(x.prompt.items, o["ec_transfer_params"])
+	return x.consume()
 }
 
 // bringsKV reports whether there was a prefill. Empty parameters are none.
@@ -39,7 +41,7 @@ func (x *exchange) checkDecode() error {
 	if !x.bringsKV() {
 		return nil
 	}
-	if x.members.has("ec_transfer_params") {
+	if x.members.has("ec_transfer_params") && !x.engine.options.KeepHandles {
 		return badRequest("ec_transfer_params beside kv_transfer_params: the prefill has consumed them")
 	}
 	params, err := parseObject(x.members["kv_transfer_params"])

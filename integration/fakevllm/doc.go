@@ -18,6 +18,17 @@
 //	want, err := fakevllm.Answer(requestBody)
 //	got, err := fakevllm.Text(responseBody, false)
 //
+// Engines are of November 2025 (vLLM 0.11.1) unless [Options] makes them Modern,
+// of September 2026. A modern encoder takes several images in one request, uuids
+// on its items, and the consumer to deliver to; it answers with the shape of each
+// embedding. A modern consumer takes references: a part such as
+//
+//	{"type":"image_embeds","image_embeds":{"image_grid_thw":[1,36,36]},"uuid":"…"}
+//
+// is the item that was encoded under this uuid, and nothing that the engine does
+// with it tells the two apart. What was delivered to a consumer can be consumed
+// there alone, once for each transfer id.
+//
 // An engine reports what it saw: [Engine.Requests], [Engine.Refusals] (requests
 // that broke the contract, also those a retry has hidden from the client) and
 // [Engine.Cancellations]. It fails on demand: [Engine.SetFault], [Engine.Kill]

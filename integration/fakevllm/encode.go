@@ -21,6 +21,9 @@ func (x *exchange) encode() (*answer, error) {
 	if err := pause(x.context(), x.engine.options.Delay); err != nil {
 		return nil, err
 	}
+	if x.engine.options.Modern {
+		return x.encodeBatch()
+	}
 	i, c := x.prompt.items[0], x.completion("", "length", 1)
 	if x.engine.options.Handles {
 		t := newTransfer(i.kind, x.engine.port)
@@ -37,7 +40,7 @@ func (x *exchange) checkEncode() error {
 		return badRequest("x-request-id of an encode request must be parent:index:6 hex, got %q", x.id)
 	}
 	for _, name := range slices.Sorted(maps.Keys(x.members)) {
-		if !slices.Contains(encodeMembers, name) {
+		if !slices.Contains(encodeMembers, name) && !(name == "ec_transfer_params" && x.engine.options.Modern) {
 			return badRequest("an encode request must not have %q", name)
 		}
 	}
@@ -46,6 +49,12 @@ func (x *exchange) checkEncode() error {
 	}
 	if !x.members.is("stream", "false") {
 		return badRequest("stream of an encode request must be false, got %s", x.members["stream"])
+	}
+	if x.engine.options.Modern {
+		if err := x.checkBatch(); err != nil {
+			return err
+		}
+		return x.readTarget()
 	}
 	return x.checkItem()
 }

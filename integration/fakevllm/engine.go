@@ -51,6 +51,35 @@ type Options struct {
 	// encodes can then be consumed only with the handle in there, once.
 	Handles bool
 
+	// Modern makes an engine of September 2026: see the package comment.
+	// All engines of a cluster should be of one age.
+	Modern bool
+
+	// MaxBatch is the most images of one encode request, for a modern engine. 0 is no limit.
+	MaxBatch int
+
+	// NoItemIndices makes a modern encode engine answer by the items' uuids,
+	// without positions. An item without a uuid goes by its hash.
+	NoItemIndices bool
+
+	// NoMetadata makes a modern encode engine tell no shapes, so that no
+	// reference can be made.
+	NoMetadata bool
+
+	// VaryShapes makes the shapes that a modern encode engine tells differ from
+	// item to item: otherwise all images look alike, and a proxy that mixes
+	// them up is not seen.
+	VaryShapes bool
+
+	// ConsumerZMQ are the control addresses of a modern prefill or decode
+	// engine, one for each data-parallel rank. Encode requests name one of
+	// them, which alone can consume what they have encoded.
+	ConsumerZMQ []string
+
+	// KeepHandles makes a decode engine allow ec_transfer_params beside
+	// kv_transfer_params. It makes no use of them.
+	KeepHandles bool
+
 	// Model is the one model that is served, "fake" by default.
 	Model string
 
@@ -105,6 +134,7 @@ func (c *Cluster) Start(o Options) (*Engine, error) {
 	if e.options.Name == "" {
 		e.options.Name = string(o.Role) + "-" + e.addr
 	}
+	c.addConsumers(o.ConsumerZMQ)
 	e.life = e.live(listener)
 	return e, nil
 }

@@ -21,6 +21,7 @@ type exchange struct {
 	body    []byte
 	members object // of the body, once it is checked
 	prompt  prompt // likewise
+	target  target // likewise
 	cut     bool   // reset the connection in the middle of the answer
 	started bool   // the client has got something
 }

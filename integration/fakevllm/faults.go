@@ -115,7 +115,7 @@ func (f *faults) hang() <-chan struct{} {
 func (x *exchange) strike() (*answer, error) {
 	fault, replaced := x.engine.faults.next(x.body)
 	if fault.Spend {
-		x.engine.cluster.spend(x.members)
+		x.spend()
 	}
 	switch fault.Kind {
 	case Hang:

@@ -1,6 +1,7 @@
 package fakevllm
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -28,6 +29,10 @@ type item struct {
 	// uuid, one that depends on the uuid too. An item must have its uuid
 	// everywhere or nowhere, or the consumer looks up another hash than was encoded.
 	hash string
+
+	uuid    json.RawMessage // of the part, nil if it has none
+	value   json.RawMessage // of the part
+	options string          // for its processing
 }
 
 // ready reports whether the part is an embedding already.
@@ -39,10 +44,11 @@ func newItem(kind string, part object, options string) (item, error) {
 	if err != nil {
 		return item{}, err
 	}
-	i := item{kind: kind, key: digest(kind, content, options)}
+	i := item{kind: kind, key: digest(kind, content, options), value: part[kind], options: options}
 	i.hash = i.key
 	if part.has("uuid") {
-		i.hash = digest(i.key, canonical(part["uuid"]))
+		i.uuid = bytes.Clone(part["uuid"]) // what keeps the item keeps no body
+		i.hash = digest(i.key, canonical(i.uuid))
 	}
 	return i, nil
 }

@@ -12,7 +12,10 @@ const prefillStub = `{"do_remote_decode":true,"do_remote_prefill":false,"remote_
 
 // prefill computes the KV of a request and keeps it for a decode engine.
 func (x *exchange) prefill() (*answer, error) {
-	if err := x.engine.cluster.consume(x.prompt.items, x.members["ec_transfer_params"]); err != nil {
+	if err := x.resolve(); err != nil {
+		return nil, err
+	}
+	if err := x.consume(); err != nil {
 		return nil, err
 	}
 	if err := pause(x.context(), x.engine.options.Delay); err != nil {
@@ -25,7 +28,7 @@ func (x *exchange) prefill() (*answer, error) {
 		RemoteRequestID: c.ID,
 		RemoteHost:      "127.0.0.1",
 		RemotePort:      x.engine.port,
-	}, fingerprint(x.members))
+	}, x.fingerprint())
 	return jsonAnswer(http.StatusOK, marshal(c)), nil
 }
 

@@ -1,26 +1,31 @@
 package fakevllm
 
-import "encoding/json"
-
 // transfer is an encoder's entry in ec_transfer_params.
 type transfer struct {
 	Metadata    map[string]any `json:"metadata"`
-	ItemIndices []int          `json:"item_indices"`
-	PeerHost    string         `json:"peer_host"`
-	PeerPort    int            `json:"peer_port"`
-	SizeBytes   int            `json:"size_bytes"`
-	Handle      string         `json:"handle"`
+	ItemIndices []int          `json:"item_indices,omitempty"`
+	*handle
+}
+
+// handle is where and how a consumer gets an embedding, once.
+type handle struct {
+	PeerHost  string `json:"peer_host"`
+	PeerPort  int    `json:"peer_port"`
+	SizeBytes int    `json:"size_bytes"`
+	Handle    string `json:"handle"`
 }
 
 // newTransfer offers the only item of an encode request.
 func newTransfer(kind string, port int) transfer {
-	return transfer{
-		Metadata:    shapes[kind],
-		ItemIndices: []int{0},
-		PeerHost:    "127.0.0.1",
-		PeerPort:    port,
-		SizeBytes:   36 * 36 / 4 * 2048 * 2, // patches, merged by four, in bfloat16
-		Handle:      randomHex(16),
+	return transfer{Metadata: shapes[kind], ItemIndices: []int{0}, handle: newHandle(port)}
+}
+
+func newHandle(port int) *handle {
+	return &handle{
+		PeerHost:  "127.0.0.1",
+		PeerPort:  port,
+		SizeBytes: 36 * 36 / 4 * 2048 * 2, // patches, merged by four, in bfloat16
+		Handle:    randomHex(16),
 	}
 }
 
@@ -58,16 +63,36 @@ type presented struct {
 	opaque string
 }
 
-// readTransfers reads ec_transfer_params, by mm_hash.
-func readTransfers(raw json.RawMessage) (map[string]presented, error) {
-	entries := make(map[string]presented)
-	if raw == nil || string(raw) == "null" {
-		return entries, nil
+// brought is what a consumer's request brings to get embeddings with.
+type brought struct {
+	entries map[string]presented // by mm_hash
+	asked   []asked              // ec_items
+}
+
+// brought reads ec_transfer_params. Only a modern engine takes ec_items for
+// anything but an entry.
+func (x *exchange) brought() (brought, error) {
+	raw := x.members["ec_transfer_params"]
+	if !x.members.has("ec_transfer_params") {
+		return brought{}, nil
 	}
 	all, err := parseObject(raw)
 	if err != nil {
-		return nil, engineFailure("ec_transfer_params: %v", err)
+		return brought{}, engineFailure("ec_transfer_params: %v", err)
 	}
+	var b brought
+	if x.engine.options.Modern {
+		if b.asked, err = readAsked(all); err != nil {
+			return brought{}, err
+		}
+		delete(all, "ec_items")
+	}
+	b.entries, err = readEntries(all)
+	return b, err
+}
+
+func readEntries(all object) (map[string]presented, error) {
+	entries := make(map[string]presented)
 	for hash, value := range all {
 		entry, err := parseObject(value)
 		if err != nil {
@@ -77,4 +102,19 @@ func readTransfers(raw json.RawMessage) (map[string]presented, error) {
 		entries[hash] = presented{handle, opaque(entry)}
 	}
 	return entries, nil
+}
+
+// consume loads the embeddings of the request's items.
+func (x *exchange) consume() error {
+	b, err := x.brought()
+	if err != nil {
+		return err
+	}
+	return x.engine.cluster.consume(x.prompt.items, b, x.engine.options.ConsumerZMQ)
+}
+
+// spend is for an engine that has read all that the request brings, and failed afterwards.
+func (x *exchange) spend() {
+	b, _ := x.brought() // what cannot be read has nothing to spend
+	x.engine.cluster.spend(b, x.members["kv_transfer_params"])
 }

@@ -1,0 +1,67 @@
+package fakevllm
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+)
+
+// promptMembers are the members that shape what is prefilled. KV computed with
+// other values of them is another request's KV.
+var promptMembers = []string{
+	"messages", "prompt", "tools", "documents",
+	"chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
+	"mm_processor_kwargs", "media_io_kwargs",
+}
+
+// fingerprint is the same for requests that have the same KV. The order of
+// members counts: templates print tools as they are.
+func fingerprint(o object) string {
+	values := make([]string, len(promptMembers))
+	for n, name := range promptMembers {
+		values[n] = compact(o[name])
+	}
+	return digest(values...)
+}
+
+// fingerprint counts a reference of a request to a modern engine as the item
+// that it stands for, so media are the same however they are written.
+func (x *exchange) fingerprint() string {
+	if !x.engine.options.Modern || !x.members.has("messages") {
+		return fingerprint(x.members)
+	}
+	o := maps.Clone(x.members)
+	o["messages"] = withItems(x.members["messages"], x.prompt.items)
+	return fingerprint(o)
+}
+
+// withItems puts kind and key of the items in the place of their parts. The
+// prompt has been read out of these messages, so nothing in them is wrong.
+func withItems(messages json.RawMessage, items []item) json.RawMessage {
+	list, _ := array(messages)
+	for n, raw := range list {
+		message, _ := parseObject(raw)
+		parts, err := array(message["content"])
+		if err != nil { // it is text
+			continue
+		}
+		for m, part := range parts {
+			if isMedia(part) {
+				parts[m] = marshal([]string{items[0].kind, items[0].key})
+				items = items[1:]
+			}
+		}
+		message["content"] = marshal(parts)
+		list[n] = marshal(message)
+	}
+	return marshal(list)
+}
+
+func isMedia(raw json.RawMessage) bool {
+	part, err := parseObject(raw)
+	if err != nil {
+		return false
+	}
+	kind, err := partKind(part)
+	return err == nil && slices.Contains(mediaKinds, kind)
+}

@@ -1,0 +1,61 @@
+package fakevllm
+
+import (
+	"slices"
+	"strconv"
+)
+
+// rankHeader steers a request to one of an engine's data-parallel ranks.
+const rankHeader = "X-Data-Parallel-Rank"
+
+// ranked reports whether the engine has several ranks, each of which gets
+// embeddings for itself.
+func (x *exchange) ranked() bool {
+	o := x.engine.options
+	return o.Modern && o.Role != Encode && len(o.ConsumerZMQ) > 1
+}
+
+// checkRank wants the header on a request whose embeddings went to a rank of
+// this engine, and on no other.
+func (x *exchange) checkRank() error {
+	if !x.ranked() {
+		return nil
+	}
+	got := x.r.Header.Values(rankHeader)
+	ranks := x.deliveredTo()
+	if len(ranks) == 0 && len(got) > 0 {
+		return badRequest("header %s must not reach an engine: no embedding was delivered to a rank of it", rankHeader)
+	}
+	for _, rank := range ranks {
+		if want := []string{strconv.Itoa(rank)}; !slices.Equal(got, want) {
+			return badRequest("header %s must be %q, where the embeddings are, got %q", rankHeader, want, got)
+		}
+	}
+	return nil
+}
+
+// deliveredTo returns the ranks of this engine that the request's transfers
+// went to. What is wrong with the others shows when they are taken.
+func (x *exchange) deliveredTo() []int {
+	b, err := x.brought()
+	if err != nil {
+		return nil
+	}
+	var ranks []int
+	for _, a := range b.asked {
+		if rank := slices.Index(x.engine.options.ConsumerZMQ, x.engine.cluster.consumerOf(a.id)); rank >= 0 {
+			ranks = append(ranks, rank)
+		}
+	}
+	return ranks
+}
+
+// consumerOf is the address that a transfer was for.
+func (c *Cluster) consumerOf(id string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d := c.deliveries[id]; d != nil {
+		return d.consumer
+	}
+	return ""
+}

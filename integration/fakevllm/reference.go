@@ -1,0 +1,131 @@
+package fakevllm
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// modality is what a reference tells of its item's kind: input_audio, audio_url
+// and audio_embeds are all audio.
+func (i item) modality() string {
+	name, _, _ := strings.Cut(strings.TrimPrefix(i.kind, "input_"), "_")
+	return name
+}
+
+// referenceKey is the same for an item and the references to it.
+func (i item) referenceKey() string {
+	uuid, _ := stringOf(i.uuid)
+	return digest(i.modality(), uuid, i.options)
+}
+
+// reference reports whether the part stands for an item that was encoded. It
+// has a shape, where an embedding that the client made has tensors.
+func (i item) reference() bool {
+	if !i.ready() {
+		return false
+	}
+	shape, err := parseObject(i.value)
+	return err == nil && (i.uuid != nil || isFlat(shape))
+}
+
+// isFlat reports whether there are only numbers and lists of numbers.
+func isFlat(shape object) bool {
+	for _, value := range shape {
+		numbers, err := array(value)
+		if err != nil {
+			numbers = []json.RawMessage{value}
+		}
+		if slices.ContainsFunc(numbers, not(isNumber)) {
+			return false
+		}
+	}
+	return len(shape) > 0
+}
+
+func isNumber(raw json.RawMessage) bool {
+	return len(raw) > 0 && strings.IndexByte("-0123456789", raw[0]) >= 0
+}
+
+func not[T any](f func(T) bool) func(T) bool {
+	return func(v T) bool { return !f(v) }
+}
+
+// checkReferences checks what shows without a look at the embeddings.
+func (x *exchange) checkReferences() error {
+	if !x.engine.options.Modern {
+		return nil
+	}
+	for n, i := range x.prompt.items {
+		if err := i.checkReference(); err != nil {
+			return badRequest("item %d (%s): %v", n, i.kind, err)
+		}
+	}
+	return checkWhole(x.prompt.items)
+}
+
+// checkReference is also for the uuid of media, which a reference may come to use.
+func (i item) checkReference() error {
+	if uuid, _ := stringOf(i.uuid); uuid == "" && (i.uuid != nil || i.reference()) {
+		return errors.New("uuid must be a non-empty string")
+	}
+	if !i.reference() {
+		return nil
+	}
+	if shape, _ := parseObject(i.value); !isFlat(shape) {
+		return fmt.Errorf("want numbers and lists of numbers, got %s", i.value)
+	}
+	return nil
+}
+
+// checkWhole refuses media beside references where there is audio.
+func checkWhole(items []item) error {
+	audio, references, media := false, false, false
+	for _, i := range items {
+		reference := i.reference()
+		references = references || reference
+		media = media || !i.ready()
+		audio = audio || i.modality() == "audio" && (reference || !i.ready())
+	}
+	if audio && references && media {
+		return badRequest("a request with audio is rewritten wholly or not at all")
+	}
+	return nil
+}
+
+// resolve puts the items in the place of the references to them: from there on
+// a request with references is the one that the client has sent.
+func (x *exchange) resolve() error {
+	if !x.engine.options.Modern {
+		return nil
+	}
+	for n, i := range x.prompt.items {
+		if !i.reference() {
+			continue
+		}
+		original, err := x.engine.cluster.refer(i)
+		if err != nil {
+			return err
+		}
+		x.prompt.items[n] = original
+	}
+	return nil
+}
+
+// refer returns the item that a reference stands for.
+func (c *Cluster) refer(i item) (item, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	hash, known := c.encoded[i.referenceKey()]
+	if !known {
+		return item{}, engineFailure("no embedding for uuid %s: no %s was encoded under it with these options", i.uuid, i.modality())
+	}
+	e := c.embeddings[hash]
+	if got := canonical(i.value); got != e.metadata {
+		return item{}, engineFailure("uuid %s: the shape is %s, not %s", i.uuid, cmp.Or(e.metadata, "unknown"), got)
+	}
+	return e.item, nil
+}
