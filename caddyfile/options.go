@@ -139,6 +139,14 @@ func Size(to *int64) Option {
 	}
 }
 
+// String is one word, or more in quotes.
+func String(to *string, example string) Option {
+	return func(s *Segment) (err error) {
+		*to, err = s.argument("a text such as " + example)
+		return err
+	}
+}
+
 // List is one or more words, each of which must pass the check.
 func List(to *[]string, example string, check func(string) error) Option {
 	return func(s *Segment) error {

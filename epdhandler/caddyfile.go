@@ -32,6 +32,10 @@ func (h *Handler) options() caddyfile.Options {
 		"decode_limit":         caddyfile.Int(&h.DecodeLimit),
 		"queue_size":           caddyfile.OptionalInt(&h.QueueSize),
 		"queue_timeout":        caddyfile.Duration(&h.QueueTimeout),
+		"encode_batch":         caddyfile.Int(&h.EncodeBatch),
+		"references":           caddyfile.Flag(&h.References),
+		"uuid_salt":            caddyfile.String(&h.UUIDSalt, "{http.auth.user.id}"),
+		"keep_handles":         caddyfile.Flag(&h.KeepHandles),
 		"trust_clients":        caddyfile.Flag(&h.TrustClients),
 		"media_sources":        caddyfile.List(&h.MediaSources, "data: https://*.example.com", func(s string) error { _, err := parseSource(s); return err }),
 		"max_memory":           caddyfile.Size(&h.MaxMemory),
@@ -67,6 +71,10 @@ func (h *Handler) options() caddyfile.Options {
 //		decode_limit         <number>
 //		queue_size           <number>
 //		queue_timeout        <duration>
+//		encode_batch         <number>
+//		references
+//		uuid_salt            <text with placeholders>
+//		keep_handles
 //		trust_clients
 //		media_sources        <schemes or scheme://hosts...>
 //		max_memory           <size>

@@ -104,8 +104,16 @@ func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error)
 // decode. A prefill has consumed the encoders' handles.
 func (x *exchange) decodeBody() *body.Segments {
 	handles := body.Remove(body.ECTransferParams)
-	if x.h.prefill == nil {
+	if x.h.prefill == nil || x.h.KeepHandles {
 		handles = x.carry(body.ECTransferParams, x.handles)
 	}
-	return x.body.Rewrite(x.carry(body.KVTransferParams, x.kv), handles)
+	return x.forConsumers().Rewrite(x.carry(body.KVTransferParams, x.kv), handles)
+}
+
+// forConsumers is the body that those get who need the embeddings.
+func (x *exchange) forConsumers() *body.Body {
+	if x.consumers != nil {
+		return x.consumers
+	}
+	return x.body
 }

@@ -23,11 +23,7 @@ func (x *exchange) encode() *failure {
 		return nil
 	}
 	if x.encoding == nil {
-		x.encoding = make([]*attempts, len(x.body.Items))
-		for i := range x.encoding {
-			x.encoding[i] = x.attempts(x.h.encode)
-			x.encoding[i].turn = x.encoding[0].turn // a request's, not an item's
-		}
+		x.plan()
 	}
 	defer x.report.encode.time(x.encoding...)()
 
@@ -38,13 +34,14 @@ func (x *exchange) encode() *failure {
 		once    sync.Once
 		first   *failure
 		taken   atomic.Int64
-		entries = make([][]body.Entry, len(x.body.Items))
+		entries = make([][]body.Entry, len(x.batches))
+		shapes  = make([][]byte, len(x.body.Items))
 	)
-	for range min(x.h.EncodeConcurrency, len(x.body.Items)) {
+	for range min(x.h.EncodeConcurrency, len(x.batches)) {
 		wg.Go(func() {
-			for i := taken.Add(1) - 1; i < int64(len(x.body.Items)); i = taken.Add(1) - 1 {
+			for i := taken.Add(1) - 1; i < int64(len(x.batches)); i = taken.Add(1) - 1 {
 				var f *failure
-				if entries[i], f = x.encodeItem(ctx, int(i)); f != nil {
+				if entries[i], f = x.encodeBatch(ctx, int(i), shapes); f != nil {
 					once.Do(func() { first = f })
 					cancel()
 					return
@@ -59,6 +56,9 @@ func (x *exchange) encode() *failure {
 	x.encoded = true
 	if first == nil {
 		x.handles = mergeEntries(append([][]body.Entry{x.ownEntries()}, entries...))
+		if x.uuids != nil {
+			x.consumers = x.refer(shapes)
+		}
 	}
 	return nil
 }
@@ -69,11 +69,11 @@ func (x *exchange) optional(f *failure) bool {
 	return x.h.EncodeOptional && f.stage == "encode" && (f.reason == unavailable || f.reason == refused)
 }
 
-// encodeItem has one media item encoded and returns the entries of the answer's
-// ec_transfer_params.
-func (x *exchange) encodeItem(ctx context.Context, i int) ([]body.Entry, *failure) {
+// encodeBatch has a batch of media items encoded and returns the entries of the answer's
+// ec_transfer_params. It puts the items' shapes where they belong.
+func (x *exchange) encodeBatch(ctx context.Context, i int, shapes [][]byte) ([]body.Entry, *failure) {
 	for {
-		entries, f := x.tryEncode(ctx, i)
+		entries, f := x.tryEncode(ctx, i, shapes)
 		if f == nil {
 			return entries, nil
 		}
@@ -83,31 +83,44 @@ func (x *exchange) encodeItem(ctx context.Context, i int) ([]body.Entry, *failur
 	}
 }
 
-func (x *exchange) tryEncode(ctx context.Context, i int) ([]body.Entry, *failure) {
+func (x *exchange) tryEncode(ctx context.Context, i int, shapes [][]byte) ([]body.Entry, *failure) {
 	ctx, clock, cancel := watch(ctx, time.Duration(x.h.EncodeTimeout), 0)
 	defer cancel()
-	item := x.body.Items[i]
-	id := x.engineID + ":" + strconv.Itoa(i) + ":"
+	b := x.batches[i]
+	id := x.engineID + ":" + strconv.Itoa(b[0]) + ":"
 	c := &call{
 		method: http.MethodPost,
 		path:   chatPath,
 		id:     id + hex6(),
 		idHead: id,
-		body:   encodeBody(x.body, item),
+		body:   encodeBody(x.body, x.content(nil, b)),
 		clock:  clock,
 	}
 	a, f := x.ask(ctx, x.encoding[i], c)
 	var entries []body.Entry
 	if f == nil {
 		var err error
-		if entries, err = transferEntries(a.body.Bytes()); err != nil {
+		if entries, err = x.understand(a.body.Bytes(), b, shapes); err != nil {
 			f = brokenAnswer("encode", c, err)
 		}
 	}
 	if f != nil {
-		f.item = item.Path()
+		f.item = x.body.Items[b[0]].Path()
 	}
 	return entries, f
+}
+
+// understand reads an encoder's answer.
+func (x *exchange) understand(answer []byte, b batch, shapes [][]byte) ([]body.Entry, error) {
+	entries, err := transferEntries(answer)
+	if err != nil || x.uuids == nil {
+		return entries, err
+	}
+	told, err := x.shapesOf(b, entries)
+	for n := range told {
+		shapes[b[n]] = told[n]
+	}
+	return entries, err
 }
 
 // ask makes an attempt whose answer is for the proxy.
@@ -119,17 +132,17 @@ func (x *exchange) ask(ctx context.Context, a *attempts, c *call) (*answer, *fai
 	return answer, judge(ctx, a.pool.stage, c, answer, err)
 }
 
-// encodeBody is the request that has one media item encoded (vLLM 0.11.1's
-// contract). What decides how media are processed goes along: with other options
+// encodeBody is the request that has media items encoded, given as content parts (vLLM
+// 0.11.1's contract for one, that of September 2026 for more). What decides how media are processed goes along: with other options
 // on both sides the consumer would not find the embeddings.
-func encodeBody(b *body.Body, item body.Item) *body.Segments {
-	parts := make([][]byte, 0, 16)
+func encodeBody(b *body.Body, content [][]byte) *body.Segments {
+	parts := make([][]byte, 0, 16+len(content))
 	parts = append(parts, []byte("{"))
 	if model := b.Value(body.Model); model != nil {
 		parts = append(parts, []byte(`"model":`), model, []byte(","))
 	}
 	parts = append(parts, []byte(`"messages":[{"role":"user","content":[`))
-	parts = b.AppendPieces(parts, item.Range)
+	parts = append(parts, content...)
 	parts = append(parts, []byte(`]}],"max_tokens":1,"stream":false`))
 	for _, f := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs, body.Priority, body.SessionID} {
 		if v := b.Value(f); v != nil {

@@ -40,7 +40,7 @@ func FuzzStages(f *testing.F) {
 			require.Empty(t, handles)
 		}
 
-		for _, item := range b.Items {
+		for i, item := range b.Items {
 			want := map[string]any{"max_tokens": 1.0, "stream": false, "messages": []any{map[string]any{"role": "user", "content": []any{
 				client["messages"].([]any)[item.Message].(map[string]any)["content"].([]any)[item.Part]}}}}
 			for _, name := range []string{"model", "mm_processor_kwargs", "media_io_kwargs", "priority", "session_id"} {
@@ -48,7 +48,7 @@ func FuzzStages(f *testing.F) {
 					want[name] = v
 				}
 			}
-			require.Equal(t, want, decoded(t, encodeBody(b, item).Bytes()))
+			require.Equal(t, want, decoded(t, encodeBody(b, x.content(nil, batch{i})).Bytes()))
 		}
 
 		want := maps.Clone(client)

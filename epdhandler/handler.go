@@ -101,6 +101,26 @@ type Handler struct {
 	// they need the encoder's weights, and the time. Default: false.
 	EncodeOptional bool `json:"encode_optional,omitempty"`
 
+	// How many images of one request may go to an encoder together, in one request. They
+	// are spread over the encoders first. Needs engines of September 2026 or later.
+	// Default: 1.
+	EncodeBatch int `json:"encode_batch,omitempty"`
+
+	// Send prefill and decode, instead of media that have been encoded, references to
+	// them: their shapes, as encoders tell them, and a uuid. Media that are in a request
+	// more than once are encoded once, and a decode that answers 500 is tried again, with
+	// all that is before it. Needs engines of September 2026 or later. Default: false.
+	References bool `json:"references,omitempty"`
+
+	// What goes into the uuids of media besides the media, so that who has another salt
+	// shares no embeddings: a placeholder for the tenant, such as `{http.auth.user.id}`.
+	// All proxies in front of the same engines must have the same. Default: nothing.
+	UUIDSalt string `json:"uuid_salt,omitempty"`
+
+	// Give decode the transfer handles of encoders too where a prefill has had them, for
+	// engines that want them. Default: false.
+	KeepHandles bool `json:"keep_handles,omitempty"`
+
 	// Let clients say what engines do besides answering: pass on `kv_transfer_params`,
 	// `ec_transfer_params`, the `uuid` of media items, and the headers by which routers
 	// steer engines. A client can then make an engine connect to hosts of its choice,
@@ -207,6 +227,9 @@ func (h *Handler) setDefaults() {
 	if h.MaxBodySize == 0 {
 		h.MaxBodySize = min(256<<20, h.MaxMemory/4)
 	}
+	if h.EncodeBatch == 0 {
+		h.EncodeBatch = 1
+	}
 	if h.MaxMediaItems == 0 {
 		h.MaxMediaItems = 128
 	}
@@ -234,6 +257,7 @@ func (h *Handler) Validate() error {
 		{"stream_keepalive", int64(h.StreamKeepalive)},
 		{"max_body_size", h.MaxBodySize},
 		{"max_media_items", int64(h.MaxMediaItems)},
+		{"encode_batch", int64(h.EncodeBatch)},
 	} {
 		if n.value < 0 {
 			return fmt.Errorf("%s must not be negative", n.name)

@@ -43,6 +43,9 @@ func (x *exchange) pass() *failure {
 		if f := x.encode(); f != nil {
 			return f
 		}
+		if x.referred {
+			x.decoding.repeats = serverErrors
+		}
 		if f := x.prefill(); f != nil {
 			return f
 		}
@@ -56,12 +59,13 @@ func (x *exchange) pass() *failure {
 // as they were.
 func (x *exchange) restore(f *failure) {
 	spent := f.stage == "prefill" && x.handles != nil || f.stage == "decode" && x.transferred()
-	if !spent || !f.call.reached {
+	lost := x.referred && f.reason == badStatus && f.status == http.StatusInternalServerError
+	if !spent && !lost || !f.call.reached {
 		return
 	}
 	x.prefilled, x.kv = false, nil
-	if x.handles != nil {
-		x.encoded, x.handles = false, nil
+	if x.handles != nil || lost {
+		x.encoded, x.handles, x.consumers, x.referred = false, nil, nil, false
 	}
 }
 

@@ -30,7 +30,7 @@ func (x *exchange) prefill() *failure {
 		path:   x.r.URL.Path,
 		id:     x.attemptID(x.prefilling),
 		idHead: x.engineID + "-",
-		body:   prefillBody(x.body, x.carry(body.ECTransferParams, x.handles)),
+		body:   prefillBody(x.forConsumers(), x.carry(body.ECTransferParams, x.handles)),
 		clock:  clock,
 	}
 	a, f := x.ask(ctx, x.prefilling, c)

@@ -28,12 +28,18 @@ type exchange struct {
 
 	// What the stages have come to:
 	encoded   bool
-	handles   []byte // ec_transfer_params of all media items, nil if encoders gave none
+	consumers *body.Body // with references, nil if there are none
+	referred  bool       // there are some
+	handles   []byte     // ec_transfer_params of all media items, nil if encoders gave none
 	prefilled bool
 	kv        []byte // kv_transfer_params, nil if the prefill gave none
 
+	uuids    []string // of the media items, nil if engines do not get to know them
+	original []int    // which media item each one is the same as
+	batches  []batch
+
 	keepalive            *keepalive  // nil: there is none
-	encoding             []*attempts // of each media item
+	encoding             []*attempts // of each batch
 	prefilling, decoding *attempts
 }
 
@@ -103,7 +109,7 @@ func (x *exchange) complete(chat bool) {
 // release gives the body's memory back, as soon as no engine reads it any more.
 func (x *exchange) release() {
 	x.memory.Release()
-	x.body, x.memory = nil, nil
+	x.body, x.consumers, x.memory = nil, nil, nil
 }
 
 // findRoom refuses a request if so many wait for a pool that it may not join them.

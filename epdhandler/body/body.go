@@ -89,7 +89,7 @@ type Body struct {
 	Memory *Memory
 
 	bytes       []byte
-	cuts        []Range // what is left out of everything made of the body, in order
+	patches     []Patch // what is different in everything made of the body, in order
 	open, close int     // the braces
 	empty       bool
 	fields      [numFields]place
@@ -114,7 +114,7 @@ func ParseChat(b []byte, maxItems int, keepUUIDs bool) (*Body, error) {
 	if !body.Has(Messages) {
 		return nil, &Error{Message: "'messages' is missing", Param: "messages"}
 	}
-	body.Items, body.cuts = p.items, p.cuts
+	body.Items, body.patches = p.items, p.cuts
 	return body, nil
 }
 
@@ -190,15 +190,39 @@ func (b *Body) Value(f Field) []byte {
 // Slice returns the bytes of a range, as written.
 func (b *Body) Slice(r Range) []byte { return b.bytes[r.Start:r.End:r.End] }
 
-// AppendPieces appends the bytes of a range without what is left out.
+// A Patch has something else stand in for a range of a body. The range may be empty.
+type Patch struct {
+	Range
+	With []byte
+}
+
+// Patched returns the body with these patches, which must be in order and not overlap.
+// They take the place of patches within their ranges.
+func (b *Body) Patched(patches []Patch) *Body {
+	with := *b
+	with.patches = slices.Clone(patches)
+	for _, old := range b.patches {
+		within := func(p Patch) bool { return p.Start <= old.Start && old.End <= p.End }
+		if !slices.ContainsFunc(patches, within) {
+			with.patches = append(with.patches, old)
+		}
+	}
+	slices.SortStableFunc(with.patches, func(x, y Patch) int { return x.Start - y.Start })
+	return &with
+}
+
+// AppendPieces appends the bytes of a range, as patched.
 func (b *Body) AppendPieces(pieces [][]byte, r Range) [][]byte {
-	first, _ := slices.BinarySearchFunc(b.cuts, r.Start, func(c Range, start int) int { return c.Start - start })
-	for _, cut := range b.cuts[first:] {
-		if cut.Start >= r.End {
+	first, _ := slices.BinarySearchFunc(b.patches, r.Start, func(p Patch, start int) int { return p.Start - start })
+	for _, p := range b.patches[first:] {
+		if p.Start >= r.End {
 			break
 		}
-		pieces = append(pieces, b.Slice(Range{r.Start, cut.Start}))
-		r.Start = cut.End
+		pieces = append(pieces, b.Slice(Range{r.Start, p.Start}))
+		if p.With != nil {
+			pieces = append(pieces, p.With)
+		}
+		r.Start = p.End
 	}
 	return append(pieces, b.Slice(r))
 }

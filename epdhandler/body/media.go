@@ -1,6 +1,10 @@
 package body
 
-import "fmt"
+import (
+	"bytes"
+	"fmt"
+	"io"
+)
 
 // Item is a media item: one part of a message's content that an encoder turns
 // into embeddings.
@@ -10,8 +14,14 @@ type Item struct {
 	// Range is the whole part, from brace to brace.
 	Range Range
 
+	// Kind is the member that carries the media, such as "image_url".
+	Kind string
+
 	// Inline is whether the media are in the request as data, not by a URL.
 	Inline bool
+
+	// UUID is the client's, unescaped, if it is kept; empty if there is none.
+	UUID string
 
 	payload Range // of the URL or the data, between the quotes
 }
@@ -22,11 +32,34 @@ func (i Item) Path() string { return partPath(i.Message, i.Part) }
 // URL returns the URL of an item that is not inline, unescaped. If it has more than
 // max bytes as written, it is cut, but in no escape, and whole is false.
 func (b *Body) URL(i Item, max int) (url string, whole bool) {
-	r := i.payload
-	if r.End-r.Start <= max {
-		return string(unescape(b.Slice(r))), true
+	end := b.cut(i.payload, max)
+	return string(unescape(b.Slice(Range{i.payload.Start, end}))), end == i.payload.End
+}
+
+// WriteContent writes what makes the media of an item these and no others: their kind,
+// and the URL or data, unescaped. Two items with equal content are the same media.
+func (b *Body) WriteContent(w io.Writer, i Item) {
+	_, _ = io.WriteString(w, i.Kind+"\x00")
+	for r := i.payload; r.Start < r.End; {
+		piece := Range{r.Start, b.cut(r, maxPiece)}
+		_, _ = w.Write(unescape(b.Slice(piece)))
+		r.Start = piece.End
 	}
-	end := r.Start
+}
+
+const maxPiece = 64 << 10 // bytes that are unescaped at once
+
+// cut returns where the first max bytes of the inside of a string end, or a little
+// before if they would end in an escape.
+func (b *Body) cut(r Range, max int) int {
+	if r.End-r.Start <= max {
+		return r.End
+	}
+	end := r.Start + max
+	if bytes.IndexByte(b.bytes[r.Start:end], '\\') < 0 {
+		return end
+	}
+	end = r.Start
 	for next := end; next <= r.Start+max; {
 		end = next
 		switch {
@@ -38,7 +71,7 @@ func (b *Body) URL(i Item, max int) (url string, whole bool) {
 			next += 2
 		}
 	}
-	return string(unescape(b.Slice(Range{r.Start, end}))), false
+	return end
 }
 
 // mediaKeys are the members that carry media, in the order in which vLLM looks
@@ -60,7 +93,7 @@ const maxCuts = 10_000
 type mediaParser struct {
 	items     []Item
 	max       int
-	cuts      []Range // the uuids
+	cuts      []Patch // the uuids
 	keepUUIDs bool
 }
 
@@ -88,6 +121,7 @@ type part struct {
 	typ     string // the type, if it is one that carries media or is another string
 	typed   bool   // type is there and not null
 	uuid    bool   // uuid is there and not null
+	named   Range  // the uuid, if it is a string, between the quotes
 	content bool   // there is anything besides type and uuid
 	cut     place  // of uuid
 	present [len(mediaKeys)]bool
@@ -133,7 +167,7 @@ func (p *mediaParser) part(s *scanner, message, index int) error {
 		if len(p.cuts) == maxCuts {
 			return &Error{Message: fmt.Sprintf("more than %d parts of the request have a uuid", maxCuts), Param: "messages"}
 		}
-		p.cuts = append(p.cuts, s.without(it.cut))
+		p.cuts = append(p.cuts, Patch{Range: s.without(it.cut)})
 	}
 	it.uuid = it.uuid && p.keepUUIDs
 	key, ok := it.media()
@@ -146,10 +180,14 @@ func (p *mediaParser) part(s *scanner, message, index int) error {
 	if len(p.items) == p.max {
 		return &Error{Message: fmt.Sprintf("the request has more than %d media items", p.max), Param: "messages"}
 	}
-	p.items = append(p.items, Item{
+	item := Item{
 		Message: message, Part: index, Range: Range{start, s.i},
-		Inline: mediaKeys[key] == inputAudio, payload: it.payload[key],
-	})
+		Kind: mediaKeys[key], Inline: mediaKeys[key] == inputAudio, payload: it.payload[key],
+	}
+	if it.uuid {
+		item.UUID = string(unescape(s.b[it.named.Start:it.named.End]))
+	}
+	p.items = append(p.items, item)
 	return nil
 }
 
@@ -163,6 +201,11 @@ func (it *part) member(s *scanner, m member) error {
 	switch string(m.name) {
 	case "uuid":
 		it.uuid = s.peek() != 'n'
+		if s.peek() == '"' {
+			var err error
+			it.named, err = s.str()
+			return err
+		}
 	case "type":
 		it.typed = s.peek() != 'n'
 		if s.peek() == '"' {

@@ -184,3 +184,26 @@ func TestURLIsCut(t *testing.T) {
 		assert.Equal(t, whole, url == want, max)
 	}
 }
+
+// Equal media have equal contents, however they are written, and different ones do not.
+func TestWriteContent(t *testing.T) {
+	long := strings.Repeat("0123456789", maxPiece/5)
+	content := func(part string) string {
+		b, err := ParseChat([]byte(chat(part)), 1, false)
+		require.NoError(t, err)
+		var out strings.Builder
+		b.WriteContent(&out, b.Items[0])
+		return out.String()
+	}
+	same := content(`{"image_url":"a/b` + long + `"}`)
+	assert.Equal(t, "image_url\x00a/b"+long, same)
+	for _, part := range []string{
+		`{"type":"image_url","image_url":{"url":"a\/b` + long + `"},"uuid":"u"}`,
+		`{"image_url":{"detail":"low", "url":"\u0061/b` + strings.ReplaceAll(long, "7", `\u0037`) + `"}}`,
+	} {
+		assert.True(t, same == content(part), part[:40])
+	}
+	for _, part := range []string{`{"image_url":"a/c` + long + `"}`, `{"video_url":"a/b` + long + `"}`, `{"input_audio":{"data":"a/b` + long + `"}}`} {
+		assert.False(t, same == content(part), part[:40])
+	}
+}

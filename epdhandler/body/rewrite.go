@@ -31,7 +31,7 @@ func (b *Body) Rewrite(edits ...Edit) *Segments {
 	}
 	slices.SortFunc(here, func(x, y Edit) int { return b.fields[x.field].before - b.fields[y.field].before })
 
-	w := rewriter{body: b, pos: b.open + 1, parts: make([][]byte, 0, 3*len(edits)+len(b.cuts)+4)}
+	w := rewriter{body: b, pos: b.open + 1, parts: make([][]byte, 0, 3*len(edits)+2*len(b.patches)+4)}
 	w.parts = append(w.parts, []byte("{"))
 	for _, e := range here {
 		p := b.fields[e.field]

@@ -1,0 +1,80 @@
+package epdhandler
+
+import "github.com/caddy-epd/caddy-epd/epdhandler/body"
+
+// batch is the media items that go to an encoder in one request, by their positions.
+type batch []int
+
+// plan decides which items are encoded, and which of them together: with references,
+// equal ones once; images in batches, others alone.
+func (x *exchange) plan() {
+	items := x.body.Items
+	x.original = make([]int, len(items))
+	var images batch
+	flush := func() {
+		if len(images) > 0 {
+			x.batches = append(x.batches, images)
+		}
+		images = nil
+	}
+	if x.h.References {
+		x.uuids = x.identify()
+	}
+	seen := make(map[string]int)
+	size := x.batchSize()
+	for i, item := range items {
+		x.original[i] = i
+		if x.uuids != nil {
+			name := item.Kind + " " + x.uuids[i]
+			if first, ok := seen[name]; ok {
+				x.original[i] = first
+				continue
+			}
+			seen[name] = i
+		}
+		if item.Kind != "image_url" {
+			x.batches = append(x.batches, batch{i})
+			continue
+		}
+		if images = append(images, i); len(images) == size {
+			flush()
+		}
+	}
+	flush()
+	for range x.batches {
+		a := x.attempts(x.h.encode)
+		if len(x.encoding) > 0 {
+			a.turn = x.encoding[0].turn // a request's, not an item's
+		}
+		x.encoding = append(x.encoding, a)
+	}
+}
+
+// batchSize spreads the images of a request over the encoders.
+func (x *exchange) batchSize() int {
+	images := 0
+	for _, item := range x.body.Items {
+		if item.Kind == "image_url" {
+			images++
+		}
+	}
+	encoders := max(1, len(x.h.encode.handler.Upstreams)) // none are known if the pool is dynamic
+	return max(1, min(x.h.EncodeBatch, (images+encoders-1)/encoders))
+}
+
+// content appends the content parts of a batch.
+func (x *exchange) content(parts [][]byte, b batch) [][]byte {
+	for n, i := range b {
+		if n > 0 {
+			parts = append(parts, []byte(","))
+		}
+		item := x.body.Items[i]
+		if x.uuids == nil || item.UUID != "" {
+			parts = x.body.AppendPieces(parts, item.Range)
+			continue
+		}
+		open := body.Range{Start: item.Range.Start, End: item.Range.End - 1}
+		parts = append(x.body.AppendPieces(parts, open), uuidMember(x.uuids[i]), []byte("}"))
+	}
+	return parts
+}

@@ -1,0 +1,39 @@
+package epdhandler
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// identify returns the uuids by which engines know the media items of a request: the
+// client's own if it is trusted, else what the media and the salt make. Whoever finds
+// other media with the same uuid gets, or replaces, the embedding of somebody else,
+// so it is a cryptographic hash. Equal media have equal uuids.
+func (x *exchange) identify() []string {
+	items := x.body.Items
+	salt := []byte(x.r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceAll(x.h.UUIDSalt, ""))
+	uuids := make([]string, len(items))
+	var (
+		wg    sync.WaitGroup
+		taken atomic.Int64
+	)
+	for range min(runtime.GOMAXPROCS(0), len(items)) {
+		wg.Go(func() {
+			for i := taken.Add(1) - 1; i < int64(len(items)); i = taken.Add(1) - 1 {
+				if uuids[i] = items[i].UUID; uuids[i] == "" {
+					h := hmac.New(sha256.New, salt)
+					x.body.WriteContent(h, items[i])
+					uuids[i] = hex.EncodeToString(h.Sum(nil))
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return uuids
+}

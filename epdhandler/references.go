@@ -1,0 +1,177 @@
+package epdhandler
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+)
+
+// Engines since September 2026 take, instead of media that have been encoded, the shape
+// that the encoder has told of them and the uuid under which it has encoded them.
+
+// embedKinds are what references are called.
+var embedKinds = map[string]string{
+	"image_url": "image_embeds", "audio_url": "audio_embeds", "input_audio": "audio_embeds", "video_url": "video_embeds",
+}
+
+// uuidMember is what is added to a part to name its media.
+func uuidMember(uuid string) []byte {
+	name, _ := json.Marshal(uuid) // a string
+	return append([]byte(`,"uuid":`), name...)
+}
+
+// refer returns the client's body with references, as far as encoders have told the
+// shapes. What stays as it is gets the uuid by which it was encoded, or engines would not
+// find that. A request with audio has references for all of its items, or for none.
+func (x *exchange) refer(shapes [][]byte) *body.Body {
+	items := x.body.Items
+	audio, all := false, !x.usesAudioInVideo()
+	for i, item := range items {
+		audio = audio || embedKinds[item.Kind] == "audio_embeds"
+		all = all && shapes[x.original[i]] != nil
+	}
+	patches := make([]body.Patch, 0, len(items))
+	for i, item := range items {
+		shape := shapes[x.original[i]]
+		uuid := uuidMember(x.uuids[i])
+		switch {
+		case shape != nil && (all || !audio && !x.usesAudioInVideo()):
+			kind := embedKinds[item.Kind]
+			with := fmt.Appendf(nil, `{"type":"%s","%s":%s%s}`, kind, kind, shape, uuid)
+			patches = append(patches, body.Patch{Range: item.Range, With: with})
+			x.referred = true
+		case item.UUID == "":
+			end := item.Range.End - 1
+			patches = append(patches, body.Patch{Range: body.Range{Start: end, End: end}, With: uuid})
+		}
+	}
+	return x.body.Patched(patches)
+}
+
+// usesAudioInVideo reports whether videos stand for their sound as well, of which a
+// reference to a video says nothing.
+func (x *exchange) usesAudioInVideo() bool {
+	options, _ := body.Entries(x.body.Value(body.MMProcessorKwargs)) // an error: it is no object
+	return slices.ContainsFunc(options, func(e body.Entry) bool {
+		return body.IsString(e.Name, "use_audio_in_video") && string(e.Value) != "false" && !body.IsNull(e.Value)
+	})
+}
+
+// shapesOf returns the shapes of a batch's items, as references have them: nil for those
+// that an encoder says nothing, or nothing of that kind, of.
+func (x *exchange) shapesOf(b batch, entries []body.Entry) ([][]byte, error) {
+	shapes := make([][]byte, len(b))
+	told := make([]bool, len(b))
+	for _, e := range entries {
+		members, err := body.Entries(e.Value)
+		if err != nil {
+			return nil, errors.New("an entry of ec_transfer_params is no object")
+		}
+		positions, err := x.positions(b, e, members, len(entries))
+		if err != nil {
+			return nil, err
+		}
+		shape := flatten(member(members, "metadata"))
+		for _, n := range positions {
+			if n < 0 || n >= len(b) {
+				return nil, fmt.Errorf("item_indices of ec_transfer_params has %d, of %d items", n, len(b))
+			}
+			if told[n] {
+				return nil, fmt.Errorf("item %d has more than one entry in ec_transfer_params", n)
+			}
+			told[n], shapes[n] = true, shape
+		}
+	}
+	return shapes, nil
+}
+
+// positions says which items of a batch an entry is about: those that it says or, from
+// engines that do not say, the one whose uuid it has, or the only one.
+func (x *exchange) positions(b batch, e body.Entry, members []body.Entry, entries int) (positions []int, err error) {
+	if indices := member(members, "item_indices"); indices != nil && !body.IsNull(indices) {
+		if err := json.Unmarshal(indices, &positions); err != nil {
+			return nil, errors.New("item_indices of ec_transfer_params is no list of positions")
+		}
+		return positions, nil
+	}
+	for n, i := range b {
+		if body.IsString(e.Name, x.uuids[i]) {
+			return []int{n}, nil
+		}
+	}
+	if len(b) == 1 && entries == 1 {
+		return []int{0}, nil
+	}
+	return nil, errors.New("ec_transfer_params does not say which entry is for which item")
+}
+
+// member returns the value of a member, nil if there is none.
+func member(members []body.Entry, name string) []byte {
+	for _, m := range members {
+		if body.IsString(m.Name, name) {
+			return m.Value
+		}
+	}
+	return nil
+}
+
+// flatten returns an encoder's metadata as a reference has them: lists of lists become
+// lists. It returns nil if there are none, or anything in them is no number.
+func flatten(metadata []byte) []byte {
+	members, err := body.Entries(metadata)
+	if err != nil || len(members) == 0 {
+		return nil
+	}
+	var flat bytes.Buffer
+	for n, m := range members {
+		d := json.NewDecoder(bytes.NewReader(m.Value))
+		d.UseNumber()
+		var value any
+		if d.Decode(&value) != nil {
+			return nil
+		}
+		if value = flattened(value); value == nil {
+			return nil
+		}
+		text, _ := json.Marshal(value) // numbers
+		flat.WriteByte("{,"[min(n, 1)])
+		flat.Write(m.Name)
+		flat.WriteByte(':')
+		flat.Write(text)
+	}
+	flat.WriteByte('}')
+	return flat.Bytes()
+}
+
+// flattened returns a number as it is, and the numbers of a list, or of its lists, in one.
+func flattened(value any) any {
+	list, ok := value.([]any)
+	if !ok {
+		return number(value)
+	}
+	numbers := []any{}
+	for _, v := range list {
+		inner, ok := v.([]any)
+		if !ok {
+			inner = []any{v}
+		}
+		for _, n := range inner {
+			if number(n) == nil {
+				return nil
+			}
+			numbers = append(numbers, n)
+		}
+	}
+	return numbers
+}
+
+func number(value any) any {
+	if _, ok := value.(json.Number); !ok {
+		return nil
+	}
+	return value
+}

@@ -1,0 +1,198 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
+)
+
+// modern makes engines ones of September 2026.
+func modern(o *fakevllm.Options) { o.Modern, o.VaryShapes = true, true }
+
+// medley is a request like no other with media of all kinds, some of them twice.
+func medley(n int) string {
+	name := fmt.Sprintf("%08d", n)
+	parts := []string{text("request " + name), image(name + strings.Repeat("QUJD", (n*7919)%20_000))}
+	if n%2 == 0 {
+		parts = append(parts, image("Twice"+name), text("and again"), image("Twice"+name))
+	}
+	if n%3 == 0 {
+		parts = append(parts, fmt.Sprintf(`{"type":"video_url","video_url":{"url":"https://example.com/%s.mp4"}}`, name))
+	}
+	if n%5 == 0 {
+		parts = append(parts, fmt.Sprintf(`{"type":"input_audio","input_audio":{"data":"%s","format":"wav"}}`, name))
+	}
+	body := chat(fmt.Sprintf(`,"user":"u%d"`, n), parts...)
+	if n%2 == 1 {
+		body = stream(body)
+	}
+	return body
+}
+
+// Engines of September 2026 get references, in whatever way encoders tell about them, and
+// clients get the right answers.
+func TestReferences(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*fakevllm.Options){
+		"shared":       func(*fakevllm.Options) {},
+		"handles":      func(o *fakevllm.Options) { o.Handles = true },
+		"no positions": func(o *fakevllm.Options) { o.NoItemIndices = true },
+		"no shapes":    func(o *fakevllm.Options) { o.NoMetadata = true },
+	} {
+		for topology, n := range map[string][3]int{"E+PD": {2, 0, 2}, "E+P+D": {2, 2, 2}} {
+			for _, options := range [][]string{{"references"}, {"references", "encode_batch 3"}, {"encode_batch 3"}} {
+				t.Run(fmt.Sprintf("%s, %s, %v", name, topology, options), func(t *testing.T) {
+					t.Parallel()
+					e := startEngines(t, n[0], n[1], n[2], modern, change)
+					c := startCaddy(t, e.block(options...))
+					c.crowd(t, c.client(t, true), 16, 8, medley)
+					e.assertContract(t)
+					c.assertNoLeaks(t)
+				})
+			}
+		}
+	}
+}
+
+// What is encoded is sent once, equal media are encoded once, and images go together.
+func TestReferencesSaveBytes(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 2, 1, 1, modern)
+	c := startCaddy(t, e.block("references", "encode_batch 2"))
+	big := strings.Repeat("QUJD", 50_000)
+	body := chat("", image("A"+big), image("B"+big), image("A"+big), image("C"+big), image("D"+big), image("E"+big))
+	assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
+	e.assertContract(t)
+	e.assertRequests(t, 3, 1, 1) // five images, two at most at a time
+	for _, engine := range []*fakevllm.Engine{e.prefill[0], e.decode[0]} {
+		got := engine.Requests()[0].Body
+		assert.Less(t, len(got), 5_000)
+		assert.Equal(t, 6, bytes.Count(got, []byte(`"type":"image_embeds"`)))
+	}
+}
+
+// uuids returns the uuids of the parts that encoders have got.
+func (e *engines) uuids() (all []string) {
+	for _, engine := range e.encode {
+		for _, r := range engine.Requests() {
+			for _, m := range regexp.MustCompile(`"uuid":"([^"]*)"`).FindAllSubmatch(r.Body, -1) {
+				all = append(all, string(m[1]))
+			}
+		}
+	}
+	return all
+}
+
+// The same image has the same uuid for all who have the same salt, and only for them.
+func TestUUIDSalt(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1, modern)
+	c := startCaddy(t, e.block("references", "uuid_salt {http.request.header.X-Tenant}"))
+	body := chat("", image("AAAA"))
+	for _, tenant := range []string{"a", "b", "a"} {
+		assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body, "X-Tenant: "+tenant))
+	}
+	e.assertContract(t)
+	got := e.uuids()
+	require.Len(t, got, 3)
+	assert.Equal(t, got[0], got[2])
+	assert.NotEqual(t, got[0], got[1])
+	assert.Regexp(t, "^[0-9a-f]{64}$", got[0])
+}
+
+// A client's own uuid counts only if the client is trusted.
+func TestUUIDsOfClients(t *testing.T) {
+	t.Parallel()
+	body := chat("", `{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"},"uuid":"my \"own\""}`)
+	for _, trusted := range []bool{false, true} {
+		t.Run(fmt.Sprint(trusted), func(t *testing.T) {
+			e := startEngines(t, 1, 1, 1, modern)
+			lines := []string{"references"}
+			if trusted {
+				lines = append(lines, "trust_clients")
+			}
+			c := startCaddy(t, e.block(lines...))
+			assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
+			e.assertContract(t)
+			for _, engine := range e.all() {
+				own, err := json.Marshal(`my "own"`)
+				require.NoError(t, err)
+				assert.Equal(t, trusted, bytes.Contains(engine.Requests()[0].Body, own), engine.Name())
+			}
+		})
+	}
+}
+
+// An embedding that could not be delivered is made again, also for a stream; without
+// references a 500 of decode is the client's.
+func TestEmbeddingIsLost(t *testing.T) {
+	t.Parallel()
+	lost := fault{Kind: fakevllm.Status, Code: 500, Spend: true, Times: 1, Message: "embedding could not be delivered"}
+	for topology, n := range map[string][3]int{"E+PD": {1, 0, 2}, "E+P+D": {1, 2, 2}} {
+		for _, handles := range []bool{false, true} {
+			for _, references := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, handles %v, references %v", topology, handles, references), func(t *testing.T) {
+					t.Parallel()
+					e := startEngines(t, n[0], n[1], n[2], modern, func(o *fakevllm.Options) { o.Handles = handles })
+					lines := []string{"decode lb_policy first"}
+					if references {
+						lines = append(lines, "references")
+					}
+					c := startCaddy(t, e.block(lines...))
+					for _, body := range []string{chat("", image("AAAA"), image("BBBB")), stream(chat("", image("CCCC")))} {
+						e.decode[0].SetFault(lost)
+						r := c.do(t, http.MethodPost, chatPath, body)
+						if references {
+							assertAnswer(t, body, r)
+						} else {
+							assert.Equal(t, http.StatusInternalServerError, r.StatusCode)
+							assert.Contains(t, string(r.body), "could not be delivered")
+						}
+					}
+					e.assertContract(t)
+					if references {
+						e.assertRequests(t, 2*3, 2*2*min(1, n[1]), 2*2)
+					}
+				})
+			}
+		}
+	}
+}
+
+// An encoder that does not say what it is talking about has failed.
+func TestAmbiguousEncoder(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1, modern)
+	c := startCaddy(t, e.block("references"))
+	e.encode[0].SetFault(fault{Kind: fakevllm.Garbage})
+	r := c.do(t, http.MethodPost, chatPath, chat("", image("AAAA")))
+	assert.Equal(t, http.StatusBadGateway, r.StatusCode)
+	assert.Equal(t, "encode_failed", r.apiError(t).str("code"))
+}
+
+// Handles are for whoever consumes the embeddings, unless decode wants them as well.
+func TestKeepHandles(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1, modern, func(o *fakevllm.Options) { o.Handles, o.KeepHandles = true, o.Role == fakevllm.Decode })
+	for _, keep := range []bool{false, true} {
+		lines := []string{"references"}
+		if keep {
+			lines = append(lines, "keep_handles")
+		}
+		c := startCaddy(t, e.block(lines...))
+		e.reset()
+		body := chat("", image(fmt.Sprintf("AAA%v", keep)))
+		assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
+		e.assertContract(t)
+		assert.Equal(t, keep, bytes.Contains(e.decode[0].Requests()[0].Body, []byte(`"ec_transfer_params"`)))
+	}
+}
