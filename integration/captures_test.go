@@ -29,6 +29,7 @@ var captures = []struct {
 	headers          []string
 	prefill          bool
 	handles          bool
+	options          []string // for engines of September 2026
 }{
 	{name: "text", body: `{"model":"fake","messages":[{"role":"user","content":"What is EPD?"}]}`},
 	{name: "text_prefill_stream", prefill: true, body: `{"model":"fake","messages":[{"role":"user","content":"What is EPD?"}],"stream":true,"stream_options":{"include_usage":true}}`},
@@ -45,6 +46,10 @@ var captures = []struct {
 	{name: "untrusted", body: `{"kv_transfer_params":{"remote_host":"evil"},"messages":[],"ec_transfer_params":{"a":1}}`},
 	{name: "handles", handles: true, body: chat("", image("AAAA"), image("BBBB"))},
 	{name: "handles_prefill", prefill: true, handles: true, body: chat("", image("AAAA"), image("BBBB"))},
+	{name: "references", options: []string{"references"}, body: chat("", text("Which?"), image("AAAA"), image("BBBB"), image("AAAA"), `{"type":"video_url","video_url":{"url":"https://example.com/x.mp4"}}`)},
+	{name: "references_prefill", prefill: true, handles: true, options: []string{"references"}, body: chat("", image("AAAA"), `{"input_audio":{"data":"CCCC","format":"wav"},"uuid":"not his"}`)},
+	{name: "batch", options: []string{"encode_batch 2"}, body: chat("", image("AAAA"), image("BBBB"), image("CCCC"))},
+	{name: "references_batch_prefill", prefill: true, options: []string{"references", "encode_batch 8", "keep_handles"}, body: chat("", image("AAAA"), image("BBBB"), image("AAAA"))},
 }
 
 func TestCaptures(t *testing.T) {
@@ -55,8 +60,10 @@ func TestCaptures(t *testing.T) {
 			if tc.prefill {
 				prefills = 1
 			}
-			e := startEngines(t, 1, prefills, 1, func(o *fakevllm.Options) { o.Handles = tc.handles })
-			c := startCaddy(t, e.block())
+			e := startEngines(t, 1, prefills, 1, func(o *fakevllm.Options) {
+				o.Handles, o.Modern, o.KeepHandles = tc.handles, tc.options != nil, slices.Contains(tc.options, "keep_handles")
+			})
+			c := startCaddy(t, e.block(tc.options...))
 			path := chatPath
 			if tc.path != "" {
 				path = tc.path

@@ -46,8 +46,9 @@ func TestChaos(t *testing.T) {
 			s := &storm{seed: from + uint64(n[1]), seen: make(map[outcome]int)}
 			draw := s.source(0)
 			handles := draw.IntN(2) == 0
+			s.modern = draw.IntN(2) == 0
 			s.engines = startEngines(t, n[0], n[1], n[2], func(o *fakevllm.Options) {
-				o.Handles, o.Forget = handles, true
+				o.Handles, o.Forget, o.Modern, o.VaryShapes = handles, true, s.modern, s.modern
 				o.Delay, o.ChunkDelay = 3*time.Millisecond, time.Millisecond
 			})
 			s.caddy = startCaddy(t, s.block(draw))
@@ -66,7 +67,7 @@ func TestChaos(t *testing.T) {
 				s.caddy.reload(t, s.block(draw))
 			}
 			wg.Wait()
-			t.Logf("%v, handles %v, %d reloads, slowest %v", s.seen, handles, s.reloads.Load(), s.slowest)
+			t.Logf("%v, handles %v, modern %v, %d reloads, slowest %v", s.seen, handles, s.modern, s.reloads.Load(), s.slowest)
 			total := 0
 			for _, n := range s.seen {
 				total += n
@@ -86,6 +87,7 @@ type storm struct {
 	*engines
 	*caddy
 	seed    uint64
+	modern  bool // engines of September 2026
 	reloads atomic.Int64
 
 	mu      sync.Mutex
@@ -124,6 +126,12 @@ func (s *storm) block(draw *rand.Rand) string {
 	}
 	if draw.IntN(2) == 0 {
 		lines = append(lines, "stream_keepalive 20ms")
+	}
+	if s.modern && draw.IntN(4) > 0 {
+		lines = append(lines, "references")
+	}
+	if s.modern && draw.IntN(2) == 0 {
+		lines = append(lines, "encode_batch 2")
 	}
 	return s.engines.block(lines...)
 }
