@@ -166,6 +166,29 @@ func List(to *[]string, example string, check func(string) error) Option {
 	}
 }
 
+// Lists is a block of lines, each of which is a name and one or more words.
+func Lists(to *map[string][]string, example string) Option {
+	return func(s *Segment) error {
+		*to = make(map[string][]string)
+		if s.NextArg() {
+			return s.Errf("unexpected '%s': %s has a block, with lines such as '%s'", s.Val(), s.Name(), example)
+		}
+		for s.NextBlock(0) {
+			name := s.Val()
+			if (*to)[name] != nil {
+				return s.Errf("'%s' is given twice in %s", name, s.Name())
+			}
+			if (*to)[name] = s.RemainingArgs(); len((*to)[name]) == 0 {
+				return s.Errf("'%s' has no arguments; write a line such as '%s'", name, example)
+			}
+		}
+		if len(*to) == 0 {
+			return s.Errf("%s needs a block, with lines such as '%s'", s.Name(), example)
+		}
+		return nil
+	}
+}
+
 // Flag is an option that is on when it is given.
 func Flag(to *bool) Option {
 	return func(s *Segment) error {

@@ -17,14 +17,14 @@ func (x *exchange) plan() {
 		}
 		images = nil
 	}
-	if x.h.References {
+	if x.h.References || x.h.consumers != nil {
 		x.uuids = x.identify()
 	}
 	seen := make(map[string]int)
 	size := x.batchSize()
 	for i, item := range items {
 		x.original[i] = i
-		if x.uuids != nil {
+		if x.uuids != nil && x.h.consumers == nil { // each occurrence has a transfer
 			name := item.Kind + " " + x.uuids[i]
 			if first, ok := seen[name]; ok {
 				x.original[i] = first

@@ -35,6 +35,7 @@ func (h *Handler) options() caddyfile.Options {
 		"encode_batch":         caddyfile.Int(&h.EncodeBatch),
 		"references":           caddyfile.Flag(&h.References),
 		"uuid_salt":            caddyfile.String(&h.UUIDSalt, "{http.auth.user.id}"),
+		"ec_consumers":         caddyfile.Lists(&h.ECConsumers, "pd1:8003 tcp://pd1:14579"),
 		"keep_handles":         caddyfile.Flag(&h.KeepHandles),
 		"trust_clients":        caddyfile.Flag(&h.TrustClients),
 		"media_sources":        caddyfile.List(&h.MediaSources, "data: https://*.example.com", func(s string) error { _, err := parseSource(s); return err }),
@@ -74,6 +75,9 @@ func (h *Handler) options() caddyfile.Options {
 //		encode_batch         <number>
 //		references
 //		uuid_salt            <text with placeholders>
+//		ec_consumers {
+//			<upstream> <control addresses...>
+//		}
 //		keep_handles
 //		trust_clients
 //		media_sources        <schemes or scheme://hosts...>

@@ -27,6 +27,7 @@ func (x *exchange) decode() *failure {
 		c.method = http.MethodPost
 		c.body = x.decodeBody()
 	}
+	x.pin(c, x.h.decode)
 	w := x.response()
 	w.silence, w.stop = clock, cancel
 	x.decoding.begin(c)

@@ -35,13 +35,13 @@ func (x *exchange) encode() *failure {
 		first   *failure
 		taken   atomic.Int64
 		entries = make([][]body.Entry, len(x.batches))
-		shapes  = make([][]byte, len(x.body.Items))
+		known   = make([]encoded, len(x.body.Items))
 	)
 	for range min(x.h.EncodeConcurrency, len(x.batches)) {
 		wg.Go(func() {
 			for i := taken.Add(1) - 1; i < int64(len(x.batches)); i = taken.Add(1) - 1 {
 				var f *failure
-				if entries[i], f = x.encodeBatch(ctx, int(i), shapes); f != nil {
+				if entries[i], f = x.encodeBatch(ctx, int(i), known); f != nil {
 					once.Do(func() { first = f })
 					cancel()
 					return
@@ -55,9 +55,10 @@ func (x *exchange) encode() *failure {
 	}
 	x.encoded = true
 	if first == nil {
-		x.handles = mergeEntries(append([][]body.Entry{x.ownEntries()}, entries...))
+		entries = append([][]body.Entry{x.ownEntries()}, entries...)
+		x.handles = mergeEntries(append(entries, ecItems(known)))
 		if x.uuids != nil {
-			x.consumers = x.refer(shapes)
+			x.consumers = x.refer(known)
 		}
 	}
 	return nil
@@ -70,10 +71,10 @@ func (x *exchange) optional(f *failure) bool {
 }
 
 // encodeBatch has a batch of media items encoded and returns the entries of the answer's
-// ec_transfer_params. It puts the items' shapes where they belong.
-func (x *exchange) encodeBatch(ctx context.Context, i int, shapes [][]byte) ([]body.Entry, *failure) {
+// ec_transfer_params. It puts what is known of the items then where it belongs.
+func (x *exchange) encodeBatch(ctx context.Context, i int, known []encoded) ([]body.Entry, *failure) {
 	for {
-		entries, f := x.tryEncode(ctx, i, shapes)
+		entries, f := x.tryEncode(ctx, i, known)
 		if f == nil {
 			return entries, nil
 		}
@@ -83,7 +84,7 @@ func (x *exchange) encodeBatch(ctx context.Context, i int, shapes [][]byte) ([]b
 	}
 }
 
-func (x *exchange) tryEncode(ctx context.Context, i int, shapes [][]byte) ([]body.Entry, *failure) {
+func (x *exchange) tryEncode(ctx context.Context, i int, known []encoded) ([]body.Entry, *failure) {
 	ctx, clock, cancel := watch(ctx, time.Duration(x.h.EncodeTimeout), 0)
 	defer cancel()
 	b := x.batches[i]
@@ -93,15 +94,27 @@ func (x *exchange) tryEncode(ctx context.Context, i int, shapes [][]byte) ([]bod
 		path:   chatPath,
 		id:     id + hex6(),
 		idHead: id,
-		body:   encodeBody(x.body, x.content(nil, b)),
+		body:   encodeBody(x.body, x.content(nil, b), nil),
 		clock:  clock,
+	}
+	var ids []string
+	if x.consumer != nil {
+		c.renew = func() {
+			var push []byte
+			ids, push = x.transfers(b)
+			c.body = encodeBody(x.body, x.content(nil, b), push)
+		}
+		c.renew()
 	}
 	a, f := x.ask(ctx, x.encoding[i], c)
 	var entries []body.Entry
 	if f == nil {
 		var err error
-		if entries, err = x.understand(a.body.Bytes(), b, shapes); err != nil {
+		if entries, err = x.understand(a.body.Bytes(), b, known); err != nil {
 			f = brokenAnswer("encode", c, err)
+		}
+		for n, id := range ids {
+			known[b[n]].transfer = id
 		}
 	}
 	if f != nil {
@@ -111,14 +124,14 @@ func (x *exchange) tryEncode(ctx context.Context, i int, shapes [][]byte) ([]bod
 }
 
 // understand reads an encoder's answer.
-func (x *exchange) understand(answer []byte, b batch, shapes [][]byte) ([]body.Entry, error) {
+func (x *exchange) understand(answer []byte, b batch, known []encoded) ([]body.Entry, error) {
 	entries, err := transferEntries(answer)
 	if err != nil || x.uuids == nil {
 		return entries, err
 	}
-	told, err := x.shapesOf(b, entries)
-	for n := range told {
-		shapes[b[n]] = told[n]
+	items, err := x.told(b, entries)
+	for n := range items {
+		known[b[n]] = items[n]
 	}
 	return entries, err
 }
@@ -135,7 +148,7 @@ func (x *exchange) ask(ctx context.Context, a *attempts, c *call) (*answer, *fai
 // encodeBody is the request that has media items encoded, given as content parts (vLLM
 // 0.11.1's contract for one, that of September 2026 for more). What decides how media are processed goes along: with other options
 // on both sides the consumer would not find the embeddings.
-func encodeBody(b *body.Body, content [][]byte) *body.Segments {
+func encodeBody(b *body.Body, content [][]byte, push []byte) *body.Segments {
 	parts := make([][]byte, 0, 16+len(content))
 	parts = append(parts, []byte("{"))
 	if model := b.Value(body.Model); model != nil {
@@ -148,6 +161,9 @@ func encodeBody(b *body.Body, content [][]byte) *body.Segments {
 		if v := b.Value(f); v != nil {
 			parts = append(parts, []byte(`,"`+f.String()+`":`), v)
 		}
+	}
+	if push != nil {
+		parts = append(parts, []byte(`,"ec_transfer_params":`), push)
 	}
 	return b.Join(append(parts, []byte("}"))...)
 }

@@ -48,7 +48,7 @@ func FuzzStages(f *testing.F) {
 					want[name] = v
 				}
 			}
-			require.Equal(t, want, decoded(t, encodeBody(b, x.content(nil, batch{i})).Bytes()))
+			require.Equal(t, want, decoded(t, encodeBody(b, x.content(nil, batch{i}), nil).Bytes()))
 		}
 
 		want := maps.Clone(client)

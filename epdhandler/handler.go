@@ -117,6 +117,12 @@ type Handler struct {
 	// All proxies in front of the same engines must have the same. Default: nothing.
 	UUIDSalt string `json:"uuid_salt,omitempty"`
 
+	// Where encoders push embeddings to, with Mooncake: the control addresses of each
+	// upstream of the pool that consumes them (prefill if there is one, else decode), one
+	// for each of its data-parallel ranks, such as `{"pd1:8003": ["tcp://pd1:14579"]}`.
+	// Instance and rank are chosen before anything is encoded. Default: they do not push.
+	ECConsumers map[string][]string `json:"ec_consumers,omitempty"`
+
 	// Give decode the transfer handles of encoders too where a prefill has had them, for
 	// engines that want them. Default: false.
 	KeepHandles bool `json:"keep_handles,omitempty"`
@@ -152,7 +158,8 @@ type Handler struct {
 
 	encode, prefill, decode *pool // prefill may be nil
 
-	sources []source // MediaSources
+	sources   []source          // MediaSources
+	consumers map[string]*ranks // ECConsumers, nil if there are none
 
 	logger *zap.Logger
 }
@@ -192,8 +199,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
-	h.decode, err = newPool(ctx, h.queue("decode", h.DecodeLimit), h.Decode)
-	return err
+	if h.decode, err = newPool(ctx, h.queue("decode", h.DecodeLimit), h.Decode); err != nil {
+		return err
+	}
+	return h.loadConsumers()
 }
 
 func (h *Handler) queue(stage string, limit int) *queue {

@@ -50,6 +50,11 @@ func TestProvisionRefuses(t *testing.T) {
 		"negative items":      {`{"max_media_items":-1,"encode":` + one + `,"decode":` + one + `}`, "max_media_items must not be negative"},
 		"negative limit":      {`{"decode_limit":-1,"encode":` + one + `,"decode":` + one + `}`, "decode_limit must not be negative"},
 		"little memory":       {`{"max_memory":100,"max_body_size":60,"encode":` + one + `,"decode":` + one + `}`, "max_memory (100 bytes) must be twice max_body_size (60 bytes) at least"},
+		"no such consumer":    {`{"ec_consumers":{"http://localhost:1":["tcp://x:1"]},"encode":` + one + `,"decode":` + one + `}`, "ec_consumers names 'http://localhost:1', which is no upstream of the decode pool; write it as host:port"},
+		"consumers of decode": {`{"ec_consumers":{"localhost:2":["tcp://x:1"]},"encode":` + one + `,"prefill":` + one + `,"decode":{"upstreams":[{"dial":"localhost:2"}]}}`, "ec_consumers names 'localhost:2', which is no upstream of the prefill pool"},
+		"a silent consumer":   {`{"ec_consumers":{"localhost:1":["tcp://x:1"]},"encode":` + one + `,"decode":{"upstreams":[{"dial":"localhost:1"},{"dial":"localhost:2"}]}}`, "ec_consumers has no address for 'localhost:2' of the decode pool"},
+		"no address":          {`{"ec_consumers":{"localhost:1":[]},"encode":` + one + `,"decode":` + one + `}`, "ec_consumers has no address for 'localhost:1'"},
+		"unknown consumers":   {`{"ec_consumers":{"localhost:1":["tcp://x:1"]},"encode":` + one + `,"decode":{"dynamic_upstreams":{"source":"a","name":"localhost","port":"1"}}}`, "ec_consumers needs to know the upstreams of the decode pool; it cannot be dynamic"},
 		"no such JSON member": {`{"encoder":` + one + `}`, "unknown field"},
 	} {
 		t.Run(name, func(t *testing.T) {

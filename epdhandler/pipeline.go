@@ -13,6 +13,7 @@ func (x *exchange) run() {
 	var release func(endedWell bool)
 	x.engineID, release = claimID(x.id)
 	defer func() { release(x.report.outcome == outcomeOK) }()
+	defer x.dropConsumer()
 	x.header = forwarded(x.r.Header, x.h.TrustClients)
 	x.decoding = x.attempts(x.h.decode)
 	if x.h.prefill != nil {
@@ -40,6 +41,9 @@ func (x *exchange) run() {
 // (encode: with all that its items have).
 func (x *exchange) pass() *failure {
 	if x.body != nil {
+		if f := x.chooseConsumer(); f != nil {
+			return f
+		}
 		if f := x.encode(); f != nil {
 			return f
 		}
@@ -60,12 +64,14 @@ func (x *exchange) pass() *failure {
 func (x *exchange) restore(f *failure) {
 	spent := f.stage == "prefill" && x.handles != nil || f.stage == "decode" && x.transferred()
 	lost := x.referred && f.reason == badStatus && f.status == http.StatusInternalServerError
-	if !spent && !lost || !f.call.reached {
+	gone := x.consumer != nil && !x.prefilled // whom the embeddings are with
+	if (!spent && !lost || !f.call.reached) && !gone {
 		return
 	}
 	x.prefilled, x.kv = false, nil
-	if x.handles != nil || lost {
+	if x.handles != nil || lost || gone {
 		x.encoded, x.handles, x.consumers, x.referred = false, nil, nil, false
+		x.dropConsumer()
 	}
 }
 

@@ -182,6 +182,15 @@ func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w
 		return upstreams[0] // the round trip fails at once; Caddy would go on asking, for as long as lb_try_duration
 	}
 	c := callOf(r.Context())
+	if c.pinned != "" {
+		for _, u := range upstreams {
+			if u.String() == c.pinned { // also if it is not up any more: the attempt will show
+				c.chosen = append(c.chosen, c.pinned)
+				return u
+			}
+		}
+		return nil
+	}
 	freeSlot(c) // of an instance that could not be reached
 	choose := func(full func(*reverseproxy.Upstream) bool) *reverseproxy.Upstream {
 		return s.choose(upstreams, r, w, func(u *reverseproxy.Upstream) bool {

@@ -33,6 +33,7 @@ func (x *exchange) prefill() *failure {
 		body:   prefillBody(x.forConsumers(), x.carry(body.ECTransferParams, x.handles)),
 		clock:  clock,
 	}
+	x.pin(c, x.h.prefill)
 	a, f := x.ask(ctx, x.prefilling, c)
 	if f == nil {
 		kv, err := transferParams(a.body.Bytes())

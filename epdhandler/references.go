@@ -24,22 +24,30 @@ func uuidMember(uuid string) []byte {
 	return append([]byte(`,"uuid":`), name...)
 }
 
+// encoded is what is known of a media item after it has been encoded.
+type encoded struct {
+	hash     []byte // the encoder's name for it, with quotes; nil if it has told none
+	shape    []byte // as a reference has it; nil if there can be none
+	transfer string // the id of the transfer to the consumer; empty if there is none
+}
+
 // refer returns the client's body with references, as far as encoders have told the
 // shapes. What stays as it is gets the uuid by which it was encoded, or engines would not
 // find that. A request with audio has references for all of its items, or for none.
-func (x *exchange) refer(shapes [][]byte) *body.Body {
+func (x *exchange) refer(known []encoded) *body.Body {
 	items := x.body.Items
-	audio, all := false, !x.usesAudioInVideo()
+	audio, all := false, x.h.References && !x.usesAudioInVideo()
+	some := all
 	for i, item := range items {
 		audio = audio || embedKinds[item.Kind] == "audio_embeds"
-		all = all && shapes[x.original[i]] != nil
+		all = all && known[x.original[i]].shape != nil
 	}
 	patches := make([]body.Patch, 0, len(items))
 	for i, item := range items {
-		shape := shapes[x.original[i]]
+		shape := known[x.original[i]].shape
 		uuid := uuidMember(x.uuids[i])
 		switch {
-		case shape != nil && (all || !audio && !x.usesAudioInVideo()):
+		case shape != nil && (all || some && !audio):
 			kind := embedKinds[item.Kind]
 			with := fmt.Appendf(nil, `{"type":"%s","%s":%s%s}`, kind, kind, shape, uuid)
 			patches = append(patches, body.Patch{Range: item.Range, With: with})
@@ -61,11 +69,9 @@ func (x *exchange) usesAudioInVideo() bool {
 	})
 }
 
-// shapesOf returns the shapes of a batch's items, as references have them: nil for those
-// that an encoder says nothing, or nothing of that kind, of.
-func (x *exchange) shapesOf(b batch, entries []body.Entry) ([][]byte, error) {
-	shapes := make([][]byte, len(b))
-	told := make([]bool, len(b))
+// told returns what an encoder tells of the items of a batch.
+func (x *exchange) told(b batch, entries []body.Entry) ([]encoded, error) {
+	items := make([]encoded, len(b))
 	for _, e := range entries {
 		members, err := body.Entries(e.Value)
 		if err != nil {
@@ -80,13 +86,13 @@ func (x *exchange) shapesOf(b batch, entries []body.Entry) ([][]byte, error) {
 			if n < 0 || n >= len(b) {
 				return nil, fmt.Errorf("item_indices of ec_transfer_params has %d, of %d items", n, len(b))
 			}
-			if told[n] {
+			if items[n].hash != nil {
 				return nil, fmt.Errorf("item %d has more than one entry in ec_transfer_params", n)
 			}
-			told[n], shapes[n] = true, shape
+			items[n] = encoded{hash: e.Name, shape: shape}
 		}
 	}
-	return shapes, nil
+	return items, nil
 }
 
 // positions says which items of a batch an entry is about: those that it says or, from

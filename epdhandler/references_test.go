@@ -18,7 +18,7 @@ func referring(t *testing.T, in string) *exchange {
 	t.Helper()
 	b, err := body.ParseChat([]byte(in), 10, false)
 	require.NoError(t, err)
-	x := &exchange{h: new(Handler), body: b}
+	x := &exchange{h: &Handler{References: true}, body: b}
 	for i := range b.Items {
 		x.uuids = append(x.uuids, fmt.Sprint("u", i))
 		x.original = append(x.original, i)
@@ -80,15 +80,15 @@ func TestShapes(t *testing.T) {
 			x := &exchange{uuids: []string{"u0", "u1"}}
 			entries, err := body.Entries([]byte(tc.entries))
 			require.NoError(t, err)
-			shapes, err := x.shapesOf(tc.batch, entries)
+			items, err := x.told(tc.batch, entries)
 			if tc.want == nil {
 				require.Error(t, err)
 				return
 			}
 			require.NoError(t, err)
 			var got []string
-			for _, s := range shapes {
-				got = append(got, string(s))
+			for _, item := range items {
+				got = append(got, string(item.shape))
 			}
 			assert.Equal(t, tc.want, got)
 		})
@@ -125,11 +125,11 @@ func TestRefer(t *testing.T) {
 				return `{"messages":[{"role":"user","content":["before",` + strings.Join(parts, ` , `) + `]}]` + tc.options + `}`
 			}
 			x := referring(t, request(tc.parts))
-			shapes := make([][]byte, len(tc.parts))
+			known := make([]encoded, len(tc.parts))
 			for _, i := range tc.told {
-				shapes[i] = []byte(`{"s":[1]}`)
+				known[i].shape = []byte(`{"s":[1]}`)
 			}
-			assert.Equal(t, request(tc.want), string(x.refer(shapes).Rewrite().Bytes()))
+			assert.Equal(t, request(tc.want), string(x.refer(known).Rewrite().Bytes()))
 		})
 	}
 }
@@ -144,27 +144,27 @@ func FuzzReferences(f *testing.F) {
 		}
 		x := referring(t, string(in))
 		want := decoded(t, x.body.Rewrite().Bytes())
-		shapes := make([][]byte, len(x.body.Items))
+		known := make([]encoded, len(x.body.Items))
 		audio, all := false, true
 		for i, item := range x.body.Items {
 			if told&(1<<i) != 0 {
-				shapes[i] = []byte(`{"s":[1]}`)
+				known[i].shape = []byte(`{"s":[1]}`)
 			}
 			audio = audio || item.Kind == "audio_url" || item.Kind == "input_audio"
-			all = all && shapes[i] != nil
+			all = all && known[i].shape != nil
 		}
 		raw := x.usesAudioInVideo() || audio && !all
 		for i, item := range x.body.Items {
 			content := want["messages"].([]any)[item.Message].(map[string]any)["content"].([]any)
 			part := maps.Clone(content[item.Part].(map[string]any))
-			if shapes[i] != nil && !raw {
+			if known[i].shape != nil && !raw {
 				kind := embedKinds[item.Kind]
 				part = map[string]any{"type": kind, kind: map[string]any{"s": []any{1.0}}}
 			}
 			part["uuid"] = x.uuids[i]
 			content[item.Part] = part
 		}
-		got := decoded(t, x.refer(shapes).Rewrite().Bytes())
+		got := decoded(t, x.refer(known).Rewrite().Bytes())
 		require.Equal(t, want, got)
 		again, err := json.Marshal(got)
 		require.NoError(t, err)

@@ -37,6 +37,7 @@ type exchange struct {
 	uuids    []string // of the media items, nil if engines do not get to know them
 	original []int    // which media item each one is the same as
 	batches  []batch
+	consumer *consumer // nil if encoders need not know
 
 	keepalive            *keepalive  // nil: there is none
 	encoding             []*attempts // of each batch

@@ -24,10 +24,13 @@ type call struct {
 	id           string         // x-request-id
 	idHead       string         // what ids of further attempts begin with
 	body         *body.Segments // nil: none
+	renew        func()         // makes a body that may be sent after the one before was; nil: the same may
 	keepEncoding bool           // the client gets the answer's bytes and so says how they may be encoded
 	skip         []string       // instances not to choose
 	turn         *turn          // in the pool's queue; nil: it does not wait
 	clock        *silence       // what the time limit goes by
+	pinned       string         // the only instance that it may go to, whose slot it has
+	rank         string         // of that instance
 
 	// What came of it, besides the answer:
 	chosen  []string // the instances that the load balancing chose, the last one answered
@@ -97,6 +100,9 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 		Header:     maps.Clone(x.header), // reverse_proxy clones the values
 	}
 	r.Header["X-Request-Id"] = []string{c.id}
+	if c.rank != "" {
+		r.Header["X-Data-Parallel-Rank"] = []string{c.rank}
+	}
 	if !c.keepEncoding {
 		// the transport then asks for gzip by itself, and undoes it
 		r.Header.Del("Accept-Encoding")

@@ -60,6 +60,9 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	res, err := t.HTTPTransport.RoundTrip(trip.request(r, c))
 	c.reached = c.reached || trip.connected.Load()
 	if err != nil && t.fresh != nil && trip.stale(err) && r.Context().Err() == nil {
+		if c.renew != nil {
+			c.renew()
+		}
 		again := new(roundTrip).request(r, c)
 		again.Header = again.Header.Clone()
 		again.Header["X-Request-Id"] = []string{c.idHead + hex6()} // should it know the other after all

@@ -30,6 +30,7 @@ var captures = []struct {
 	prefill          bool
 	handles          bool
 	options          []string // for engines of September 2026
+	push             bool     // the encoders do
 }{
 	{name: "text", body: `{"model":"fake","messages":[{"role":"user","content":"What is EPD?"}]}`},
 	{name: "text_prefill_stream", prefill: true, body: `{"model":"fake","messages":[{"role":"user","content":"What is EPD?"}],"stream":true,"stream_options":{"include_usage":true}}`},
@@ -49,6 +50,7 @@ var captures = []struct {
 	{name: "references", options: []string{"references"}, body: chat("", text("Which?"), image("AAAA"), image("BBBB"), image("AAAA"), `{"type":"video_url","video_url":{"url":"https://example.com/x.mp4"}}`)},
 	{name: "references_prefill", prefill: true, handles: true, options: []string{"references"}, body: chat("", image("AAAA"), `{"input_audio":{"data":"CCCC","format":"wav"},"uuid":"not his"}`)},
 	{name: "batch", options: []string{"encode_batch 2"}, body: chat("", image("AAAA"), image("BBBB"), image("CCCC"))},
+	{name: "push_prefill", prefill: true, push: true, options: []string{"references", "encode_batch 8"}, body: chat("", image("AAAA"), image("BBBB"), image("AAAA"))},
 	{name: "references_batch_prefill", prefill: true, options: []string{"references", "encode_batch 8", "keep_handles"}, body: chat("", image("AAAA"), image("BBBB"), image("AAAA"))},
 }
 
@@ -62,8 +64,12 @@ func TestCaptures(t *testing.T) {
 			}
 			e := startEngines(t, 1, prefills, 1, func(o *fakevllm.Options) {
 				o.Handles, o.Modern, o.KeepHandles = tc.handles, tc.options != nil, slices.Contains(tc.options, "keep_handles")
-			})
-			c := startCaddy(t, e.block(tc.options...))
+			}, consumers(fakevllm.Prefill, 2))
+			options := tc.options
+			if tc.push {
+				options = append(options, pushing(e.prefill, fakevllm.Prefill, 2))
+			}
+			c := startCaddy(t, e.block(options...))
 			path := chatPath
 			if tc.path != "" {
 				path = tc.path
@@ -115,6 +121,7 @@ var volatile = []struct {
 	{regexp.MustCompile(`(golden:\d+:)[0-9a-f]{6}`), "${1}SIXHEX"},
 	{regexp.MustCompile(`"remote_block_ids":\[[\d,]+\]`), `"remote_block_ids":[BLOCKS]`},
 	{regexp.MustCompile(`("(?:remote_engine_id|remote_request_id|handle)"):"[^"]+"`), `$1:"OPAQUE"`},
+	{regexp.MustCompile(`"transfer_id":"[0-9a-f]{32}"`), `"transfer_id":"FRESH"`},
 	{regexp.MustCompile(`Content-Length: \d+\n`), ""}, // the engines check it
 	{regexp.MustCompile(`("(?:remote_port|peer_port|size_bytes)"):\d+`), `$1:NUMBER`},
 }

@@ -47,8 +47,16 @@ func TestChaos(t *testing.T) {
 			draw := s.source(0)
 			handles := draw.IntN(2) == 0
 			s.modern = draw.IntN(2) == 0
+			s.consumer = fakevllm.Decode
+			if n[1] > 0 {
+				s.consumer = fakevllm.Prefill
+			}
+			pushTo := consumers(s.consumer, 2)
 			s.engines = startEngines(t, n[0], n[1], n[2], func(o *fakevllm.Options) {
 				o.Handles, o.Forget, o.Modern, o.VaryShapes = handles, true, s.modern, s.modern
+				if s.modern {
+					pushTo(o)
+				}
 				o.Delay, o.ChunkDelay = 3*time.Millisecond, time.Millisecond
 			})
 			s.caddy = startCaddy(t, s.block(draw))
@@ -86,9 +94,10 @@ func TestChaos(t *testing.T) {
 type storm struct {
 	*engines
 	*caddy
-	seed    uint64
-	modern  bool // engines of September 2026
-	reloads atomic.Int64
+	seed     uint64
+	modern   bool          // engines of September 2026
+	consumer fakevllm.Role // of embeddings
+	reloads  atomic.Int64
 
 	mu      sync.Mutex
 	seen    map[outcome]int
@@ -132,6 +141,13 @@ func (s *storm) block(draw *rand.Rand) string {
 	}
 	if s.modern && draw.IntN(2) == 0 {
 		lines = append(lines, "encode_batch 2")
+	}
+	if s.modern && draw.IntN(3) == 0 {
+		list := s.engines.decode
+		if s.consumer == fakevllm.Prefill {
+			list = s.engines.prefill
+		}
+		lines = append(lines, pushing(list, s.consumer, 2))
 	}
 	return s.engines.block(lines...)
 }

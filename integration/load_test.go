@@ -114,6 +114,15 @@ func TestManyClients(t *testing.T) {
 				c.assertNoLeaks(t)
 			})
 		}
+		t.Run(name+", all options", func(t *testing.T) {
+			t.Parallel()
+			e, options := everything(t, n[0], n[1], n[2])
+			c := startCaddy(t, e.block(options...))
+			c.crowd(t, c.client(t, true), 32, 8, medley)
+			c.crowd(t, c.client(t, false), 64, 8, medley)
+			e.assertContract(t)
+			c.assertNoLeaks(t)
+		})
 	}
 }
 
@@ -178,20 +187,30 @@ func TestReloadUnderLoad(t *testing.T) {
 // left that has met the last death: each may have one attempt too many, not two.
 func TestEnginesDieUnderLoad(t *testing.T) {
 	const clients, each = 64, 36
-	for name, n := range map[string][3]int{"E+PD": {2, 0, 2}, "E+P+D": {2, 2, 2}} {
+	for name, n := range map[string][3]int{"E+PD": {2, 0, 2}, "E+P+D": {2, 2, 2}, "E+PD, all options": {2, 0, 2}, "E+P+D, all options": {2, 2, 2}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e := startEngines(t, n[0], n[1], n[2])
+			var (
+				e       *engines
+				options []string
+				request = mixed
+			)
+			if strings.Contains(name, "all options") {
+				e, options = everything(t, n[0], n[1], n[2])
+				request = medley
+			} else {
+				e = startEngines(t, n[0], n[1], n[2])
+			}
 			// an instance that counts as down when the other one dies would be missed
 			const patient = "health_fails 1000"
-			c := startCaddy(t, e.block("encode "+patient, "prefill "+patient, "decode "+patient))
+			c := startCaddy(t, e.block(append(options, "encode "+patient, "prefill "+patient, "decode "+patient)...))
 			client := c.client(t, true)
 			sent, over := make(chan int), make(chan struct{})
 			go func() {
 				defer close(over)
 				c.crowdWith(t, clients, each, func(n int) error {
 					sent <- n / each
-					err := c.check(t, client, mixed(n))
+					err := c.check(t, client, request(n))
 					if errors.Is(err, errBrokeOff) {
 						return nil // the first byte had been sent
 					}

@@ -196,3 +196,126 @@ func TestKeepHandles(t *testing.T) {
 		assert.Equal(t, keep, bytes.Contains(e.decode[0].Requests()[0].Body, []byte(`"ec_transfer_params"`)))
 	}
 }
+
+// consumers makes the last stage's engines ones that embeddings are pushed to.
+func consumers(role fakevllm.Role, ranks int) func(*fakevllm.Options) {
+	n := 0
+	return func(o *fakevllm.Options) {
+		if o.Role == role && o.Modern {
+			for rank := range ranks {
+				o.ConsumerZMQ = append(o.ConsumerZMQ, fmt.Sprintf("tcp://%s%d:%d", role, n, 14579+rank))
+			}
+			n++
+		}
+	}
+}
+
+// pushing is the option that tells encoders where the consumers are.
+func pushing(list []*fakevllm.Engine, role fakevllm.Role, ranks int) string {
+	block := "ec_consumers {\n"
+	for n, engine := range list {
+		block += engine.Addr()
+		for rank := range ranks {
+			block += fmt.Sprintf(" tcp://%s%d:%d", role, n, 14579+rank)
+		}
+		block += "\n"
+	}
+	return block + "}"
+}
+
+// everything is all options for engines of September 2026, and those engines.
+func everything(t *testing.T, encode, prefill, decode int, change ...func(*fakevllm.Options)) (e *engines, options []string) {
+	t.Helper()
+	role := fakevllm.Decode
+	if prefill > 0 {
+		role = fakevllm.Prefill
+	}
+	all := append(change, modern, consumers(role, 2), func(o *fakevllm.Options) { o.Handles, o.KeepHandles = true, prefill > 0 && o.Role == fakevllm.Decode })
+	e = startEngines(t, encode, prefill, decode, all...)
+	list := e.decode
+	if prefill > 0 {
+		list = e.prefill
+		options = append(options, "keep_handles")
+	}
+	return e, append(options, "references", "encode_batch 3", "uuid_salt {http.request.header.Authorization}", pushing(list, role, 2))
+}
+
+// Encoders push embeddings to the instance and rank that then consumes them.
+func TestPush(t *testing.T) {
+	t.Parallel()
+	for topology, n := range map[string][3]int{"E+PD": {2, 0, 2}, "E+P+D": {2, 2, 2}} {
+		for _, ranks := range []int{1, 3} {
+			for _, options := range [][]string{{}, {"references"}, {"references", "encode_batch 3"}, {"references", "encode_limit 2", "prefill_limit 3", "decode_limit 3"}} {
+				t.Run(fmt.Sprintf("%s, %d ranks, %v", topology, ranks, options), func(t *testing.T) {
+					t.Parallel()
+					role := fakevllm.Decode
+					if n[1] > 0 {
+						role = fakevllm.Prefill
+					}
+					e := startEngines(t, n[0], n[1], n[2], modern, consumers(role, ranks))
+					list := e.decode
+					if n[1] > 0 {
+						list = e.prefill
+					}
+					c := startCaddy(t, e.block(append(options, pushing(list, role, ranks))...))
+					c.crowd(t, c.client(t, true), 16, 6, medley)
+					e.assertContract(t)
+					for _, engine := range list {
+						assert.NotEmpty(t, engine.Requests(), "embeddings go to one instance only")
+					}
+					for _, engine := range e.encode {
+						for _, r := range engine.Requests() {
+							assert.Contains(t, string(r.Body), `"ec_transfer_params":{"consumer_zmq":"tcp://`)
+						}
+					}
+					c.assertNoLeaks(t)
+				})
+			}
+		}
+	}
+}
+
+// A consumer that dies after the embeddings went to it makes nobody fail: they are made
+// again, for another one.
+func TestConsumerDies(t *testing.T) {
+	t.Parallel()
+	for topology, n := range map[string][3]int{"E+PD": {1, 0, 2}, "E+P+D": {1, 2, 1}} {
+		t.Run(topology, func(t *testing.T) {
+			t.Parallel()
+			role := fakevllm.Decode
+			if n[1] > 0 {
+				role = fakevllm.Prefill
+			}
+			e := startEngines(t, n[0], n[1], n[2], modern, consumers(role, 2))
+			list := e.decode
+			if n[1] > 0 {
+				list = e.prefill
+			}
+			patient := "health_fails 1000"
+			c := startCaddy(t, e.block("references", "encode "+patient, "prefill "+patient, "decode "+patient,
+				string(role)+" lb_policy first", "encode_limit 8", pushing(list, role, 2)))
+			for name, begin := range map[string]func(){
+				"refuses":   list[0].Kill,
+				"breaks":    func() { list[0].SetFault(fault{Kind: fakevllm.CutBefore, Spend: true}) },
+				"says 503":  func() { list[0].SetFault(fault{Kind: fakevllm.Status, Code: 503, Spend: true, Message: "no"}) },
+				"lost that": func() { list[0].SetFault(fault{Kind: fakevllm.Status, Code: 500, Spend: true, Message: "no"}) },
+			} {
+				e.reset()
+				begin()
+				for i, body := range []string{chat("", image(name[:4]), image("BBBB")), stream(chat("", image("CCCC"+name[:4])))} {
+					r := c.do(t, http.MethodPost, chatPath, body)
+					require.Equal(t, http.StatusOK, r.StatusCode, "%s, %d: %s", name, i, r.body)
+					assertAnswer(t, body, r)
+				}
+				list[0].SetFault(fault{})
+				if name == "refuses" {
+					require.NoError(t, list[0].Restart())
+				}
+				encoded, _, _ := e.requests()
+				assert.Equal(t, 2*3, encoded, "embeddings are made for each consumer: %s", name)
+				e.assertContract(t)
+			}
+			c.assertNoLeaks(t)
+		})
+	}
+}

@@ -1,0 +1,155 @@
+package epdhandler
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync/atomic"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+)
+
+// Encoders with Mooncake push embeddings to the instance that consumes them, so that one
+// must be known before anything is encoded. The pool's own load balancing chooses it, with
+// the same health checks, limits and turns as for any call; its slot is held meanwhile.
+
+// ranks are the control addresses of an instance, one for each data-parallel rank.
+type ranks struct {
+	addresses []string
+	next      atomic.Uint32
+}
+
+// loadConsumers checks the addresses against the pool that consumes embeddings.
+func (h *Handler) loadConsumers() error {
+	if len(h.ECConsumers) == 0 {
+		return nil
+	}
+	p := h.decode
+	if h.prefill != nil {
+		p = h.prefill
+	}
+	if p.dynamic {
+		return fmt.Errorf("ec_consumers needs to know the upstreams of the %s pool; it cannot be dynamic", p.stage)
+	}
+	h.consumers = make(map[string]*ranks)
+	for upstream, addresses := range h.ECConsumers {
+		at := func(u *reverseproxy.Upstream) bool { return u.String() == upstream }
+		if !slices.ContainsFunc(p.handler.Upstreams, at) {
+			return fmt.Errorf("ec_consumers names '%s', which is no upstream of the %s pool; write it as host:port", upstream, p.stage)
+		}
+		if len(addresses) == 0 {
+			return fmt.Errorf("ec_consumers has no address for '%s'; write one such as tcp://host:port for each data-parallel rank", upstream)
+		}
+		h.consumers[upstream] = &ranks{addresses: addresses}
+	}
+	for _, u := range p.handler.Upstreams {
+		if h.consumers[u.String()] == nil {
+			return fmt.Errorf("ec_consumers has no address for '%s' of the %s pool; write one such as tcp://host:port for each data-parallel rank", u, p.stage)
+		}
+	}
+	return nil
+}
+
+// consumer is the instance that a request's embeddings are pushed to.
+type consumer struct {
+	hold    *call // that has its slot until it is called
+	address string
+	rank    string // for X-data-parallel-rank; empty if there is only one
+	control string // address
+}
+
+// consuming is the pool whose instances consume embeddings.
+func (x *exchange) consuming() (*pool, *attempts) {
+	if x.h.prefill != nil {
+		return x.h.prefill, x.prefilling
+	}
+	return x.h.decode, x.decoding
+}
+
+// chooseConsumer decides which instance consumes the embeddings, if encoders must know.
+func (x *exchange) chooseConsumer() *failure {
+	if x.h.consumers == nil || x.encoded || len(x.body.Items) == 0 {
+		return nil
+	}
+	p, a := x.consuming()
+	c := &call{method: http.MethodPost, path: x.r.URL.Path, id: x.engineID, clock: new(silence), skip: a.failed, turn: a.turn}
+	w := new(answer)
+	ctx := x.r.Context()
+	u := p.handler.LoadBalancing.SelectionPolicy.Select(p.handler.Upstreams, x.request(ctx, c, w), w)
+	if u == nil || ctx.Err() != nil {
+		freeSlot(c)
+		f := judge(ctx, p.stage, c, w, errors.New("no upstreams available"))
+		x.settle(a, f)
+		return f
+	}
+	r := x.h.consumers[u.String()]
+	rank := int(r.next.Add(1)-1) % len(r.addresses)
+	x.consumer = &consumer{hold: c, address: u.String(), control: r.addresses[rank]}
+	if len(r.addresses) > 1 {
+		x.consumer.rank = strconv.Itoa(rank)
+	}
+	return nil
+}
+
+// dropConsumer lets go of the instance.
+func (x *exchange) dropConsumer() {
+	if x.consumer != nil {
+		freeSlot(x.consumer.hold)
+		x.consumer = nil
+	}
+}
+
+// pin has a call go to the instance that the embeddings went to.
+func (x *exchange) pin(c *call, p *pool) {
+	if pool, _ := x.consuming(); x.consumer == nil || p != pool {
+		return
+	}
+	c.pinned = x.consumer.address
+	c.slot, x.consumer.hold.slot = x.consumer.hold.slot, instance{}
+	if x.handles != nil {
+		c.rank = x.consumer.rank
+	}
+}
+
+// transfers returns what an encoder needs to push the embeddings of a batch: an id for
+// each, never used before.
+func (x *exchange) transfers(b batch) (ids []string, params []byte) {
+	type transfer struct {
+		ID string `json:"transfer_id"`
+	}
+	items := make([]transfer, len(b))
+	for n := range b {
+		var id [16]byte
+		_, _ = rand.Read(id[:]) // never fails
+		ids = append(ids, hex.EncodeToString(id[:]))
+		items[n].ID = ids[n]
+	}
+	params, _ = json.Marshal(map[string]any{"consumer_zmq": x.consumer.control, "ec_items": items}) // strings
+	return ids, params
+}
+
+// ecItems tells the consumer which transfers are for it, in the order of the media items.
+func ecItems(items []encoded) []body.Entry {
+	type transfer struct {
+		Hash json.RawMessage `json:"mm_hash"`
+		ID   string          `json:"transfer_id"`
+	}
+	var list []transfer
+	for _, item := range items {
+		if item.hash != nil && item.transfer != "" {
+			list = append(list, transfer{json.RawMessage(item.hash), item.transfer})
+		}
+	}
+	if list == nil {
+		return nil
+	}
+	value, _ := json.Marshal(list) // strings
+	return []body.Entry{{Name: []byte(`"ec_items"`), Value: value}}
+}
