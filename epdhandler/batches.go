@@ -1,7 +1,5 @@
 package epdhandler
 
-import "github.com/caddy-epd/caddy-epd/epdhandler/body"
-
 // batch is the media items that go to an encoder in one request, by their positions.
 type batch []int
 
@@ -19,6 +17,7 @@ func (x *exchange) plan() {
 	}
 	if x.h.References || x.h.consumers != nil {
 		x.uuids = x.identify()
+		x.named = x.body.Patched(x.names())
 	}
 	seen := make(map[string]int)
 	size := x.batchSize()
@@ -68,13 +67,7 @@ func (x *exchange) content(parts [][]byte, b batch) [][]byte {
 		if n > 0 {
 			parts = append(parts, []byte(","))
 		}
-		item := x.body.Items[i]
-		if x.uuids == nil || item.UUID != "" {
-			parts = x.body.AppendPieces(parts, item.Range)
-			continue
-		}
-		open := body.Range{Start: item.Range.Start, End: item.Range.End - 1}
-		parts = append(x.body.AppendPieces(parts, open), uuidMember(x.uuids[i]), []byte("}"))
+		parts = x.withNames().AppendPieces(parts, x.body.Items[i].Range)
 	}
 	return parts
 }

@@ -4,11 +4,14 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"runtime"
 	"sync"
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
 
 // identify returns the uuids by which engines know the media items of a request: the
@@ -36,4 +39,29 @@ func (x *exchange) identify() []string {
 	}
 	wg.Wait()
 	return uuids
+}
+
+// names are what gives the media items uuids that have none of the client.
+func (x *exchange) names() []body.Patch {
+	var patches []body.Patch
+	for i, item := range x.body.Items {
+		if item.UUID == "" {
+			patches = append(patches, item.Name(quoted(x.uuids[i])))
+		}
+	}
+	return patches
+}
+
+// withNames is the client's body, in which media items have uuids if engines get to know
+// them.
+func (x *exchange) withNames() *body.Body {
+	if x.named != nil {
+		return x.named
+	}
+	return x.body
+}
+
+func quoted(s string) []byte {
+	text, _ := json.Marshal(s) // a string
+	return text
 }

@@ -69,7 +69,7 @@ func (x *exchange) restore(f *failure) {
 		return
 	}
 	x.prefilled, x.kv = false, nil
-	if x.handles != nil || lost || gone {
+	if x.handles != nil || lost || x.consumer != nil {
 		x.encoded, x.handles, x.consumers, x.referred = false, nil, nil, false
 		x.dropConsumer()
 	}

@@ -18,12 +18,6 @@ var embedKinds = map[string]string{
 	"image_url": "image_embeds", "audio_url": "audio_embeds", "input_audio": "audio_embeds", "video_url": "video_embeds",
 }
 
-// uuidMember is what is added to a part to name its media.
-func uuidMember(uuid string) []byte {
-	name, _ := json.Marshal(uuid) // a string
-	return append([]byte(`,"uuid":`), name...)
-}
-
 // encoded is what is known of a media item after it has been encoded.
 type encoded struct {
 	hash     []byte // the encoder's name for it, with quotes; nil if it has told none
@@ -45,16 +39,14 @@ func (x *exchange) refer(known []encoded) *body.Body {
 	patches := make([]body.Patch, 0, len(items))
 	for i, item := range items {
 		shape := known[x.original[i]].shape
-		uuid := uuidMember(x.uuids[i])
 		switch {
 		case shape != nil && (all || some && !audio):
 			kind := embedKinds[item.Kind]
-			with := fmt.Appendf(nil, `{"type":"%s","%s":%s%s}`, kind, kind, shape, uuid)
+			with := fmt.Appendf(nil, `{"type":"%s","%s":%s,"uuid":%s}`, kind, kind, shape, quoted(x.uuids[i]))
 			patches = append(patches, body.Patch{Range: item.Range, With: with})
 			x.referred = true
 		case item.UUID == "":
-			end := item.Range.End - 1
-			patches = append(patches, body.Patch{Range: body.Range{Start: end, End: end}, With: uuid})
+			patches = append(patches, item.Name(quoted(x.uuids[i])))
 		}
 	}
 	return x.body.Patched(patches)

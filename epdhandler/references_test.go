@@ -16,7 +16,12 @@ import (
 // referring is an exchange whose media items have the uuids u0, u1, …
 func referring(t *testing.T, in string) *exchange {
 	t.Helper()
-	b, err := body.ParseChat([]byte(in), 10, false)
+	return referringFor(t, in, false)
+}
+
+func referringFor(t *testing.T, in string, trusted bool) *exchange {
+	t.Helper()
+	b, err := body.ParseChat([]byte(in), 10, trusted)
 	require.NoError(t, err)
 	x := &exchange{h: &Handler{References: true}, body: b}
 	for i := range b.Items {
@@ -134,15 +139,28 @@ func TestRefer(t *testing.T) {
 	}
 }
 
+// A trusted client's uuid that is none is replaced, not added to.
+func TestReferToBadUUIDs(t *testing.T) {
+	for _, uuid := range []string{`null`, `7`, `""`, `"u0"`, `{"a":1}`} {
+		request := func(uuid string) string {
+			return `{"messages":[{"content":[{"uuid": ` + uuid + ` ,"image_url":"i"}]}]}`
+		}
+		x := referringFor(t, request(uuid), true)
+		assert.Equal(t, request(`"u0"`), string(x.refer(make([]encoded, 1)).Rewrite().Bytes()), uuid)
+		x.named = x.body.Patched(x.names())
+		assert.Contains(t, string(encodeBody(x.body, x.content(nil, batch{0}), nil).Bytes()), `[{"uuid": "u0" ,"image_url":"i"}]`, uuid)
+	}
+}
+
 // FuzzReferences holds bodies with references against the same made with maps.
 func FuzzReferences(f *testing.F) {
-	f.Add([]byte(`{"messages":[{"content":[{"image_url":"a","uuid":"x"},{"type":"text"},{"uuid":"y","video_url":{"url":"b"}}]}]}`), uint8(0b01))
-	f.Add([]byte(`{"stream":true,"messages":[{"content":[{"type":"audio_url","audio_url":"a"}]},{"content":[{"uuid":null,"image_url":"x"}]}],"kv_transfer_params":{}}`), uint8(0b11))
-	f.Fuzz(func(t *testing.T, in []byte, told uint8) {
-		if b, err := body.ParseChat(in, 8, false); err != nil || len(b.Items) > 8 {
+	f.Add([]byte(`{"messages":[{"content":[{"image_url":"a","uuid":"x"},{"type":"text"},{"uuid":"y","video_url":{"url":"b"}}]}]}`), uint8(0b01), false)
+	f.Add([]byte(`{"stream":true,"messages":[{"content":[{"type":"audio_url","audio_url":"a"}]},{"content":[{"uuid":null,"image_url":"x"}]}],"kv_transfer_params":{}}`), uint8(0b11), true)
+	f.Fuzz(func(t *testing.T, in []byte, told uint8, trusted bool) {
+		if b, err := body.ParseChat(in, 8, trusted); err != nil || len(b.Items) > 8 {
 			return
 		}
-		x := referring(t, string(in))
+		x := referringFor(t, string(in), trusted)
 		want := decoded(t, x.body.Rewrite().Bytes())
 		known := make([]encoded, len(x.body.Items))
 		audio, all := false, true
@@ -161,7 +179,11 @@ func FuzzReferences(f *testing.F) {
 				kind := embedKinds[item.Kind]
 				part = map[string]any{"type": kind, kind: map[string]any{"s": []any{1.0}}}
 			}
-			part["uuid"] = x.uuids[i]
+			if item.UUID != "" && (known[i].shape == nil || raw) {
+				part["uuid"] = content[item.Part].(map[string]any)["uuid"] // the client's, which x.uuids would have been
+			} else {
+				part["uuid"] = x.uuids[i]
+			}
 			content[item.Part] = part
 		}
 		got := decoded(t, x.refer(known).Rewrite().Bytes())

@@ -24,10 +24,20 @@ type Item struct {
 	UUID string
 
 	payload Range // of the URL or the data, between the quotes
+	uuid    Range // of the value of the client's uuid, if it is kept
 }
 
 // Path is where the item stands in the request, such as "messages[0].content[2]".
 func (i Item) Path() string { return partPath(i.Message, i.Part) }
+
+// Name returns the patch that gives the item a uuid, a JSON string.
+func (i Item) Name(uuid []byte) Patch {
+	if i.uuid.End > 0 {
+		return Patch{Range: i.uuid, With: uuid}
+	}
+	end := i.Range.End - 1
+	return Patch{Range: Range{end, end}, With: append([]byte(`,"uuid":`), uuid...)}
+}
 
 // URL returns the URL of an item that is not inline, unescaped. If it has more than
 // max bytes as written, it is cut, but in no escape, and whole is false.
@@ -121,7 +131,7 @@ type part struct {
 	typ     string // the type, if it is one that carries media or is another string
 	typed   bool   // type is there and not null
 	uuid    bool   // uuid is there and not null
-	named   Range  // the uuid, if it is a string, between the quotes
+	value   Range  // of uuid
 	content bool   // there is anything besides type and uuid
 	cut     place  // of uuid
 	present [len(mediaKeys)]bool
@@ -184,8 +194,11 @@ func (p *mediaParser) part(s *scanner, message, index int) error {
 		Message: message, Part: index, Range: Range{start, s.i},
 		Kind: mediaKeys[key], Inline: mediaKeys[key] == inputAudio, payload: it.payload[key],
 	}
-	if it.uuid {
-		item.UUID = string(unescape(s.b[it.named.Start:it.named.End]))
+	if p.keepUUIDs {
+		item.uuid = it.value
+		if v := s.b[it.value.Start:it.value.End]; len(v) > 0 && v[0] == '"' {
+			item.UUID = string(unescape(v[1 : len(v)-1]))
+		}
 	}
 	p.items = append(p.items, item)
 	return nil
@@ -201,11 +214,10 @@ func (it *part) member(s *scanner, m member) error {
 	switch string(m.name) {
 	case "uuid":
 		it.uuid = s.peek() != 'n'
-		if s.peek() == '"' {
-			var err error
-			it.named, err = s.str()
-			return err
-		}
+		start := s.i
+		err := s.value()
+		it.value = Range{start, s.i}
+		return err
 	case "type":
 		it.typed = s.peek() != 'n'
 		if s.peek() == '"' {
