@@ -74,9 +74,13 @@ func (x *exchange) settle(a *attempts, f *failure) {
 		*f = *a.last // says more than that there is nobody else
 	}
 	a.last = f
-	a.failed = append(slices.Clip(a.failed), f.call.chosen...)
-	f.final = nobody || !a.may(f) || !a.pool.othersThan(a.failed)
-	if !f.final && f.reason != refused {
+	failed := append(slices.Clip(a.failed), f.call.chosen...)
+	others := a.pool.othersThan(failed)
+	if others || !x.lost(f) { // an embedding can be made again for the same instance
+		a.failed = failed
+	}
+	f.final = nobody || !a.may(f) || !others && !x.lost(f)
+	if !f.final && (f.reason != refused || f.call.pinned != "") {
 		a.left--
 	}
 	if !f.final && f.reason == timedOut {
@@ -89,7 +93,7 @@ func (x *exchange) settle(a *attempts, f *failure) {
 func (a *attempts) may(f *failure) bool {
 	switch f.reason {
 	case refused:
-		return true // bounded by the size of the pool
+		return f.call.pinned == "" || a.left > 0 // else bounded by the size of the pool, and it costs nothing
 	case broken:
 		return a.left > 0
 	case timedOut:

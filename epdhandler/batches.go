@@ -23,7 +23,7 @@ func (x *exchange) plan() {
 	size := x.batchSize()
 	for i, item := range items {
 		x.original[i] = i
-		if x.uuids != nil && x.h.consumers == nil { // each occurrence has a transfer
+		if x.uuids != nil && x.h.consumers == nil && item.UUID == "" { // each occurrence has a transfer; a client may be wrong
 			name := item.Kind + " " + x.uuids[i]
 			if first, ok := seen[name]; ok {
 				x.original[i] = first

@@ -3,10 +3,12 @@ package epdhandler
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -47,3 +49,16 @@ func TestHeadersAndBodiesOfAnySize(t *testing.T) {
 
 // tinyBodyHere is where bodies begin to be sent in another way.
 const tinyBodyHere = 2 << 10
+
+// On connections that requests share, nothing may wait for the body of one of them.
+func TestSharedConnectionsAreLeftAlone(t *testing.T) {
+	addr := engine(t, func(http.ResponseWriter, *http.Request) {})
+	for version, own := range map[string]bool{"1.1": true, "h2c": false} {
+		tr := &reverseproxy.HTTPTransport{Versions: []string{version}, Transport: &http.Transport{DialContext: new(net.Dialer).DialContext}}
+		conn, err := newReplayTransport(tr).Transport.DialContext(t.Context(), "tcp", addr)
+		require.NoError(t, err)
+		_, is := conn.(*bodyConn)
+		assert.Equal(t, own, is, version)
+		require.NoError(t, conn.Close())
+	}
+}

@@ -117,7 +117,7 @@ func (x *exchange) tryEncode(ctx context.Context, i int, known []encoded) ([]bod
 			known[b[n]].transfer = id
 		}
 	}
-	if f != nil {
+	if f != nil && len(b) == 1 { // else nobody says which
 		f.item = x.body.Items[b[0]].Path()
 	}
 	return entries, f

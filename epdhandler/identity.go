@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -15,7 +16,8 @@ import (
 )
 
 // identify returns the uuids by which engines know the media items of a request: the
-// client's own if it is trusted, else what the media and the salt make. Whoever finds
+// client's own if it is trusted, else what the media, the options that decide how they
+// are processed, and the salt make. Whoever finds
 // other media with the same uuid gets, or replaces, the embedding of somebody else,
 // so it is a cryptographic hash. Equal media have equal uuids.
 func (x *exchange) identify() []string {
@@ -31,6 +33,10 @@ func (x *exchange) identify() []string {
 			for i := taken.Add(1) - 1; i < int64(len(items)); i = taken.Add(1) - 1 {
 				if uuids[i] = items[i].UUID; uuids[i] == "" {
 					h := hmac.New(sha256.New, salt)
+					for _, options := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs} {
+						v := x.body.Value(options)
+						_, _ = fmt.Fprintf(h, "%d:%s", len(v), v)
+					}
 					x.body.WriteContent(h, items[i])
 					uuids[i] = hex.EncodeToString(h.Sum(nil))
 				}
@@ -46,7 +52,7 @@ func (x *exchange) names() []body.Patch {
 	var patches []body.Patch
 	for i, item := range x.body.Items {
 		if item.UUID == "" {
-			patches = append(patches, item.Name(quoted(x.uuids[i])))
+			patches = append(patches, item.Name(x.quotedUUID(i)))
 		}
 	}
 	return patches
@@ -61,7 +67,11 @@ func (x *exchange) withNames() *body.Body {
 	return x.body
 }
 
-func quoted(s string) []byte {
-	text, _ := json.Marshal(s) // a string
+// quotedUUID is the uuid of an item as JSON: the client's own exactly as written.
+func (x *exchange) quotedUUID(i int) []byte {
+	if item := x.body.Items[i]; item.UUID != "" {
+		return x.body.UUID(item)
+	}
+	text, _ := json.Marshal(x.uuids[i]) // a string
 	return text
 }

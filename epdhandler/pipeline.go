@@ -47,7 +47,7 @@ func (x *exchange) pass() *failure {
 		if f := x.encode(); f != nil {
 			return f
 		}
-		if x.referred {
+		if x.decoding.repeats = gatewayErrors; x.referred {
 			x.decoding.repeats = serverErrors
 		}
 		if f := x.prefill(); f != nil {
@@ -63,7 +63,7 @@ func (x *exchange) pass() *failure {
 // as they were.
 func (x *exchange) restore(f *failure) {
 	spent := f.stage == "prefill" && x.handles != nil || f.stage == "decode" && x.transferred()
-	lost := x.referred && f.reason == badStatus && f.status == http.StatusInternalServerError
+	lost := x.lost(f)
 	gone := x.consumer != nil && !x.prefilled // whom the embeddings are with
 	if (!spent && !lost || !f.call.reached) && !gone {
 		return
@@ -73,6 +73,12 @@ func (x *exchange) restore(f *failure) {
 		x.encoded, x.handles, x.consumers, x.referred = false, nil, nil, false
 		x.dropConsumer()
 	}
+}
+
+// lost reports whether an engine may have failed because it could not get the embedding
+// of a reference: it says 500 then.
+func (x *exchange) lost(f *failure) bool {
+	return x.referred && f.stage != "encode" && f.reason == badStatus && f.status == http.StatusInternalServerError
 }
 
 // transferred reports whether decode gets something that serves only once.

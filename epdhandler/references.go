@@ -42,11 +42,11 @@ func (x *exchange) refer(known []encoded) *body.Body {
 		switch {
 		case shape != nil && (all || some && !audio):
 			kind := embedKinds[item.Kind]
-			with := fmt.Appendf(nil, `{"type":"%s","%s":%s,"uuid":%s}`, kind, kind, shape, quoted(x.uuids[i]))
+			with := fmt.Appendf(nil, `{"type":"%s","%s":%s,"uuid":%s}`, kind, kind, shape, x.quotedUUID(i))
 			patches = append(patches, body.Patch{Range: item.Range, With: with})
 			x.referred = true
 		case item.UUID == "":
-			patches = append(patches, item.Name(quoted(x.uuids[i])))
+			patches = append(patches, item.Name(x.quotedUUID(i)))
 		}
 	}
 	return x.body.Patched(patches)

@@ -36,9 +36,9 @@ type replayTransport struct {
 }
 
 func newReplayTransport(t *reverseproxy.HTTPTransport) replayTransport {
-	t.Transport.DialContext = dialForBodies(t.Transport.DialContext)
 	r := replayTransport{HTTPTransport: t}
 	if !slices.Contains(t.Versions, "h2c") && !slices.Contains(t.Versions, "3") {
+		t.Transport.DialContext = dialForBodies(t.Transport.DialContext)
 		r.fresh = t.Transport.Clone()
 		r.fresh.DisableKeepAlives = true
 	}

@@ -137,7 +137,7 @@ func TestUUIDsOfClients(t *testing.T) {
 func TestEmbeddingIsLost(t *testing.T) {
 	t.Parallel()
 	lost := fault{Kind: fakevllm.Status, Code: 500, Spend: true, Times: 1, Message: "embedding could not be delivered"}
-	for topology, n := range map[string][3]int{"E+PD": {1, 0, 2}, "E+P+D": {1, 2, 2}} {
+	for topology, n := range map[string][3]int{"E+PD": {1, 0, 2}, "E+P+D": {1, 2, 2}, "one of each": {1, 1, 1}, "one of both": {1, 0, 1}} {
 		for _, handles := range []bool{false, true} {
 			for _, references := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s, handles %v, references %v", topology, handles, references), func(t *testing.T) {
@@ -177,6 +177,37 @@ func TestAmbiguousEncoder(t *testing.T) {
 	r := c.do(t, http.MethodPost, chatPath, chat("", image("AAAA")))
 	assert.Equal(t, http.StatusBadGateway, r.StatusCode)
 	assert.Equal(t, "encode_failed", r.apiError(t).str("code"))
+}
+
+// Of a batch that an encoder refuses, nobody says which image it is.
+func TestBatchIsRefused(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1, modern)
+	c := startCaddy(t, e.block("encode_batch 2"))
+	e.encode[0].SetFault(fault{Kind: fakevllm.Status, Code: 400, Message: "one is broken"})
+	for images, param := range map[int]any{1: "messages[0].content[0]", 2: nil} {
+		r := c.do(t, http.MethodPost, chatPath, chat("", []string{image("AAAA"), image("BBBB")}[:images]...))
+		assert.Equal(t, http.StatusBadRequest, r.StatusCode)
+		assert.Equal(t, param, r.apiError(t)["param"])
+	}
+}
+
+// Trusted clients may give different media one uuid, which is theirs to answer for: none
+// of them is left out.
+func TestOneUUIDForTwo(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1, modern)
+	c := startCaddy(t, e.block("references", "trust_clients"))
+	named := func(data string) string {
+		return fmt.Sprintf(`{"type":"image_url","image_url":{"url":"data:image/png;base64,%s"},"uuid":"one"}`, data)
+	}
+	c.do(t, http.MethodPost, chatPath, chat("", named("AAAA"), named("BBBB")))
+	var got []byte
+	for _, r := range e.encode[0].Requests() {
+		got = append(got, r.Body...)
+	}
+	assert.Contains(t, string(got), "AAAA")
+	assert.Contains(t, string(got), "BBBB")
 }
 
 // Handles are for whoever consumes the embeddings, unless decode wants them as well.

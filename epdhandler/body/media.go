@@ -39,6 +39,9 @@ func (i Item) Name(uuid []byte) Patch {
 	return Patch{Range: Range{end, end}, With: append([]byte(`,"uuid":`), uuid...)}
 }
 
+// UUID returns the client's uuid of an item, as written, if it is kept.
+func (b *Body) UUID(i Item) []byte { return b.Slice(i.uuid) }
+
 // URL returns the URL of an item that is not inline, unescaped. If it has more than
 // max bytes as written, it is cut, but in no escape, and whole is false.
 func (b *Body) URL(i Item, max int) (url string, whole bool) {
