@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"testing"
 	"time"
@@ -25,61 +26,72 @@ func TestClientGoesAway(t *testing.T) {
 		"in decode, before a byte": {fakevllm.Decode, func(o *fakevllm.Options) { o.Delay = time.Hour }, "before", 499},
 		"in decode, in the stream": {fakevllm.Decode, func(o *fakevllm.Options) { o.ChunkDelay = time.Hour }, "during", 200},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			e := startEngines(t, 2, 1, 1, func(o *fakevllm.Options) {
-				if o.Role == tc.role {
-					tc.slow(o)
+		for _, all := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, all options %v", name, all), func(t *testing.T) {
+				t.Parallel()
+				slow := func(o *fakevllm.Options) {
+					if o.Role == tc.role {
+						tc.slow(o)
+					}
 				}
-			})
-			c := startCaddy(t, e.block())
-			for _, http2 := range []bool{false, true} {
-				e.reset()
-				ctx, cancel := context.WithCancel(t.Context())
-				id := map[bool]string{true: "http2", false: "http1"}[http2]
-				done, first := make(chan struct{}), make(chan struct{})
-				go func() {
-					defer close(done)
-					res, err := c.send(ctx, c.client(t, http2), http.MethodPost, chatPath, stream(chat("", image("AAAA"), image("BBBB"))), "X-Request-Id: "+id)
-					if err == nil {
-						_, err = res.Body.Read(make([]byte, 1<<10))
-						close(first)
-						for err == nil {
+				var (
+					e       *engines
+					options []string
+				)
+				if all {
+					e, options = everything(t, 2, 1, 1, slow)
+				} else {
+					e = startEngines(t, 2, 1, 1, slow)
+				}
+				c := startCaddy(t, e.block(options...))
+				for _, http2 := range []bool{false, true} {
+					e.reset()
+					ctx, cancel := context.WithCancel(t.Context())
+					id := map[bool]string{true: "http2", false: "http1"}[http2]
+					done, first := make(chan struct{}), make(chan struct{})
+					go func() {
+						defer close(done)
+						res, err := c.send(ctx, c.client(t, http2), http.MethodPost, chatPath, stream(chat("", image("AAAA"), image("BBBB"))), "X-Request-Id: "+id)
+						if err == nil {
 							_, err = res.Body.Read(make([]byte, 1<<10))
+							close(first)
+							for err == nil {
+								_, err = res.Body.Read(make([]byte, 1<<10))
+							}
+							_ = res.Body.Close()
 						}
-						_ = res.Body.Close()
+					}()
+					at := map[fakevllm.Role]int{fakevllm.Encode: 2, fakevllm.Prefill: 1, fakevllm.Decode: 1}[tc.role]
+					arrived := func() bool {
+						encode, prefill, decode := e.requests()
+						return map[fakevllm.Role]int{fakevllm.Encode: encode, fakevllm.Prefill: prefill, fakevllm.Decode: decode}[tc.role] == at
 					}
-				}()
-				at := map[fakevllm.Role]int{fakevllm.Encode: 2, fakevllm.Prefill: 1, fakevllm.Decode: 1}[tc.role]
-				arrived := func() bool {
-					encode, prefill, decode := e.requests()
-					return map[fakevllm.Role]int{fakevllm.Encode: encode, fakevllm.Prefill: prefill, fakevllm.Decode: decode}[tc.role] == at
-				}
-				require.Eventually(t, arrived, 10*time.Second, time.Millisecond)
-				if tc.stage == "during" {
-					<-first
-				}
-				cancel()
-				left := time.Now()
-				require.Eventually(t, func() bool { return busy(e.all()...) == 0 }, 10*time.Second, time.Millisecond)
-				<-done
-				cancellations := 0
-				for _, engine := range e.all() {
-					for _, gone := range engine.Cancellations() {
-						cancellations++
-						assert.Equal(t, tc.stage, gone.Stage)
-						assert.Less(t, gone.At.Sub(left), time.Second)
+					require.Eventually(t, arrived, 10*time.Second, time.Millisecond)
+					if tc.stage == "during" {
+						<-first
 					}
+					cancel()
+					left := time.Now()
+					require.Eventually(t, func() bool { return busy(e.all()...) == 0 }, 10*time.Second, time.Millisecond)
+					<-done
+					cancellations := 0
+					for _, engine := range e.all() {
+						for _, gone := range engine.Cancellations() {
+							cancellations++
+							assert.Equal(t, tc.stage, gone.Stage)
+							assert.Less(t, gone.At.Sub(left), time.Second)
+						}
+					}
+					assert.Equal(t, at, cancellations)
+					access := c.access(t, id)
+					assert.Equal(t, tc.status, access.at("status"))
+					assert.Equal(t, "client_closed", access.str("epd", "outcome"))
+					assert.Positive(t, access.at("epd", "duration"))
+					assert.Empty(t, c.lines(), "that is no failure")
 				}
-				assert.Equal(t, at, cancellations)
-				access := c.access(t, id)
-				assert.Equal(t, tc.status, access.at("status"))
-				assert.Equal(t, "client_closed", access.str("epd", "outcome"))
-				assert.Positive(t, access.at("epd", "duration"))
-				assert.Empty(t, c.lines(), "that is no failure")
-			}
-			assert.Equal(t, "healthy", object(t, c.do(t, http.MethodGet, "/health", "").body)["encode_cluster"])
-			c.assertNoLeaks(t)
-		})
+				assert.Equal(t, "healthy", object(t, c.do(t, http.MethodGet, "/health", "").body)["encode_cluster"])
+				c.assertNoLeaks(t)
+			})
+		}
 	}
 }
