@@ -179,10 +179,9 @@ func FuzzReferences(f *testing.F) {
 				kind := embedKinds[item.Kind]
 				part = map[string]any{"type": kind, kind: map[string]any{"s": []any{1.0}}}
 			}
-			if item.UUID != "" && (known[i].shape == nil || raw) {
-				part["uuid"] = content[item.Part].(map[string]any)["uuid"] // the client's, which x.uuids would have been
-			} else {
-				part["uuid"] = x.uuids[i]
+			part["uuid"] = x.uuids[i]
+			if item.UUID != "" { // the trusted client's own
+				part["uuid"] = content[item.Part].(map[string]any)["uuid"]
 			}
 			content[item.Part] = part
 		}
