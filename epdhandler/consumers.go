@@ -31,10 +31,7 @@ func (h *Handler) loadConsumers() error {
 	if len(h.ECConsumers) == 0 {
 		return nil
 	}
-	p := h.decode
-	if h.prefill != nil {
-		p = h.prefill
-	}
+	p := h.consuming()
 	if p.dynamic {
 		return fmt.Errorf("ec_consumers needs to know the upstreams of the %s pool; it cannot be dynamic", p.stage)
 	}
@@ -66,11 +63,11 @@ type consumer struct {
 }
 
 // consuming is the pool whose instances consume embeddings.
-func (x *exchange) consuming() (*pool, *attempts) {
-	if x.h.prefill != nil {
-		return x.h.prefill, x.prefilling
+func (h *Handler) consuming() *pool {
+	if h.prefill != nil {
+		return h.prefill
 	}
-	return x.h.decode, x.decoding
+	return h.decode
 }
 
 // chooseConsumer decides which instance consumes the embeddings, if encoders must know.
@@ -78,7 +75,10 @@ func (x *exchange) chooseConsumer() *failure {
 	if x.h.consumers == nil || x.encoded || len(x.body.Items) == 0 {
 		return nil
 	}
-	p, a := x.consuming()
+	p, a := x.h.consuming(), x.decoding
+	if p == x.h.prefill {
+		a = x.prefilling
+	}
 	c := &call{method: http.MethodPost, path: x.r.URL.Path, id: x.engineID, clock: new(silence), skip: a.failed, turn: a.turn}
 	w := new(answer)
 	ctx := x.r.Context()
@@ -108,7 +108,7 @@ func (x *exchange) dropConsumer() {
 
 // pin has a call go to the instance that the embeddings went to.
 func (x *exchange) pin(c *call, p *pool) {
-	if pool, _ := x.consuming(); x.consumer == nil || p != pool {
+	if x.consumer == nil || p != x.h.consuming() {
 		return
 	}
 	c.pinned = x.consumer.address

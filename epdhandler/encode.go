@@ -30,26 +30,19 @@ func (x *exchange) encode() *failure {
 	ctx, cancel := context.WithCancel(x.r.Context()) // not an errgroup's: its cancellation counts against healthy instances
 	defer cancel()
 	var (
-		wg      sync.WaitGroup
 		once    sync.Once
 		first   *failure
-		taken   atomic.Int64
 		entries = make([][]body.Entry, len(x.batches))
 		known   = make([]encoded, len(x.body.Items))
 	)
-	for range min(x.h.EncodeConcurrency, len(x.batches)) {
-		wg.Go(func() {
-			for i := taken.Add(1) - 1; i < int64(len(x.batches)); i = taken.Add(1) - 1 {
-				var f *failure
-				if entries[i], f = x.encodeBatch(ctx, int(i), known); f != nil {
-					once.Do(func() { first = f })
-					cancel()
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
+	each(len(x.batches), x.h.EncodeConcurrency, func(i int) bool {
+		var f *failure
+		if entries[i], f = x.encodeBatch(ctx, i, known); f != nil {
+			once.Do(func() { first = f })
+			cancel()
+		}
+		return f == nil
+	})
 	if first != nil && !x.optional(first) {
 		return first
 	}
@@ -62,6 +55,22 @@ func (x *exchange) encode() *failure {
 		}
 	}
 	return nil
+}
+
+// each calls do for the numbers below n, for so many at a time. A call that returns false
+// is the last one of its goroutine.
+func each(n, atATime int, do func(i int) bool) {
+	var (
+		wg    sync.WaitGroup
+		taken atomic.Int64
+	)
+	for range min(n, atATime) {
+		wg.Go(func() {
+			for i := int(taken.Add(1)) - 1; i < n && do(i); i = int(taken.Add(1)) - 1 {
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // optional reports whether a request goes on after a failure: its consumer then
@@ -94,18 +103,17 @@ func (x *exchange) tryEncode(ctx context.Context, i int, known []encoded) ([]bod
 		path:   chatPath,
 		id:     id + hex6(),
 		idHead: id,
-		body:   encodeBody(x.body, x.content(nil, b), nil),
 		clock:  clock,
 	}
 	var ids []string
-	if x.consumer != nil {
-		c.renew = func() {
-			var push []byte
+	c.renew = func() {
+		var push []byte
+		if x.consumer != nil {
 			ids, push = x.transfers(b)
-			c.body = encodeBody(x.body, x.content(nil, b), push)
 		}
-		c.renew()
+		c.body = encodeBody(x.body, x.content(nil, b), push)
 	}
+	c.renew()
 	a, f := x.ask(ctx, x.encoding[i], c)
 	var entries []body.Entry
 	if f == nil {
@@ -214,8 +222,13 @@ func mergeEntries(items [][]body.Entry) []byte {
 	if merged == nil {
 		return nil
 	}
+	return object(merged)
+}
+
+// object is a JSON object of entries.
+func object(entries []body.Entry) []byte {
 	var out bytes.Buffer
-	for i, e := range merged {
+	for i, e := range entries {
 		out.WriteByte("{,"[min(i, 1)])
 		out.Write(e.Name)
 		out.WriteByte(':')

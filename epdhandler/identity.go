@@ -7,8 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"runtime"
-	"sync"
-	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -24,26 +22,18 @@ func (x *exchange) identify() []string {
 	items := x.body.Items
 	salt := []byte(x.r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceAll(x.h.UUIDSalt, ""))
 	uuids := make([]string, len(items))
-	var (
-		wg    sync.WaitGroup
-		taken atomic.Int64
-	)
-	for range min(runtime.GOMAXPROCS(0), len(items)) {
-		wg.Go(func() {
-			for i := taken.Add(1) - 1; i < int64(len(items)); i = taken.Add(1) - 1 {
-				if uuids[i] = items[i].UUID; uuids[i] == "" {
-					h := hmac.New(sha256.New, salt)
-					for _, options := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs} {
-						v := x.body.Value(options)
-						_, _ = fmt.Fprintf(h, "%d:%s", len(v), v)
-					}
-					x.body.WriteContent(h, items[i])
-					uuids[i] = hex.EncodeToString(h.Sum(nil))
-				}
+	each(len(items), runtime.GOMAXPROCS(0), func(i int) bool {
+		if uuids[i] = items[i].UUID; uuids[i] == "" {
+			h := hmac.New(sha256.New, salt)
+			for _, options := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs} {
+				v := x.body.Value(options)
+				_, _ = fmt.Fprintf(h, "%d:%s", len(v), v)
 			}
-		})
-	}
-	wg.Wait()
+			x.body.WriteContent(h, items[i])
+			uuids[i] = hex.EncodeToString(h.Sum(nil))
+		}
+		return true
+	})
 	return uuids
 }
 

@@ -124,7 +124,6 @@ func flatten(metadata []byte) []byte {
 	if err != nil || len(members) == 0 {
 		return nil
 	}
-	var flat bytes.Buffer
 	for n, m := range members {
 		d := json.NewDecoder(bytes.NewReader(m.Value))
 		d.UseNumber()
@@ -135,14 +134,9 @@ func flatten(metadata []byte) []byte {
 		if value = flattened(value); value == nil {
 			return nil
 		}
-		text, _ := json.Marshal(value) // numbers
-		flat.WriteByte("{,"[min(n, 1)])
-		flat.Write(m.Name)
-		flat.WriteByte(':')
-		flat.Write(text)
+		members[n].Value, _ = json.Marshal(value) // numbers
 	}
-	flat.WriteByte('}')
-	return flat.Bytes()
+	return object(members)
 }
 
 // flattened returns a number as it is, and the numbers of a list, or of its lists, in one.

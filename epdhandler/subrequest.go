@@ -24,7 +24,7 @@ type call struct {
 	id           string         // x-request-id
 	idHead       string         // what ids of further attempts begin with
 	body         *body.Segments // nil: none
-	renew        func()         // makes a body that may be sent after the one before was; nil: the same may
+	renew        func()         // makes a body to send after the one before was; nil: the same may be sent
 	keepEncoding bool           // the client gets the answer's bytes and so says how they may be encoded
 	skip         []string       // instances not to choose
 	turn         *turn          // in the pool's queue; nil: it does not wait

@@ -67,7 +67,7 @@ func TestCaptures(t *testing.T) {
 			}, consumers(fakevllm.Prefill, 2))
 			options := tc.options
 			if tc.push {
-				options = append(options, pushing(e.prefill, fakevllm.Prefill, 2))
+				options = append(options, e.pushing(fakevllm.Prefill, 2))
 			}
 			c := startCaddy(t, e.block(options...))
 			path := chatPath

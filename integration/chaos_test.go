@@ -47,10 +47,7 @@ func TestChaos(t *testing.T) {
 			draw := s.source(0)
 			handles := draw.IntN(2) == 0
 			s.modern = draw.IntN(2) == 0
-			s.consumer = fakevllm.Decode
-			if n[1] > 0 {
-				s.consumer = fakevllm.Prefill
-			}
+			s.consumer = consuming(n[1])
 			pushTo := consumers(s.consumer, 2)
 			s.engines = startEngines(t, n[0], n[1], n[2], func(o *fakevllm.Options) {
 				o.Handles, o.Forget, o.Modern, o.VaryShapes = handles, true, s.modern, s.modern
@@ -143,11 +140,7 @@ func (s *storm) block(draw *rand.Rand) string {
 		lines = append(lines, "encode_batch 2")
 	}
 	if s.modern && draw.IntN(3) == 0 {
-		list := s.engines.decode
-		if s.consumer == fakevllm.Prefill {
-			list = s.engines.prefill
-		}
-		lines = append(lines, pushing(list, s.consumer, 2))
+		lines = append(lines, s.engines.pushing(s.consumer, 2))
 	}
 	return s.engines.block(lines...)
 }

@@ -45,6 +45,19 @@ func (e *engines) all() []*fakevllm.Engine {
 	return append(append(append([]*fakevllm.Engine{}, e.encode...), e.prefill...), e.decode...)
 }
 
+// of returns the engines of a role.
+func (e *engines) of(role fakevllm.Role) []*fakevllm.Engine {
+	return map[fakevllm.Role][]*fakevllm.Engine{fakevllm.Encode: e.encode, fakevllm.Prefill: e.prefill, fakevllm.Decode: e.decode}[role]
+}
+
+// consuming is the role that consumes embeddings where there are so many prefill engines.
+func consuming(prefill int) fakevllm.Role {
+	if prefill > 0 {
+		return fakevllm.Prefill
+	}
+	return fakevllm.Decode
+}
+
 // block is the block of epd_proxy for these engines, with further lines. A line
 // that begins with the name of a pool goes into that pool's block.
 func (e *engines) block(lines ...string) string {

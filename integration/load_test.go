@@ -283,7 +283,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 						lines = append(lines, limit[role]+" 5s")
 					}
 					c := startCaddy(t, e.block(lines...))
-					list := map[fakevllm.Role][]*fakevllm.Engine{fakevllm.Encode: e.encode, fakevllm.Prefill: e.prefill, fakevllm.Decode: e.decode}[role]
+					list := e.of(role)
 					list[0].SetFault(f)
 					client := c.client(t, true)
 					var failed atomic.Int64

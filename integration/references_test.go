@@ -242,9 +242,9 @@ func consumers(role fakevllm.Role, ranks int) func(*fakevllm.Options) {
 }
 
 // pushing is the option that tells encoders where the consumers are.
-func pushing(list []*fakevllm.Engine, role fakevllm.Role, ranks int) string {
+func (e *engines) pushing(role fakevllm.Role, ranks int) string {
 	block := "ec_consumers {\n"
-	for n, engine := range list {
+	for n, engine := range e.of(role) {
 		block += engine.Addr()
 		for rank := range ranks {
 			block += fmt.Sprintf(" tcp://%s%d:%d", role, n, 14579+rank)
@@ -257,18 +257,13 @@ func pushing(list []*fakevllm.Engine, role fakevllm.Role, ranks int) string {
 // everything is all options for engines of September 2026, and those engines.
 func everything(t *testing.T, encode, prefill, decode int, change ...func(*fakevllm.Options)) (e *engines, options []string) {
 	t.Helper()
-	role := fakevllm.Decode
-	if prefill > 0 {
-		role = fakevllm.Prefill
-	}
+	role := consuming(prefill)
 	all := append(change, modern, consumers(role, 2), func(o *fakevllm.Options) { o.Handles, o.KeepHandles = true, prefill > 0 && o.Role == fakevllm.Decode })
 	e = startEngines(t, encode, prefill, decode, all...)
-	list := e.decode
 	if prefill > 0 {
-		list = e.prefill
 		options = append(options, "keep_handles")
 	}
-	return e, append(options, "references", "encode_batch 3", "uuid_salt {http.request.header.Authorization}", pushing(list, role, 2))
+	return e, append(options, "references", "encode_batch 3", "uuid_salt {http.request.header.Authorization}", e.pushing(role, 2))
 }
 
 // Encoders push embeddings to the instance and rank that then consumes them.
@@ -279,19 +274,12 @@ func TestPush(t *testing.T) {
 			for _, options := range [][]string{{}, {"references"}, {"references", "encode_batch 3"}, {"references", "encode_limit 2", "prefill_limit 3", "decode_limit 3"}} {
 				t.Run(fmt.Sprintf("%s, %d ranks, %v", topology, ranks, options), func(t *testing.T) {
 					t.Parallel()
-					role := fakevllm.Decode
-					if n[1] > 0 {
-						role = fakevllm.Prefill
-					}
+					role := consuming(n[1])
 					e := startEngines(t, n[0], n[1], n[2], modern, consumers(role, ranks))
-					list := e.decode
-					if n[1] > 0 {
-						list = e.prefill
-					}
-					c := startCaddy(t, e.block(append(options, pushing(list, role, ranks))...))
+					c := startCaddy(t, e.block(append(options, e.pushing(role, ranks))...))
 					c.crowd(t, c.client(t, true), 16, 6, medley)
 					e.assertContract(t)
-					for _, engine := range list {
+					for _, engine := range e.of(role) {
 						assert.NotEmpty(t, engine.Requests(), "embeddings go to one instance only")
 					}
 					for _, engine := range e.encode {
@@ -313,18 +301,12 @@ func TestConsumerDies(t *testing.T) {
 	for topology, n := range map[string][3]int{"E+PD": {1, 0, 2}, "E+P+D": {1, 2, 1}} {
 		t.Run(topology, func(t *testing.T) {
 			t.Parallel()
-			role := fakevllm.Decode
-			if n[1] > 0 {
-				role = fakevllm.Prefill
-			}
+			role := consuming(n[1])
 			e := startEngines(t, n[0], n[1], n[2], modern, consumers(role, 2))
-			list := e.decode
-			if n[1] > 0 {
-				list = e.prefill
-			}
+			list := e.of(role)
 			patient := "health_fails 1000"
 			c := startCaddy(t, e.block("references", "encode "+patient, "prefill "+patient, "decode "+patient,
-				string(role)+" lb_policy first", "encode_limit 8", pushing(list, role, 2)))
+				string(role)+" lb_policy first", "encode_limit 8", e.pushing(role, 2)))
 			for name, begin := range map[string]func(){
 				"refuses":   list[0].Kill,
 				"breaks":    func() { list[0].SetFault(fault{Kind: fakevllm.CutBefore, Spend: true}) },
