@@ -13,7 +13,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
-	_ "github.com/caddyserver/caddy/v2/modules/standard" // what a Caddy usually has
+	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
+	_ "github.com/caddyserver/caddy/v2/modules/logging" // not modules/standard: a newcomer waits for what is compiled
 
 	_ "github.com/caddy-epd/caddy-epd/epdhandler" // epd_proxy
 )
