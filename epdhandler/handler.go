@@ -176,6 +176,7 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.logger = ctx.Logger()
 	h.setDefaults()
+	headroom()
 
 	for _, s := range h.MediaSources {
 		from, err := parseSource(s)
