@@ -203,7 +203,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.decode, err = newPool(ctx, h.queue("decode", h.DecodeLimit), h.Decode); err != nil {
 		return err
 	}
-	return h.loadConsumers()
+	if err := h.loadConsumers(); err != nil {
+		return err
+	}
+	h.enlist()
+	return nil
 }
 
 func (h *Handler) queue(stage string, limit int) *queue {
@@ -281,11 +285,10 @@ func (h *Handler) Validate() error {
 
 // Cleanup releases the pools that were provisioned.
 func (h *Handler) Cleanup() error {
+	h.delist()
 	var errs []error
-	for _, p := range []*pool{h.encode, h.prefill, h.decode} {
-		if p != nil {
-			errs = append(errs, p.cleanup())
-		}
+	for _, p := range h.pools() {
+		errs = append(errs, p.cleanup())
 	}
 	return errors.Join(errs...)
 }
