@@ -167,13 +167,11 @@ func (gauges) Collect(to chan<- prometheus.Metric) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
 	handlers := liveHandlers()
-	inFlight, waiting := make(map[string]int), make(map[string]int)
-	queues := make(map[string]int)
+	inFlight, waiting, queues := make(map[string]int), waitingByStage(), make(map[string]int)
 	healthy := make(map[instance]bool)
 	busy := busyInstances()
 	for _, h := range handlers { // what a newer one says counts
 		for _, p := range h.pools() {
-			waiting[p.stage] += p.queue.waitingNow()
 			if p.queue.limit > 0 {
 				queues[p.stage] = p.queue.size
 			}
