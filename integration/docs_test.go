@@ -31,8 +31,8 @@ func documents(t *testing.T) map[string]string {
 	return all
 }
 
-// A fence is a line that begins or ends a block of code, with what the block is.
-var fence = regexp.MustCompile("(?m)^```(.*)\n(?s:(.*?))^```\n")
+// fence is a block of code, with what it is.
+var fence = regexp.MustCompile("(?m)^ *```(.*)\n(?s:(.*?))^ *```\n")
 
 // caddyfiles returns what the documents give as Caddyfiles, whole ones. "in site" behind
 // the name of the language says that a block is what stands in a site, "in epd_proxy"
