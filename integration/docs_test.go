@@ -18,14 +18,12 @@ func documents(t *testing.T) map[string]string {
 	t.Helper()
 	all := make(map[string]string)
 	require.NoError(t, filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil || filepath.Ext(path) != ".md":
-			return err
-		default:
-			text, err := os.ReadFile(path)
-			all[path] = string(text)
+		if err != nil || filepath.Ext(path) != ".md" {
 			return err
 		}
+		text, err := os.ReadFile(path)
+		all[path] = string(text)
+		return err
 	}))
 	require.Contains(t, all, "../README.md")
 	return all
