@@ -55,6 +55,7 @@ type response struct {
 	conn   *http.ResponseController // of client
 	id     string                   // x-request-id for the client
 	accept func(status int) bool    // whether the client gets an answer of this status
+	begins func()                   // called with each piece of a stream
 	done   func()                   // called when an answer is accepted: there is no further attempt
 	stop   func()                   // ends the answer of an engine that nobody reads any more
 
@@ -126,6 +127,9 @@ func (w *response) Write(p []byte) (int, error) {
 		return w.held.Write(p)
 	}
 	w.silence.heard()
+	if w.stream {
+		w.begins()
+	}
 	n, err := w.client.Write(p)
 	if err != nil {
 		// reverse_proxy would write a line of its own to the log

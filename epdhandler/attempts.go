@@ -46,6 +46,7 @@ var (
 // begin notes that an attempt is made with c.
 func (a *attempts) begin(c *call) {
 	a.made++
+	c.attempt = a.made
 	c.skip = a.failed
 	c.turn = a.turn
 }
@@ -69,6 +70,7 @@ func (a *attempts) repeatable(status int) bool {
 // settle decides after a failed attempt whether there is another one, and logs the
 // failure. If it was the last one, f becomes what the client gets.
 func (x *exchange) settle(a *attempts, f *failure) {
+	countFailure(f)
 	nobody := f.reason == unavailable
 	if nobody && a.last != nil {
 		*f = *a.last // says more than that there is nobody else
@@ -85,6 +87,9 @@ func (x *exchange) settle(a *attempts, f *failure) {
 	}
 	if !f.final && f.reason == timedOut {
 		a.late--
+	}
+	if !f.final {
+		stageRetries.WithLabelValues(f.stage).Inc()
 	}
 	x.logFailure(f, a)
 }

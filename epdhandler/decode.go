@@ -11,9 +11,10 @@ import (
 
 // decode has the answer generated, with one attempt. The client gets it as it
 // comes, as soon as its status is one that need not be tried elsewhere.
-func (x *exchange) decode() *failure {
-	defer x.report.decode.time(x.decoding)()
-	ctx, clock, cancel := x.watch()
+func (x *exchange) decode() (f *failure) {
+	ctx, leave := x.enter(&x.report.decode, x.decoding)
+	defer func() { leave(f) }()
+	ctx, clock, cancel := x.watch(ctx)
 	defer cancel()
 	c := &call{
 		method:       http.MethodGet, // HEAD too: engines know only GET, and the server leaves the body out
@@ -48,10 +49,12 @@ func (x *exchange) decode() *failure {
 		x.abort(ctx, c, w, err)
 	case w.status >= http.StatusBadRequest:
 		x.report.outcome = outcomeFailed
-		x.logFailure(&failure{
-			reason: badStatus, stage: "decode", call: c, final: true,
+		f := &failure{
+			reason: badStatus, status: w.status, stage: "decode", call: c, final: true,
 			cause: statusError(w.status), verdict: apiError{status: w.status},
-		}, x.decoding)
+		}
+		countFailure(f)
+		x.logFailure(f, x.decoding)
 	}
 	return nil
 }
@@ -65,6 +68,7 @@ func (x *exchange) response() *response {
 		keepalive: x.keepalive,
 		silence:   new(silence),
 		stop:      func() {},
+		begins:    x.report.begins,
 		done:      x.release,
 		accept: func(status int) bool {
 			// reverse_proxy says 499 for a client that went away
@@ -74,12 +78,12 @@ func (x *exchange) response() *response {
 }
 
 // watch limits the silence of a stream.
-func (x *exchange) watch() (context.Context, *silence, context.CancelFunc) {
+func (x *exchange) watch(ctx context.Context) (context.Context, *silence, context.CancelFunc) {
 	if !x.streams() {
-		ctx, cancel := context.WithCancel(x.r.Context())
+		ctx, cancel := context.WithCancel(ctx)
 		return ctx, new(silence), cancel
 	}
-	return watch(x.r.Context(), time.Duration(x.h.StreamStartTimeout), time.Duration(x.h.StreamIdleTimeout))
+	return watch(ctx, time.Duration(x.h.StreamStartTimeout), time.Duration(x.h.StreamIdleTimeout))
 }
 
 // abort ends an answer that broke off in its middle: the client must not take
@@ -92,6 +96,7 @@ func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error)
 	x.report.outcome = outcomeBrokeOff
 	f := judge(ctx, "decode", c, new(answer), cause)
 	f.final = true
+	countFailure(f)
 	x.logFailure(f, x.decoding)
 	if w.stream {
 		w.endEvent()

@@ -17,7 +17,7 @@ const chatPath = "/v1/chat/completions"
 
 // encode has every media item encoded, so many at a time as are allowed. The
 // first item that fails for good ends the others.
-func (x *exchange) encode() *failure {
+func (x *exchange) encode() (f *failure) {
 	if x.encoded || len(x.body.Items) == 0 {
 		x.encoded = true
 		return nil
@@ -25,9 +25,9 @@ func (x *exchange) encode() *failure {
 	if x.encoding == nil {
 		x.plan()
 	}
-	defer x.report.encode.time(x.encoding...)()
-
-	ctx, cancel := context.WithCancel(x.r.Context()) // not an errgroup's: its cancellation counts against healthy instances
+	ctx, leave := x.enter(&x.report.encode, x.encoding...)
+	defer func() { leave(f) }()
+	ctx, cancel := context.WithCancel(ctx) // not an errgroup's: its cancellation counts against healthy instances
 	defer cancel()
 	var (
 		once    sync.Once
@@ -104,6 +104,7 @@ func (x *exchange) tryEncode(ctx context.Context, i int, known []encoded) ([]bod
 		id:     id + hex6(),
 		idHead: id,
 		clock:  clock,
+		items:  b,
 	}
 	var ids []string
 	c.renew = func() {

@@ -177,6 +177,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.logger = ctx.Logger()
 	h.setDefaults()
 	headroom()
+	if err := showMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
 
 	for _, s := range h.MediaSources {
 		from, err := parseSource(s)

@@ -41,7 +41,7 @@ func (p *pool) health() string {
 	switch {
 	case p == nil:
 		return empty
-	case p.dynamic || !p.handler.HealthChecks.Active.IsEnabled():
+	case !p.checked():
 		return unknown
 	}
 	up := 0
@@ -58,3 +58,6 @@ func (p *pool) health() string {
 	}
 	return degraded
 }
+
+// checked reports whether active health checks look at the instances.
+func (p *pool) checked() bool { return !p.dynamic && p.handler.HealthChecks.Active.IsEnabled() }

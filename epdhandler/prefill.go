@@ -18,12 +18,13 @@ const kvStub = `{"do_remote_decode":true,"do_remote_prefill":false,"remote_engin
 const maxNumber = 1000
 
 // prefill has the prompt prefilled, if there is a pool for it, with one attempt.
-func (x *exchange) prefill() *failure {
+func (x *exchange) prefill() (f *failure) {
 	if x.h.prefill == nil || x.prefilled {
 		return nil
 	}
-	defer x.report.prefill.time(x.prefilling)()
-	ctx, clock, cancel := watch(x.r.Context(), time.Duration(x.h.PrefillTimeout), 0)
+	ctx, leave := x.enter(&x.report.prefill, x.prefilling)
+	defer func() { leave(f) }()
+	ctx, clock, cancel := watch(ctx, time.Duration(x.h.PrefillTimeout), 0)
 	defer cancel()
 	c := &call{
 		method: http.MethodPost,

@@ -2,6 +2,7 @@ package epdhandler
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -77,6 +78,20 @@ func freeSlot(c *call) {
 	}
 }
 
+// busyInstances returns how many requests are in flight at each instance that has any.
+func busyInstances() map[instance]int {
+	slots.Lock()
+	defer slots.Unlock()
+	return maps.Clone(slots.taken)
+}
+
+// waitingNow is how many requests wait.
+func (q *queue) waitingNow() int {
+	slots.Lock()
+	defer slots.Unlock()
+	return len(q.turns)
+}
+
 // full reports whether as many requests wait as may; if none may, whether all the
 // instances that are known have enough to do.
 func (q *queue) full(known reverseproxy.UpstreamPool) bool {
@@ -124,6 +139,8 @@ func (q *queue) take(ctx context.Context, c *call, upstreams reverseproxy.Upstre
 
 	c.clock.stop()
 	defer c.clock.start()
+	start := time.Now()
+	defer func() { stageWait.WithLabelValues(q.stage).Observe(time.Since(start).Seconds()) }()
 	expired := time.NewTimer(q.wait)
 	defer expired.Stop()
 	select {

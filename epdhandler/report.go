@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
@@ -15,12 +16,20 @@ import (
 // stream that was cut.
 type report struct {
 	id                      string // x-request-id
+	api                     string
 	start                   time.Time
+	begun                   time.Time // when the first byte of a stream was sent
 	duration                time.Duration
 	outcome                 string
 	parsed                  bool // there is a body, with so many
 	items                   int  // media items
 	encode, prefill, decode stageReport
+}
+
+// newReport begins the report of a request.
+func newReport(id, api string) *report {
+	requestsInFlight.WithLabelValues(api).Inc()
+	return &report{id: id, api: api, start: time.Now()}
 }
 
 // The outcomes of a request.
@@ -38,11 +47,19 @@ type stageReport struct {
 	attempts []*attempts
 }
 
-// time measures a stage with these attempts until the function it returns is called.
-func (s *stageReport) time(attempts ...*attempts) (done func()) {
+// enter notes that the request is in a stage, with these attempts, until leave is called
+// with the failure of the stage, if it failed. What is done there belongs to ctx.
+func (x *exchange) enter(s *stageReport, attempts ...*attempts) (ctx context.Context, leave func(*failure)) {
+	stage := attempts[0].pool.stage
+	ctx, span := startSpan(x.r.Context(), stage, trace.SpanKindInternal)
 	s.attempts = attempts
 	start := time.Now()
-	return func() { s.duration += time.Since(start) }
+	return ctx, func(f *failure) {
+		took := time.Since(start)
+		s.duration += took
+		stageDuration.WithLabelValues(stage).Observe(took.Seconds())
+		endStage(span, f)
+	}
 }
 
 // MarshalLogObject implements zapcore.ObjectMarshaler.
@@ -86,6 +103,7 @@ func (r *report) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 // finish puts the report into the access log, if there is one.
 func (r *report) finish(ctx context.Context) {
 	r.duration = time.Since(r.start)
+	r.count()
 	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.Object("epd", r))
 	}

@@ -77,6 +77,9 @@ func (x *exchange) readBody(chat bool) *apiError {
 	}
 	x.body.Memory = x.memory
 	x.report.parsed, x.report.items = true, len(x.body.Items)
+	if chat {
+		x.countItems()
+	}
 	if e := x.checkSources(); e != nil {
 		return e
 	}

@@ -4,7 +4,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
@@ -47,26 +46,29 @@ type exchange struct {
 
 // route is what is done for a path.
 type route struct {
+	api     string // for metrics
 	methods []string
 	serve   func(*exchange)
 }
 
 var routes = map[string]route{
-	"/v1/chat/completions": {[]string{http.MethodPost}, (*exchange).chatCompletions},
-	"/v1/completions":      {[]string{http.MethodPost}, (*exchange).completions},
-	"/v1/models":           {[]string{http.MethodGet, http.MethodHead}, (*exchange).models},
-	"/health":              {[]string{http.MethodGet, http.MethodHead}, (*exchange).health},
+	"/v1/chat/completions": {apiChat, []string{http.MethodPost}, (*exchange).chatCompletions},
+	"/v1/completions":      {apiCompletions, []string{http.MethodPost}, (*exchange).completions},
+	"/v1/models":           {apiModels, []string{http.MethodGet, http.MethodHead}, (*exchange).models},
+	"/health":              {apiHealth, []string{http.MethodGet, http.MethodHead}, (*exchange).health},
 }
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, and
 // never calls next.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	x := &exchange{h: h, w: w, r: r, id: requestID(r.Header)}
-	x.report = &report{id: x.id, start: time.Now()}
 	w.Header()["X-Request-Id"] = []string{x.id}
-	defer x.report.finish(r.Context())
-
 	route, ok := routes[r.URL.Path]
+	if !ok {
+		route.api = apiOther
+	}
+	x.report = newReport(x.id, route.api)
+	defer x.report.finish(r.Context())
 	if !ok {
 		x.reject(badRequest(http.StatusNotFound, "not_found", "there is no such route"))
 		return nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
@@ -31,8 +32,12 @@ type call struct {
 	clock        *silence       // what the time limit goes by
 	pinned       string         // the only instance that it may go to, whose slot it has
 	rank         string         // of that instance
+	attempt      int            // of the stage, from 1
+	items        []int          // the media items that it is about, in encode
 
 	// What came of it, besides the answer:
+	stage   string
+	status  int      // of the engine's last answer, 0 if there was none
 	chosen  []string // the instances that the load balancing chose, the last one answered
 	reached bool     // a connection was there, so an engine may have got the request
 	broke   bool     // the answer ended in its middle
@@ -59,6 +64,9 @@ func callOf(ctx context.Context) *call {
 // do sends a call to a pool and writes the answer to w. The error is that of the
 // pool's handler, or errBroke.
 func (x *exchange) do(ctx context.Context, p *pool, c *call, w http.ResponseWriter) (err error) {
+	c.stage = p.stage
+	ctx, span := startSpan(ctx, c.method+" "+c.path, trace.SpanKindClient)
+	defer func() { endCall(ctx, span, c, err) }()
 	defer freeSlot(c)
 	defer func() {
 		// On a goroutine of ours a panic would end the process.
@@ -107,6 +115,7 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 		// the transport then asks for gzip by itself, and undoes it
 		r.Header.Del("Accept-Encoding")
 	}
+	inject(ctx, r.Header)
 	if c.body != nil {
 		r.Header["Content-Type"] = []string{"application/json"}
 		r.ContentLength = c.body.Len()

@@ -57,6 +57,7 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return t.HTTPTransport.RoundTrip(new(roundTrip).request(r, new(call)))
 	}
 	trip := new(roundTrip)
+	start := time.Now()
 	res, err := t.HTTPTransport.RoundTrip(trip.request(r, c))
 	c.reached = c.reached || trip.connected.Load()
 	if err != nil && t.fresh != nil && trip.stale(err) && r.Context().Err() == nil {
@@ -69,7 +70,11 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		t.SetScheme(again)
 		res, err = t.fresh.RoundTrip(again)
 	}
-	c.broke = false
+	c.broke, c.status = false, 0
+	if err == nil {
+		c.status = res.StatusCode
+		historyOf(instance{c.stage, c.upstream()}).answered(time.Since(start))
+	}
 	if err == nil && res.StatusCode != http.StatusSwitchingProtocols {
 		res.Body = answerBody{res.Body, c}
 	}

@@ -1,0 +1,275 @@
+package epdhandler
+
+import (
+	"errors"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// The metrics of all handlers of this process, in the registry that Caddy serves. They go
+// on through reloads. No label has a value that a client could choose.
+//
+// Buckets and names follow OpenTelemetry's conventions for generative AI where there are
+// some: gen_ai.server.request.duration and gen_ai.server.time_to_first_token.
+var (
+	requestsTotal = counter("requests_total", "Requests that are over.", "api", "outcome")
+
+	requestsInFlight = gauge("requests_in_flight", "Requests that are being served.", "api")
+
+	requestDuration = histogram("request_duration_seconds", "Duration of requests, to the end of the answer.",
+		prometheus.ExponentialBuckets(0.01, 2, 17), "api")
+
+	timeToFirstToken = histogram("time_to_first_token_seconds", "Time from the arrival of a request for a stream to the first byte of the answer of decode.",
+		[]float64{.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80}, "api")
+
+	streamDuration = histogram("stream_duration_seconds", "Time from the first byte of a stream to its end.",
+		prometheus.ExponentialBuckets(0.01, 2, 17), "api")
+
+	stageDuration = histogram("stage_duration_seconds", "Time that a request spent in a stage, waiting and further attempts included.",
+		stageBuckets, "stage")
+
+	stageFailures = counter("stage_failures_total", "Failed attempts of a stage.", "stage", "reason")
+
+	stageRetries = counter("stage_retries_total", "Further attempts of a stage, after one that has failed.", "stage")
+
+	stageWait = histogram("stage_wait_seconds", "Time that requests waited for an instance to have room, of those that had to.",
+		stageBuckets, "stage")
+
+	mediaItems = counter("media_items_total", "Media items of requests.", "kind")
+
+	mediaBytes = counter("media_bytes_total", "Bytes of media items, as they are in the bodies of requests.", "kind")
+
+	requestItems = histogram("request_media_items", "Media items of each request for a chat completion.",
+		[]float64{0, 1, 2, 4, 8, 16, 32, 64, 128})
+
+	upstreamFailures = counter("upstream_failures_total", "Failed attempts at an instance.", "stage", "upstream")
+
+	upstreamFirstByte = histogram("upstream_time_to_first_byte_seconds", "Time from sending a request to an instance to the header of its answer.",
+		stageBuckets, "stage", "upstream")
+)
+
+var stageBuckets = prometheus.ExponentialBuckets(0.001, 2, 18)
+
+// init makes what has few series begin with zero: a counter that appears with its first
+// failure has never increased.
+func init() {
+	for _, stage := range stages {
+		for _, reason := range reasons {
+			stageFailures.WithLabelValues(stage, reason)
+		}
+		stageRetries.WithLabelValues(stage)
+		stageDuration.WithLabelValues(stage)
+		stageWait.WithLabelValues(stage)
+	}
+	for _, api := range []string{apiChat, apiCompletions} {
+		for _, outcome := range []string{outcomeOK, outcomeRejected, outcomeFailed, outcomeBrokeOff, outcomeClientClosed} {
+			requestsTotal.WithLabelValues(api, outcome)
+		}
+		requestsInFlight.WithLabelValues(api)
+	}
+	for _, kind := range mediaKinds {
+		mediaItems.WithLabelValues(kind)
+		mediaBytes.WithLabelValues(kind)
+	}
+}
+
+// stages are the names of the stages, in their order.
+var stages = []string{"encode", "prefill", "decode"}
+
+// What APIs are called.
+const (
+	apiChat        = "chat_completions"
+	apiCompletions = "completions"
+	apiModels      = "models"
+	apiHealth      = "health"
+	apiOther       = "other" // no such route
+)
+
+// reasons are what reasons of failures are called. That somebody canceled is none.
+var reasons = map[reason]string{
+	timedOut: "timeout", unavailable: "unavailable", crowded: "overloaded",
+	refused: "refused", broken: "broken", badStatus: "bad_status", rejected: "rejected",
+}
+
+// rejected is a bad status that is the request's fault, and not the instance's.
+const rejected reason = "rejected"
+
+// mediaKinds are what the members that carry media are called.
+var mediaKinds = map[string]string{
+	"image_url": "image", "audio_url": "audio", "input_audio": "audio", "video_url": "video",
+}
+
+func counter(name, help string, labels ...string) *prometheus.CounterVec {
+	return register(prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "caddy", Subsystem: "epd", Name: name, Help: help}, labels))
+}
+
+func gauge(name, help string, labels ...string) *prometheus.GaugeVec {
+	return register(prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "caddy", Subsystem: "epd", Name: name, Help: help}, labels))
+}
+
+func histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+	return register(prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "caddy", Subsystem: "epd", Name: name, Help: help, Buckets: buckets}, labels))
+}
+
+// collectors are what every configuration's registry gets.
+var collectors = []prometheus.Collector{gauges{}}
+
+func register[C prometheus.Collector](c C) C {
+	collectors = append(collectors, c)
+	return c
+}
+
+// showMetrics registers the metrics with a configuration's registry. More than one
+// handler may do so.
+func showMetrics(registry *prometheus.Registry) error {
+	for _, c := range collectors {
+		if err := registry.Register(c); err != nil {
+			if _, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); !ok {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// gauges are metrics that are known elsewhere and looked up when they are asked for.
+type gauges struct{}
+
+var (
+	inFlightDesc         = desc("stage_requests_in_flight", "Requests of a stage that are at its instances.", "stage")
+	waitingDesc          = desc("stage_requests_waiting", "Requests that wait for an instance of a stage to have room.", "stage")
+	queueSizeDesc        = desc("queue_size", "How many requests may wait for a stage, if it has a limit.", "stage")
+	heldDesc             = desc("body_bytes_held", "Memory that the bodies of requests hold.")
+	limitDesc            = desc("body_bytes_limit", "Memory that the bodies of requests may hold.")
+	upstreamInFlightDesc = desc("upstream_requests_in_flight", "Requests that are at an instance.", "stage", "upstream")
+	upstreamHealthyDesc  = desc("upstream_healthy", "Whether an instance is up, as active health checks see it.", "stage", "upstream")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(prometheus.BuildFQName("caddy", "epd", name), help, labels, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (gauges) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		inFlightDesc, waitingDesc, queueSizeDesc, heldDesc, limitDesc, upstreamInFlightDesc, upstreamHealthyDesc,
+	} {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (gauges) Collect(to chan<- prometheus.Metric) {
+	send := func(d *prometheus.Desc, value float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	handlers := liveHandlers()
+	inFlight, waiting := make(map[string]int), make(map[string]int)
+	queues := make(map[string]int)
+	healthy := make(map[instance]bool)
+	busy := busyInstances()
+	for _, h := range handlers { // what a newer one says counts
+		for _, p := range h.pools() {
+			waiting[p.stage] += p.queue.waitingNow()
+			if p.queue.limit > 0 {
+				queues[p.stage] = p.queue.size
+			}
+			for _, u := range p.handler.Upstreams {
+				at := instance{p.stage, u.String()}
+				busy[at] += 0
+				if p.checked() {
+					healthy[at] = u.Healthy()
+				}
+			}
+		}
+	}
+	for at, n := range busy {
+		inFlight[at.stage] += n
+		send(upstreamInFlightDesc, float64(n), at.stage, at.address)
+	}
+	for at, up := range healthy {
+		send(upstreamHealthyDesc, oneIf(up), at.stage, at.address)
+	}
+	for _, stage := range stages {
+		send(inFlightDesc, float64(inFlight[stage]), stage)
+		send(waitingDesc, float64(waiting[stage]), stage)
+		if size, ok := queues[stage]; ok {
+			send(queueSizeDesc, float64(size), stage)
+		}
+	}
+	held, limit := memoryUse(handlers)
+	send(heldDesc, float64(held))
+	send(limitDesc, float64(limit))
+}
+
+// memoryUse returns how many bytes the bodies of requests hold, and how many they may: by
+// the strictest handler.
+func memoryUse(handlers []*Handler) (held, limit int64) {
+	for _, h := range handlers {
+		if limit == 0 || h.MaxMemory < limit {
+			limit = h.MaxMemory
+		}
+	}
+	memory.Lock()
+	defer memory.Unlock()
+	return memory.held, limit
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// countItems counts the media of a request for a chat completion.
+func (x *exchange) countItems() {
+	requestItems.WithLabelValues().Observe(float64(len(x.body.Items)))
+	for _, item := range x.body.Items {
+		kind := mediaKinds[item.Kind]
+		mediaItems.WithLabelValues(kind).Inc()
+		mediaBytes.WithLabelValues(kind).Add(float64(item.Range.End - item.Range.Start))
+	}
+}
+
+// countFailure counts a failed attempt.
+func countFailure(f *failure) {
+	if f.reason == canceled {
+		return
+	}
+	why := f.reason
+	if why == badStatus && f.status < http.StatusInternalServerError {
+		why = rejected
+	}
+	stageFailures.WithLabelValues(f.stage, reasons[why]).Inc()
+	if address := f.call.upstream(); address != "" && why != rejected {
+		historyOf(instance{f.stage, address}).failed(why)
+	}
+}
+
+// count counts a request that is over.
+func (r *report) count() {
+	requestsInFlight.WithLabelValues(r.api).Dec()
+	requestsTotal.WithLabelValues(r.api, r.outcome).Inc()
+	if r.outcome == outcomeRejected || !slices.Contains([]string{apiChat, apiCompletions}, r.api) {
+		return // would only make the others look fast
+	}
+	requestDuration.WithLabelValues(r.api).Observe(r.duration.Seconds())
+	if !r.begun.IsZero() {
+		streamDuration.WithLabelValues(r.api).Observe((r.duration - r.begun.Sub(r.start)).Seconds())
+	}
+}
+
+// begins notes the first byte of a stream.
+func (r *report) begins() {
+	if r.begun.IsZero() {
+		r.begun = time.Now()
+		timeToFirstToken.WithLabelValues(r.api).Observe(r.begun.Sub(r.start).Seconds())
+	}
+}
+
+// Interface guard
+var _ prometheus.Collector = gauges{}
