@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"os"
@@ -94,7 +95,7 @@ func (p *prometheus) has(expr string) bool {
 		return false
 	}
 	for _, sample := range data.Result {
-		if n, err := strconv.ParseFloat(fmt.Sprint(sample.Value[1]), 64); err == nil && n == n {
+		if n, err := strconv.ParseFloat(fmt.Sprint(sample.Value[1]), 64); err == nil && !math.IsNaN(n) {
 			return true
 		}
 	}
