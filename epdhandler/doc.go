@@ -18,4 +18,7 @@
 // body), then it passes the stages (pipeline.go: encode.go, prefill.go, decode.go).
 // Every stage reaches its pool, a reverse_proxy handler (pool.go), through one door
 // (subrequest.go), and what fails is tried elsewhere in one place (attempts.go).
+//
+// What operators see: the access log (report.go), metrics (metrics.go, gauges.go), traces
+// (trace.go), and the status on Caddy's admin endpoint (admin.go, status.go).
 package epdhandler

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"github.com/stretchr/testify/assert"
@@ -128,32 +130,86 @@ func TestWhatTheUserSaysStays(t *testing.T) {
 	assert.Equal(t, unknown, h.decode.health())
 }
 
-// The options of the directive, the JSON members of the module and the rows of
-// README's table are the same.
+// The options of the directive, the JSON members of the module and the rows of the
+// documentation's tables are the same.
 func TestOptionsAreTheSameEverywhere(t *testing.T) {
 	options := slices.Sorted(maps.Keys(new(Handler).options()))
+	assert.Equal(t, options, slices.Sorted(maps.Keys(fields(new(Handler)))))
 
-	var fields []string
-	for f := range reflect.TypeFor[Handler]().Fields() {
-		if tag := f.Tag.Get("json"); tag != "" {
-			name, _, _ := strings.Cut(tag, ",")
-			fields = append(fields, name)
-		}
-	}
-	slices.Sort(fields)
-	assert.Equal(t, options, fields)
-
-	readme, err := os.ReadFile("../README.md")
-	require.NoError(t, err)
-	_, table, ok := strings.Cut(string(readme), "| option | default |")
-	require.True(t, ok)
-	table, _, _ = strings.Cut(table, "\n\n")
 	var rows []string
-	for _, row := range regexp.MustCompile("(?m)^\\| (`[^|]+`) \\|").FindAllStringSubmatch(table, -1) {
-		for name := range strings.SplitSeq(row[1], ", ") {
-			rows = append(rows, strings.Trim(name, "`"))
-		}
+	for _, o := range documented(t) {
+		rows = append(rows, o.name)
 	}
 	slices.Sort(rows)
 	assert.Equal(t, options, rows)
+}
+
+// Who writes all the defaults that are documented has what who writes none has.
+func TestDefaultsAreAsDocumented(t *testing.T) {
+	const pools = "encode localhost:1\ndecode localhost:1\n"
+	silent := fromCaddyfile(t, pools)
+	written := pools
+	for _, o := range documented(t) {
+		value, isCode := strings.CutPrefix(o.initially, "`")
+		value, _, _ = strings.Cut(value, "`")
+		switch {
+		case isCode:
+			written += o.name + " " + value + "\n"
+		case o.initially == "required":
+			continue // TestProvisionRefuses
+		case o.name == "max_memory":
+			assert.Equal(t, defaultMemory(), silent.MaxMemory)
+		default:
+			assert.Contains(t, []string{"off", "none", "anywhere"}, o.initially, "default of %s", o.name)
+			assert.Zero(t, fields(silent)[o.name], "default of %s", o.name)
+		}
+	}
+	want, got := fields(fromCaddyfile(t, written)), fields(silent)
+	for _, pool := range []string{"encode", "decode"} {
+		delete(want, pool)
+		delete(got, pool)
+	}
+	assert.Equal(t, want, got)
+}
+
+// option is a row of docs/configuration.md.
+type option struct{ name, initially string }
+
+func documented(t *testing.T) (all []option) {
+	text, err := os.ReadFile("../docs/configuration.md")
+	require.NoError(t, err)
+	tables := strings.Split(string(text), "| option | default |")[1:]
+	for _, table := range tables {
+		table, _, _ = strings.Cut(table, "\n\n")
+		for _, row := range regexp.MustCompile("(?m)^\\| (`[^|]+`) \\| ([^|]+) \\|").FindAllStringSubmatch(table, -1) {
+			for name := range strings.SplitSeq(row[1], ", ") {
+				all = append(all, option{strings.Trim(name, "`"), row[2]})
+			}
+		}
+	}
+	return all
+}
+
+// fields returns what the handler has in JSON, by name.
+func fields(h *Handler) map[string]any {
+	all := make(map[string]any)
+	v := reflect.ValueOf(h).Elem()
+	for f := range v.Type().Fields() {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" {
+			all[name] = v.FieldByIndex(f.Index).Interface()
+		}
+	}
+	return all
+}
+
+// fromCaddyfile provisions a handler with this block.
+func fromCaddyfile(t *testing.T, block string) *Handler {
+	t.Helper()
+	h, err := parseCaddyfile(httpcaddyfile.Helper{Dispenser: caddyfile.NewTestDispenser("epd_proxy {\n" + block + "}")})
+	require.NoError(t, err)
+	config, err := json.Marshal(h)
+	require.NoError(t, err)
+	provisioned, err := load(t, string(config))
+	require.NoError(t, err)
+	return provisioned
 }

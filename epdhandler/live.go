@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// live are the handlers that are provisioned, the newest one last: those of the
-// running configuration and, until their last requests are over, of those before.
+// live are the handlers that are provisioned, the newest one last. One that a reload has
+// replaced is none of them, though its last requests may go on.
 var live struct {
 	sync.Mutex
 	handlers []*Handler

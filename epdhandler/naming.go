@@ -19,15 +19,19 @@ func (p *pool) name(address string) string {
 	if address == "" {
 		return ""
 	}
-	name := fmt.Sprintf("%s#%06x", p.stage, crc32.ChecksumIEEE([]byte(address))>>8)
-	at := func(u *reverseproxy.Upstream) bool { return u.String() == address }
-	if i := slices.IndexFunc(p.handler.Upstreams, at); i >= 0 {
-		name = fmt.Sprintf("%s#%d", p.stage, i+1)
-	}
+	name := p.place(address)
 	if p.debugs() {
 		return name + "=" + address
 	}
 	return name
+}
+
+func (p *pool) place(address string) string {
+	at := func(u *reverseproxy.Upstream) bool { return u.String() == address }
+	if i := slices.IndexFunc(p.handler.Upstreams, at); i >= 0 {
+		return fmt.Sprintf("%s#%d", p.stage, i+1)
+	}
+	return fmt.Sprintf("%s#%06x", p.stage, crc32.ChecksumIEEE([]byte(address))>>8)
 }
 
 func (p *pool) debugs() bool { return p.logger.Core().Enabled(zapcore.DebugLevel) }

@@ -45,6 +45,9 @@ func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler) (*pool,
 		}
 		return nil, fmt.Errorf("provisioning %s pool: %w", stage, err)
 	}
+	for _, u := range handler.Upstreams {
+		historyOf(instance{stage, u.String()}) // its metrics begin with zero
+	}
 	return p, nil
 }
 

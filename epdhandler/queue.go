@@ -85,6 +85,17 @@ func busyInstances() map[instance]int {
 	return maps.Clone(slots.taken)
 }
 
+// waitingByStage returns how many requests wait, those of replaced handlers too.
+func waitingByStage() map[string]int {
+	slots.Lock()
+	defer slots.Unlock()
+	waiting := make(map[string]int)
+	for q := range slots.queues {
+		waiting[q.stage] += len(q.turns)
+	}
+	return waiting
+}
+
 // waitingNow is how many requests wait.
 func (q *queue) waitingNow() int {
 	slots.Lock()

@@ -1,7 +1,9 @@
 package integration
 
 import (
+	"encoding/pem"
 	"io/fs"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Every Caddyfile that users copy is formatted, adapts and is valid.
+// Every Caddyfile that users copy, from the examples or the documents, adapts and is valid.
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	var files []string
@@ -23,29 +25,34 @@ func TestExamples(t *testing.T) {
 		return err
 	}))
 	require.NotEmpty(t, files)
-	readme, err := os.ReadFile("../README.md")
-	require.NoError(t, err)
-	_, snippet, _ := strings.Cut(string(readme), "```caddyfile\n")
-	snippet, _, _ = strings.Cut(snippet, "```")
-	fromReadme := filepath.Join(t.TempDir(), "README.Caddyfile")
-	require.NoError(t, os.WriteFile(fromReadme, []byte(snippet), 0o600))
-
-	for _, file := range append(files, fromReadme) {
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) { runCaddy(t, "fmt", "--diff", file) })
+	}
+	dir := t.TempDir()
+	ca := filepath.Join(dir, "ca.pem")
+	server := httptest.NewTLSServer(nil)
+	t.Cleanup(server.Close)
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+	for name, code := range caddyfiles(t) { // not formatted: columns are aligned for the eye
+		file := filepath.Join(dir, name)
+		code = strings.ReplaceAll(code, "/etc/caddy/engines-ca.pem", ca)
+		require.NoError(t, os.WriteFile(file, []byte(code), 0o600))
+		files = append(files, file)
+	}
+	require.FileExists(t, filepath.Join(dir, "README.md:2"))
+	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
-			for _, args := range [][]string{
-				{"fmt", "--diff", file},
-				{"adapt", "--config", file, "--adapter", "caddyfile"},
-				{"validate", "--config", file, "--adapter", "caddyfile"},
-			} {
-				if file == fromReadme && args[0] == "fmt" {
-					continue // its columns are aligned for the eye
-				}
-				cmd := exec.Command(binary, args...)
-				home := t.TempDir()
-				cmd.Env = append(os.Environ(), "HOME="+home, "XDG_DATA_HOME="+home, "XDG_CONFIG_HOME="+home)
-				out, err := cmd.CombinedOutput()
-				assert.NoError(t, err, "caddy %s: %s", args[0], out)
-			}
+			runCaddy(t, "adapt", "--config", file, "--adapter", "caddyfile")
+			runCaddy(t, "validate", "--config", file, "--adapter", "caddyfile")
 		})
 	}
+}
+
+func runCaddy(t *testing.T, args ...string) {
+	t.Helper()
+	cmd := exec.Command(binary, args...)
+	home := t.TempDir()
+	cmd.Env = append(os.Environ(), "HOME="+home, "XDG_DATA_HOME="+home, "XDG_CONFIG_HOME="+home)
+	out, err := cmd.CombinedOutput()
+	assert.NoError(t, err, "caddy %s: %s", args[0], out)
 }

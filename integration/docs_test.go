@@ -1,0 +1,115 @@
+package integration
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// documents returns the texts of all Markdown files, by their paths.
+func documents(t *testing.T) map[string]string {
+	t.Helper()
+	all := make(map[string]string)
+	require.NoError(t, filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil || filepath.Ext(path) != ".md":
+			return err
+		default:
+			text, err := os.ReadFile(path)
+			all[path] = string(text)
+			return err
+		}
+	}))
+	require.Contains(t, all, "../README.md")
+	return all
+}
+
+// fence is a block of code, with what it is.
+var fence = regexp.MustCompile("(?m)^ *```(.*)\n(?s:(.*?))^ *```\n")
+
+// caddyfiles returns what the documents give as Caddyfiles, whole ones. "in site" behind
+// the name of the language says that a block is what stands in a site, "in epd_proxy"
+// that it stands in the block of the directive.
+func caddyfiles(t *testing.T) map[string]string {
+	t.Helper()
+	all := make(map[string]string)
+	for path, text := range documents(t) {
+		for n, block := range fence.FindAllStringSubmatch(text, -1) {
+			language, in, _ := strings.Cut(block[1], " ")
+			if language != "caddyfile" {
+				continue
+			}
+			code := block[2]
+			switch in {
+			case "":
+			case "in epd_proxy":
+				for _, pool := range []string{"encode", "decode"} {
+					if !strings.Contains("\n"+code, "\n"+pool+" ") {
+						code = pool + " localhost:1\n" + code
+					}
+				}
+				code = "epd_proxy {\n" + code + "}\n"
+				fallthrough
+			case "in site":
+				code = "example.com {\n" + code + "}\n"
+			default:
+				assert.Failf(t, "unknown place of a Caddyfile", "%s: write 'in site' or 'in epd_proxy', not '%s'", path, in)
+			}
+			all[fmt.Sprintf("%s:%d", strings.ReplaceAll(strings.TrimPrefix(path, "../"), "/", "_"), n+1)] = code
+		}
+	}
+	return all
+}
+
+var (
+	link    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	heading = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	notSlug = regexp.MustCompile(`[^\p{L}\p{N}_ -]`)
+)
+
+// anchors returns the anchors that GitHub gives the headings of a document.
+func anchors(text string) map[string]bool {
+	all := make(map[string]bool)
+	for _, h := range heading.FindAllStringSubmatch(text, -1) {
+		base := strings.ReplaceAll(notSlug.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-")
+		slug := base
+		for n := 1; all[slug]; n++ {
+			slug = fmt.Sprintf("%s-%d", base, n)
+		}
+		all[slug] = true
+	}
+	return all
+}
+
+// Every link within the repository leads somewhere.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	texts := documents(t)
+	for path, text := range texts {
+		texts[path] = fence.ReplaceAllString(text, "")
+	}
+	for path, text := range texts {
+		for _, l := range link.FindAllStringSubmatch(text, -1) {
+			if strings.Contains(l[1], "://") {
+				continue
+			}
+			file, anchor, _ := strings.Cut(l[1], "#")
+			to := path
+			if file != "" {
+				to = filepath.Join(filepath.Dir(path), file)
+			}
+			_, err := os.Stat(to)
+			assert.NoError(t, err, "%s links to %s", path, l[1])
+			if anchor != "" {
+				assert.True(t, anchors(texts[to])[anchor], "%s links to %s, but there is no such heading", path, l[1])
+			}
+		}
+	}
+}
