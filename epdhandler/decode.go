@@ -48,7 +48,7 @@ func (x *exchange) decode() (f *failure) {
 	case err != nil || w.gone:
 		x.abort(ctx, c, w, err)
 	case w.status >= http.StatusBadRequest:
-		x.report.outcome = outcomeFailed
+		x.report.outcome = outcomeOf(w.status)
 		f := &failure{
 			reason: badStatus, status: w.status, stage: "decode", call: c, final: true,
 			cause: statusError(w.status), verdict: apiError{status: w.status},

@@ -3,7 +3,6 @@ package epdhandler
 import (
 	"errors"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -164,7 +163,7 @@ func countFailure(f *failure) {
 func (r *report) count() {
 	requestsInFlight.WithLabelValues(r.api).Dec()
 	requestsTotal.WithLabelValues(r.api, r.outcome).Inc()
-	if r.outcome == outcomeRejected || !slices.Contains([]string{apiChat, apiCompletions}, r.api) {
+	if r.encode.attempts == nil && r.prefill.attempts == nil && r.decode.attempts == nil || r.api == apiModels {
 		return // would only make the others look fast
 	}
 	requestDuration.WithLabelValues(r.api).Observe(r.duration.Seconds())

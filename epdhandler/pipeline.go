@@ -88,10 +88,7 @@ func (x *exchange) transferred() bool {
 
 // fail answers a request that has failed for good.
 func (x *exchange) fail(f *failure) {
-	x.report.outcome = outcomeFailed
-	if f.reason == canceled {
-		x.report.outcome = outcomeClientClosed
-	}
+	x.report.outcome = outcomeOf(f.verdict.status)
 	begun := x.keepalive.end()
 	if f.stage == "decode" && f.engine != nil && !begun {
 		x.response().deliver(f.engine)

@@ -11,10 +11,8 @@ import (
 
 // reject answers a request with which nothing was done.
 func (x *exchange) reject(e *apiError) {
-	x.report.outcome = outcomeRejected
-	if e.status == statusClientClosed {
-		x.report.outcome = outcomeClientClosed
-	} else {
+	x.report.outcome = outcomeOf(e.status)
+	if x.report.outcome != outcomeClientClosed {
 		x.h.logger.Warn("request rejected", zap.String("request_id", x.id), zap.String("stage", "request"),
 			zap.Int("status", e.status), zap.Error(errors.New(e.Message)))
 	}

@@ -2,6 +2,7 @@ package epdhandler
 
 import (
 	"context"
+	"net/http"
 	"slices"
 	"time"
 
@@ -35,11 +36,22 @@ func newReport(id, api string) *report {
 // The outcomes of a request.
 const (
 	outcomeOK           = "ok"            // answered
-	outcomeRejected     = "rejected"      // refused before any engine was asked
-	outcomeFailed       = "failed"        // answered with an error of, or about, an engine
+	outcomeRejected     = "rejected"      // answered with 4xx: the request's own fault
+	outcomeFailed       = "failed"        // answered with 5xx: an engine's fault, or a lack of engines or memory
 	outcomeBrokeOff     = "broke_off"     // decode broke off in the middle of the answer
 	outcomeClientClosed = "client_closed" // the client went away
 )
+
+// outcomeOf is the outcome of a request that was answered with an error.
+func outcomeOf(status int) string {
+	switch {
+	case status == statusClientClosed:
+		return outcomeClientClosed
+	case status < http.StatusInternalServerError:
+		return outcomeRejected
+	}
+	return outcomeFailed
+}
 
 // stageReport is one stage of a report.
 type stageReport struct {

@@ -103,7 +103,11 @@ func TestFailures(t *testing.T) {
 					assert.Regexp(t, "^"+string(tc.role)+"#[123]$", line["upstream"])
 					assert.NotEmpty(t, line["error"])
 				}
-				assert.Equal(t, "failed", access.str("epd", "outcome"))
+				outcome := "failed"
+				if tc.status < http.StatusInternalServerError {
+					outcome = "rejected" // by an engine
+				}
+				assert.Equal(t, outcome, access.str("epd", "outcome"))
 				assert.EqualValues(t, len(lines), access.at("epd", string(tc.role), "attempts"))
 			}
 		})

@@ -76,8 +76,8 @@ func TestMetrics(t *testing.T) {
 
 	want := map[string]float64{
 		`requests_total{api="chat_completions",outcome="ok"}`:                          2,
-		`requests_total{api="chat_completions",outcome="rejected"}`:                    1,
-		`requests_total{api="chat_completions",outcome="failed"}`:                      2,
+		`requests_total{api="chat_completions",outcome="rejected"}`:                    2,
+		`requests_total{api="chat_completions",outcome="failed"}`:                      1,
 		`requests_total{api="completions",outcome="ok"}`:                               1,
 		`requests_total{api="models",outcome="ok"}`:                                    1,
 		`requests_total{api="other",outcome="rejected"}`:                               1,
