@@ -44,7 +44,7 @@ func (x *exchange) decode() *failure {
 		}
 		x.settle(x.decoding, f)
 		return f
-	case err != nil || w.gone:
+	case (err != nil || w.gone) && !w.ended():
 		x.abort(ctx, c, w, err)
 	case w.status >= http.StatusBadRequest:
 		x.report.outcome = outcomeFailed
