@@ -5,6 +5,7 @@ import (
 	"errors"
 	"mime"
 	"net/http"
+	"strings"
 )
 
 // maxAnswer bounds what is kept of an encoder's or prefill's answer. It is far
@@ -62,11 +63,11 @@ type response struct {
 	held      answer // what was not accepted
 	silence   *silence
 	keepalive *keepalive
-	committed bool    // the client has the status
-	stream    bool    // of server-sent events, not compressed by the engine
-	end       [4]byte // of what the client has
-	status    int     // that it has
-	gone      bool    // writing to the client failed
+	committed bool     // the client has the status
+	stream    bool     // of server-sent events, not compressed by the engine
+	end       [10]byte // of what the client has
+	status    int      // that it has
+	gone      bool     // writing to the client failed
 }
 
 // Header implements http.ResponseWriter.
@@ -146,10 +147,20 @@ func (w *response) Write(p []byte) (int, error) {
 
 // endEvent sets what follows in a stream apart from an event that may have been cut.
 func (w *response) endEvent() {
-	begun := w.end != [4]byte{}
-	if begun && string(w.end[2:]) != "\n\n" && string(w.end[:]) != "\r\n\r\n" {
+	begun := w.end != [10]byte{}
+	if begun && !w.endsIn("") {
 		_, _ = w.client.Write([]byte("\n\n"))
 	}
+}
+
+// ended reports whether the client has the last event of a stream. Some clients hang
+// up then, before the engine's answer ends, and lack nothing.
+func (w *response) ended() bool { return w.stream && w.endsIn("[DONE]") }
+
+// endsIn reports whether the client has an event to its end, and that this is it.
+func (w *response) endsIn(s string) bool {
+	end := string(w.end[:])
+	return strings.HasSuffix(end, s+"\n\n") || strings.HasSuffix(end, s+"\r\n\r\n")
 }
 
 // FlushError implements the Flush of http.ResponseController.

@@ -45,7 +45,7 @@ func (x *exchange) decode() (f *failure) {
 		}
 		x.settle(x.decoding, f)
 		return f
-	case err != nil || w.gone:
+	case (err != nil || w.gone) && !w.ended():
 		x.abort(ctx, c, w, err)
 	case w.status >= http.StatusBadRequest:
 		x.report.outcome = outcomeOf(w.status)

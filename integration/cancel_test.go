@@ -3,7 +3,10 @@ package integration
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,5 +96,46 @@ func TestClientGoesAway(t *testing.T) {
 				c.assertNoLeaks(t)
 			})
 		}
+	}
+}
+
+// A client that hangs up when it has the last event has been answered: the OpenAI SDK for
+// Python does so, and may be quicker than the end of the engine's answer.
+func TestClientHangsUpAtTheEnd(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ stream, outcome string }{
+		"after the last event": {"data: {}\n\ndata: [DONE]\n\n", "ok"},
+		"the same, with CRLF":  {"data: {}\r\n\r\ndata: [DONE]\r\n\r\n", "ok"},
+		"before its end":       {"data: {}\n\ndata: [DONE]\n", "client_closed"},
+		"after another event":  {"data: {}\n\n", "client_closed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			decode := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != chatPath {
+					return // healthy
+				}
+				_, _ = io.Copy(io.Discard, r.Body)
+				w.Header().Set("Content-Type", "text/event-stream")
+				_, _ = io.WriteString(w, tc.stream)
+				_ = http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+			}))
+			t.Cleanup(decode.Close)
+			e := startEngines(t, 1, 0, 0)
+			c := startCaddy(t, strings.Replace(e.block(), "decode disable", "decode "+decode.Listener.Addr().String(), 1))
+			for _, http2 := range []bool{false, true} {
+				ctx, hangUp := context.WithCancel(t.Context())
+				res, err := c.send(ctx, c.client(t, http2), http.MethodPost, chatPath, stream(chat("", text("x"))))
+				require.NoError(t, err)
+				_, err = io.ReadFull(res.Body, make([]byte, len(tc.stream)))
+				require.NoError(t, err)
+				hangUp()
+				_ = res.Body.Close()
+				access := c.access(t, res.Header.Get("X-Request-Id"))
+				assert.Equal(t, tc.outcome, access.str("epd", "outcome"))
+				assert.Empty(t, c.lines(), "that is no failure")
+			}
+		})
 	}
 }

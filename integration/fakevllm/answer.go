@@ -1,6 +1,7 @@
 package fakevllm
 
 import (
+	"bytes"
 	"maps"
 	"net/http"
 	"strconv"
@@ -36,10 +37,18 @@ func (a *answer) firstHalf() *answer {
 	return &half
 }
 
+// firstEvents is firstHalf of a stream without the event that it cuts.
+func (a *answer) firstEvents() *answer {
+	half := a.firstHalf()
+	sent := bytes.Join(half.pieces, nil)
+	half.pieces = [][]byte{sent[:bytes.LastIndex(sent, []byte("\n\n"))+2]}
+	return half
+}
+
 // send writes piece by piece, each for itself on the wire.
 func (x *exchange) send(a *answer) error {
-	if x.cut {
-		a = a.firstHalf()
+	if x.cut != nil {
+		a = x.cut(a)
 	}
 	x.writeHead(a)
 	for n, piece := range a.pieces {
@@ -47,7 +56,7 @@ func (x *exchange) send(a *answer) error {
 			return err
 		}
 	}
-	if x.cut {
+	if x.cut != nil {
 		return errCut
 	}
 	return nil

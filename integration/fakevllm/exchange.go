@@ -19,11 +19,11 @@ type exchange struct {
 	r       *http.Request
 	id      string
 	body    []byte
-	members object // of the body, once it is checked
-	prompt  prompt // likewise
-	target  target // likewise
-	cut     bool   // reset the connection in the middle of the answer
-	started bool   // the client has got something
+	members object                // of the body, once it is checked
+	prompt  prompt                // likewise
+	target  target                // likewise
+	cut     func(*answer) *answer // what a connection lets through before it is reset
+	started bool                  // the client has got something
 }
 
 func (x *exchange) context() context.Context { return x.r.Context() }

@@ -27,6 +27,10 @@ const (
 	// event, after the first few.
 	CutMiddle FaultKind = "cut middle"
 
+	// CutBetween is CutMiddle between two events of a stream, which is where
+	// engines break off: they write each event at once.
+	CutBetween FaultKind = "cut between"
+
 	// Status answers Code, with Message in vLLM's error shape.
 	Status FaultKind = "status"
 
@@ -128,7 +132,9 @@ func (x *exchange) strike() (*answer, error) {
 		connectionOf(x.r).life.kill()
 		return nil, errKilled
 	case CutMiddle:
-		x.cut = true
+		x.cut = (*answer).firstHalf
+	case CutBetween:
+		x.cut = (*answer).firstEvents
 	case Garbage:
 		return jsonAnswer(http.StatusOK, []byte(`{"id":"chatcmpl-`)), nil
 	case Status:

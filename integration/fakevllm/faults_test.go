@@ -51,6 +51,18 @@ func TestCutMiddleOfStream(t *testing.T) {
 	assert.ErrorContains(t, err, "no [DONE]")
 }
 
+func TestCutBetween(t *testing.T) {
+	e := startAlone(t, Options{Role: Decode})
+	e.SetFault(Fault{Kind: CutBetween})
+	a, err := try(newRequest(t, e, chat, "r", with(textChat, "stream", "true")))
+	require.NoError(t, err)
+	assert.ErrorIs(t, a.bodyErr, syscall.ECONNRESET)
+	begun, err := Text([]byte(a.body+"data: [DONE]\n\n"), true)
+	require.NoError(t, err, "all events are whole")
+	assert.NotEmpty(t, begun)
+	assert.NotContains(t, a.body, "[DONE]")
+}
+
 func TestStatus(t *testing.T) {
 	e := startAlone(t, Options{Role: Decode})
 	e.SetFault(Fault{Kind: Status, Code: 503, Message: "overloaded", Header: http.Header{"Retry-After": {"7"}}, Times: 2})
