@@ -129,8 +129,8 @@ func (t target) ask(ctx context.Context, q question) reply {
 
 // These are names that a transport of reverse_proxy goes by and does not export.
 const (
-	dialInfoKey   caddy.CtxKey = "reverse_proxy.dial_info" // read by [reverseproxy.GetDialInfo]
-	proxyProtocol              = "reverse_proxy.proxy_protocol_info"
+	dialInfoKey      = caddy.CtxKey("reverse_proxy.dial_info") // for [reverseproxy.GetDialInfo]
+	proxyProtocolVar = "reverse_proxy.proxy_protocol_info"
 )
 
 // request makes the request for the question. It has what the pool's transport and the
@@ -148,7 +148,7 @@ func (t target) request(ctx context.Context, q question) (*http.Request, error) 
 	ctx = context.WithValue(ctx, dialInfoKey, to)
 	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{
 		// no client's address: the question is ours
-		proxyProtocol: reverseproxy.ProxyProtocolInfo{AddrPort: netip.MustParseAddrPort("127.0.0.1:0")},
+		proxyProtocolVar: reverseproxy.ProxyProtocolInfo{AddrPort: netip.MustParseAddrPort("127.0.0.1:0")},
 	})
 	host := to.Address
 	if network := (caddy.NetworkAddress{Network: to.Network}); network.IsUnixNetwork() || network.IsFdNetwork() {

@@ -12,22 +12,26 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// name is what logs call the instance at an address: by its place in the pool, as in
-// decode#2, or if the pool is dynamic by a checksum. Addresses tell about the network
+// name is what logs call the instance at an address. Addresses tell about the network
 // behind the proxy, and logs get around; debug logging adds them.
 func (p *pool) name(address string) string {
+	if address != "" && p.debugs() {
+		return p.place(address) + "=" + address
+	}
+	return p.place(address)
+}
+
+// place names the instance at an address by its place in the pool, as in decode#2, or if
+// the pool is dynamic by a checksum.
+func (p *pool) place(address string) string {
 	if address == "" {
 		return ""
 	}
-	name := fmt.Sprintf("%s#%06x", p.stage, crc32.ChecksumIEEE([]byte(address))>>8)
 	at := func(u *reverseproxy.Upstream) bool { return u.String() == address }
 	if i := slices.IndexFunc(p.handler.Upstreams, at); i >= 0 {
-		name = fmt.Sprintf("%s#%d", p.stage, i+1)
+		return fmt.Sprintf("%s#%d", p.stage, i+1)
 	}
-	if p.debugs() {
-		return name + "=" + address
-	}
-	return name
+	return fmt.Sprintf("%s#%06x", p.stage, crc32.ChecksumIEEE([]byte(address))>>8)
 }
 
 func (p *pool) debugs() bool { return p.logger.Core().Enabled(zapcore.DebugLevel) }

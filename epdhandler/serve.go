@@ -49,13 +49,16 @@ type exchange struct {
 type route struct {
 	methods []string
 	serve   func(*exchange)
+	enabled func(*Handler) bool // nil: always
 }
 
 var routes = map[string]route{
-	"/v1/chat/completions": {[]string{http.MethodPost}, (*exchange).chatCompletions},
-	"/v1/completions":      {[]string{http.MethodPost}, (*exchange).completions},
-	"/v1/models":           {[]string{http.MethodGet, http.MethodHead}, (*exchange).models},
-	"/health":              {[]string{http.MethodGet, http.MethodHead}, (*exchange).health},
+	"/v1/chat/completions": {[]string{http.MethodPost}, (*exchange).chatCompletions, nil},
+	"/v1/completions":      {[]string{http.MethodPost}, (*exchange).completions, nil},
+	"/v1/models":           {[]string{http.MethodGet, http.MethodHead}, (*exchange).models, nil},
+	"/health":              {[]string{http.MethodGet, http.MethodHead}, (*exchange).health, nil},
+	"/start_profile":       {[]string{http.MethodPost}, (*exchange).profile, (*Handler).mayProfile},
+	"/stop_profile":        {[]string{http.MethodPost}, (*exchange).profile, (*Handler).mayProfile},
 }
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, and
@@ -67,7 +70,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.
 	defer x.report.finish(r.Context())
 
 	route, ok := routes[r.URL.Path]
-	if !ok {
+	if !ok || route.enabled != nil && !route.enabled(h) {
 		x.reject(badRequest(http.StatusNotFound, "not_found", "there is no such route"))
 		return nil
 	}
