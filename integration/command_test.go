@@ -1,13 +1,18 @@
 package integration
 
 import (
+	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -19,7 +24,7 @@ import (
 func command(t *testing.T, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	home := t.TempDir()
-	cmd := exec.CommandContext(t.Context(), binary, args...)
+	cmd := exec.Command(binary, args...)
 	cmd.Env = append(os.Environ(), "HOME="+home, "XDG_DATA_HOME="+home, "XDG_CONFIG_HOME="+home, "GORACE=halt_on_error=1")
 	cmd.Env = append(cmd.Env, env...)
 	return cmd
@@ -164,4 +169,85 @@ func TestCheckRefuses(t *testing.T) {
 		assert.Empty(t, out)
 		assert.Contains(t, log, want)
 	}
+}
+
+// serving starts epd-proxy with these arguments, and stops it when the test ends.
+func serving(t *testing.T, address string, args ...string) *logBook {
+	t.Helper()
+	cmd := command(t, nil, append([]string{"epd-proxy"}, args...)...)
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	log := &logBook{changed: make(chan struct{})}
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		log.read(bufio.NewReader(stderr))
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		<-read
+		assert.NoError(t, cmd.Wait(), "epd-proxy did not end well")
+		assert.Empty(t, log.rest())
+	})
+	require.Eventually(t, func() bool {
+		found, _ := log.find(func(e entry) bool { return e.str("msg") == "epd_proxy is serving" && e.str("address") == address })
+		return len(found) == 1
+	}, 30*time.Second, 10*time.Millisecond, "it does not say that it serves at %s", address)
+	return log
+}
+
+// A script that launches vLLM's proxy only needs another program.
+func TestProxyWithTheFlagsOfVLLM(t *testing.T) {
+	t.Parallel()
+	for name, prefill := range map[string]int{"E+PD": 0, "E+P+D": 1} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 2, prefill, 1)
+			urls := func(list []*fakevllm.Engine) string {
+				var all []string
+				for _, engine := range list {
+					all = append(all, engine.URL())
+				}
+				return strings.Join(all, ",")
+			}
+			port := freePort(t)
+			c := &caddy{URL: fmt.Sprintf("http://127.0.0.1:%d", port), Client: &http.Client{Timeout: time.Minute}}
+			t.Cleanup(c.Client.CloseIdleConnections)
+			serving(t, c.URL, "--host", "127.0.0.1", "--port", strconv.Itoa(port),
+				"--encode-servers-urls", urls(e.encode),
+				"--prefill-servers-urls", cmp.Or(urls(e.prefill), "disable"),
+				"--decode-servers-urls", urls(e.decode))
+
+			for _, body := range []string{typical["every kind"].body, stream(typical["every kind"].body)} {
+				assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
+			}
+			e.assertRequests(t, 8, 2*prefill, 2)
+			e.assertContract(t)
+			assert.Equal(t, http.StatusNotFound, c.do(t, http.MethodPost, "/start_profile", "{}").StatusCode)
+		})
+	}
+}
+
+func TestProxyWithItsOwnFlags(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 2, 0, 1, profiling)
+	port := freePort(t)
+	c := &caddy{URL: fmt.Sprintf("http://localhost:%d", port), Client: &http.Client{Timeout: time.Minute}}
+	t.Cleanup(c.Client.CloseIdleConnections)
+	c.log = serving(t, fmt.Sprintf("http://:%d", port), "--listen", fmt.Sprintf(":%d", port), "--profiling", "--access-log", "--debug",
+		"--encode", e.encode[0].Addr()+", "+e.encode[1].Addr(), "--decode", e.decode[0].Addr())
+	body := typical["five images"].body
+	r := c.do(t, http.MethodPost, chatPath, body)
+	assertAnswer(t, body, r)
+	assert.Equal(t, "ok", c.access(t, r.id()).str("epd", "outcome"))
+	r = c.do(t, http.MethodPost, "/start_profile", "{}")
+	assert.Equal(t, map[string][]string{"encode": {"encode#1 200 ok", "encode#2 200 ok"}, "decode": {"decode#1 200 ok"}}, said(t, r))
+}
+
+func TestProxyRefuses(t *testing.T) {
+	t.Parallel()
+	_, log, status := run(t, nil, "epd-proxy", "--encode", "e1:8001")
+	assert.Equal(t, 1, status)
+	assert.Contains(t, log, "there is no decode pool")
 }
