@@ -18,4 +18,8 @@
 // body), then it passes the stages (pipeline.go: encode.go, prefill.go, decode.go).
 // Every stage reaches its pool, a reverse_proxy handler (pool.go), through one door
 // (subrequest.go), and what fails is tried elsewhere in one place (attempts.go).
+//
+// What is about the instances themselves asks each of them, past the load balancing
+// (direct.go): profiling (profile.go, admin.go) and the command epd-check (check.go).
+// The command epd-proxy (proxycommand.go) serves without a configuration file.
 package epdhandler
