@@ -55,7 +55,7 @@ func cmdCheck(fs caddycmd.Flags) (int, error) {
 		wrong += h.check(context.Background(), os.Stdout, key)
 	}
 	if wrong > 0 {
-		return caddy.ExitCodeFailedStartup, fmt.Errorf("%d problems found", wrong)
+		return caddy.ExitCodeFailedStartup, fmt.Errorf("problems found: %d", wrong)
 	}
 	fmt.Println("all is well")
 	return caddy.ExitCodeSuccess, nil
