@@ -1,9 +1,10 @@
 package epdhandler
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
-	"strings"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -14,9 +15,10 @@ func init() {
 
 // adminAPI is what operators get from Caddy's admin endpoint, and clients never do:
 //
-// Route | What it does
+// Route | What happens
 // ------|-------------
 // `GET /epd/status` | every pool and instance with its health, load and latency, as JSON, or for a browser as a page
+// `POST /epd/start_profile`, `/epd/stop_profile` | asked of every instance of every pool of every handler
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -27,24 +29,54 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Routes returns the routes of the admin endpoint.
-func (adminAPI) Routes() []caddy.AdminRoute {
+// Routes implements caddy.AdminRouter.
+func (a adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
-		{Pattern: "/epd/status", Handler: only(serveStatus, http.MethodGet, http.MethodHead)},
+		{Pattern: "/epd/status", Handler: only(http.MethodGet, serveStatus)},
+		{Pattern: "/epd/start_profile", Handler: only(http.MethodPost, a.profile("/start_profile"))},
+		{Pattern: "/epd/stop_profile", Handler: only(http.MethodPost, a.profile("/stop_profile"))},
 	}
 }
 
-// only refuses other methods than these.
-func only(serve caddy.AdminHandlerFunc, methods ...string) caddy.AdminHandlerFunc {
+// only refuses other methods.
+func only(method string, serve caddy.AdminHandlerFunc) caddy.AdminHandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		for _, m := range methods {
-			if r.Method == m {
-				return serve(w, r)
+		if r.Method != method {
+			w.Header().Set("Allow", method)
+			return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: fmt.Errorf("use %s here", method)}
+		}
+		return serve(w, r)
+	}
+}
+
+// profile passes a request to profile on to all engines.
+func (adminAPI) profile(path string) caddy.AdminHandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		var pools []*pool
+		for _, h := range slices.Backward(liveHandlers()) { // what runs comes before what ends
+			pools = append(pools, h.pools()...)
+		}
+		if len(pools) == 0 {
+			return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("there is no epd_proxy in the configuration")}
+		}
+		q := question{method: r.Method, path: path, header: make(http.Header), timeout: profileTimeout}
+		if key := r.Header["Authorization"]; key != nil {
+			q.header["Authorization"] = key
+		}
+		p := profile(r.Context(), q, target.address, pools...)
+		for _, said := range p {
+			for i := range said {
+				if err := said[i].err; err != nil {
+					said[i].Result = err.Error()
+				}
 			}
 		}
-		allow := strings.Join(methods, ", ")
-		w.Header().Set("Allow", allow)
-		return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: fmt.Errorf("method not allowed; use %s here", allow)}
+		status := http.StatusOK
+		if !p.some() {
+			status = http.StatusServiceUnavailable
+		}
+		p.write(w, status)
+		return nil
 	}
 }
 

@@ -38,6 +38,7 @@ func (h *Handler) options() caddyfile.Options {
 		"ec_consumers":         caddyfile.Lists(&h.ECConsumers, "pd1:8003 tcp://pd1:14579"),
 		"keep_handles":         caddyfile.Flag(&h.KeepHandles),
 		"trust_clients":        caddyfile.Flag(&h.TrustClients),
+		"profiling":            caddyfile.Flag(&h.Profiling),
 		"media_sources":        caddyfile.List(&h.MediaSources, "data: https://*.example.com", func(s string) error { _, err := parseSource(s); return err }),
 		"max_memory":           caddyfile.Size(&h.MaxMemory),
 		"body_timeout":         caddyfile.Duration(&h.BodyTimeout),
@@ -80,6 +81,7 @@ func (h *Handler) options() caddyfile.Options {
 //		}
 //		keep_handles
 //		trust_clients
+//		profiling
 //		media_sources        <schemes or scheme://hosts...>
 //		max_memory           <size>
 //		body_timeout         <duration>

@@ -21,4 +21,8 @@
 //
 // What operators see: the access log (report.go), metrics (metrics.go, gauges.go), traces
 // (trace.go), and the status on Caddy's admin endpoint (admin.go, status.go).
+//
+// What is about the instances themselves asks each of them, past the load balancing
+// (direct.go): profiling (profile.go, admin.go) and the command epd-check (check.go).
+// The command epd-proxy (proxycommand.go) serves without a configuration file.
 package epdhandler

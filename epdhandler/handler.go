@@ -26,6 +26,7 @@ func init() {
 // `POST /v1/completions` | prefill, if there is such a pool, then decode
 // `GET /v1/models` | answered by decode
 // `GET /health` | the health of the pools, as Caddy's health checks know it
+// `POST /start_profile`, `/stop_profile` | with `profiling`: asked of every instance of every pool
 //
 // Each pool is configured as a `reverse_proxy` handler, with all its options.
 // Where a pool's configuration says nothing, these defaults apply, chosen for
@@ -132,6 +133,12 @@ type Handler struct {
 	// steer engines. A client can then make an engine connect to hosts of its choice,
 	// and read what other clients have sent. Default: false.
 	TrustClients bool `json:"trust_clients,omitempty"`
+
+	// Serve `POST /start_profile` and `/stop_profile`, for `vllm bench serve --profile`:
+	// every instance of every pool is asked. Whoever may send requests can then slow the
+	// engines down and fill their disks. On Caddy's admin endpoint they are always there,
+	// as `/epd/start_profile` and `/epd/stop_profile`. Default: false.
+	Profiling bool `json:"profiling,omitempty"`
 
 	// Where media may come from: schemes, such as `data:`, or a scheme with a host, such
 	// as `https://media.example.com` or `https://*.example.com`. An engine fetches the

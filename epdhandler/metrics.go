@@ -84,6 +84,7 @@ const (
 	apiCompletions = "completions"
 	apiModels      = "models"
 	apiHealth      = "health"
+	apiProfile     = "profile"
 	apiOther       = "other" // no such route
 )
 

@@ -12,21 +12,21 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// name is what logs call the instance at an address: by its place in the pool, as in
-// decode#2, or if the pool is dynamic by a checksum. Addresses tell about the network
+// name is what logs call the instance at an address. Addresses tell about the network
 // behind the proxy, and logs get around; debug logging adds them.
 func (p *pool) name(address string) string {
+	if address != "" && p.debugs() {
+		return p.place(address) + "=" + address
+	}
+	return p.place(address)
+}
+
+// place names the instance at an address by its place in the pool, as in decode#2, or if
+// the pool is dynamic by a checksum.
+func (p *pool) place(address string) string {
 	if address == "" {
 		return ""
 	}
-	name := p.place(address)
-	if p.debugs() {
-		return name + "=" + address
-	}
-	return name
-}
-
-func (p *pool) place(address string) string {
 	at := func(u *reverseproxy.Upstream) bool { return u.String() == address }
 	if i := slices.IndexFunc(p.handler.Upstreams, at); i >= 0 {
 		return fmt.Sprintf("%s#%d", p.stage, i+1)

@@ -52,17 +52,28 @@ func hex6() string {
 	return string(b[:])
 }
 
-// readBody reads the client's body and indexes it. On error it returns what the
-// client is to be told.
-func (x *exchange) readBody(chat bool) *apiError {
+// readRaw reads the client's body as it is. On error it returns what the client is to
+// be told.
+func (x *exchange) readRaw() ([]byte, *apiError) {
 	if e := x.r.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return badRequest(http.StatusUnsupportedMediaType, "unsupported_encoding", "compressed bodies are not supported; send the JSON as it is")
+		return nil, badRequest(http.StatusUnsupportedMediaType, "unsupported_encoding", "compressed bodies are not supported; send the JSON as it is")
 	}
 	raw, err := x.receive()
 	if err != nil {
-		return x.readError(err)
+		return nil, x.readError(err)
 	}
 	x.received = true
+	return raw, nil
+}
+
+// readBody reads the client's body and indexes it. On error it returns what the
+// client is to be told.
+func (x *exchange) readBody(chat bool) *apiError {
+	raw, e := x.readRaw()
+	if e != nil {
+		return e
+	}
+	var err error
 	if chat {
 		x.body, err = body.ParseChat(raw, x.h.MaxMediaItems, x.h.TrustClients)
 	} else {

@@ -49,14 +49,20 @@ type route struct {
 	api     string // for metrics
 	methods []string
 	serve   func(*exchange)
+	enabled func(*Handler) bool // nil: always
 }
 
 var routes = map[string]route{
-	"/v1/chat/completions": {apiChat, []string{http.MethodPost}, (*exchange).chatCompletions},
-	"/v1/completions":      {apiCompletions, []string{http.MethodPost}, (*exchange).completions},
-	"/v1/models":           {apiModels, []string{http.MethodGet, http.MethodHead}, (*exchange).models},
-	"/health":              {apiHealth, []string{http.MethodGet, http.MethodHead}, (*exchange).health},
+	"/v1/chat/completions": {apiChat, []string{http.MethodPost}, (*exchange).chatCompletions, nil},
+	"/v1/completions":      {apiCompletions, []string{http.MethodPost}, (*exchange).completions, nil},
+	"/v1/models":           {apiModels, []string{http.MethodGet, http.MethodHead}, (*exchange).models, nil},
+	"/health":              {apiHealth, []string{http.MethodGet, http.MethodHead}, (*exchange).health, nil},
+	"/start_profile":       {apiProfile, []string{http.MethodPost}, (*exchange).profile, (*Handler).mayProfile},
+	"/stop_profile":        {apiProfile, []string{http.MethodPost}, (*exchange).profile, (*Handler).mayProfile},
 }
+
+// notFound is what is not there.
+var notFound = route{api: apiOther}
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, and
 // never calls next.
@@ -64,12 +70,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.
 	x := &exchange{h: h, w: w, r: r, id: requestID(r.Header)}
 	w.Header()["X-Request-Id"] = []string{x.id}
 	route, ok := routes[r.URL.Path]
-	if !ok {
-		route.api = apiOther
+	if !ok || route.enabled != nil && !route.enabled(h) {
+		route = notFound
 	}
 	x.report = newReport(x.id, route.api)
 	defer x.report.finish(r.Context())
-	if !ok {
+	if route.serve == nil {
 		x.reject(badRequest(http.StatusNotFound, "not_found", "there is no such route"))
 		return nil
 	}

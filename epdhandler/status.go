@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"context"
 	_ "embed"
 	"encoding/json"
 	"net/http"
@@ -55,8 +56,9 @@ type memoryStatus struct {
 // recently is which failures the status still speaks of.
 const recently = 5 * time.Minute
 
-// currentStatus asks all there is. No engine is asked.
-func currentStatus() status {
+// currentStatus is what is known at this moment. No engine is asked, but a dynamic pool
+// may have to look up which instances it has.
+func currentStatus(ctx context.Context) status {
 	handlers := liveHandlers()
 	s := status{Handlers: []handlerStatus{}}
 	s.Memory.Held, s.Memory.Limit = memoryUse(handlers)
@@ -64,14 +66,14 @@ func currentStatus() status {
 	for _, h := range handlers {
 		var hs handlerStatus
 		for _, p := range h.pools() {
-			hs.Pools = append(hs.Pools, p.status(busy))
+			hs.Pools = append(hs.Pools, p.status(ctx, busy))
 		}
 		s.Handlers = append(s.Handlers, hs)
 	}
 	return s
 }
 
-func (p *pool) status(busy map[instance]int) poolStatus {
+func (p *pool) status(ctx context.Context, busy map[instance]int) poolStatus {
 	s := poolStatus{
 		Stage:     p.stage,
 		Health:    p.health(),
@@ -82,7 +84,8 @@ func (p *pool) status(busy map[instance]int) poolStatus {
 	if p.queue.limit > 0 {
 		s.QueueSize = p.queue.size
 	}
-	for _, u := range p.handler.Upstreams {
+	upstreams, _ := p.instances(ctx) // without them, the status shows none
+	for _, u := range upstreams {
 		us := p.upstreamStatus(u, busy)
 		s.InFlight += us.InFlight
 		s.Upstreams = append(s.Upstreams, us)
@@ -128,5 +131,5 @@ func serveStatus(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	return json.NewEncoder(w).Encode(currentStatus())
+	return json.NewEncoder(w).Encode(currentStatus(r.Context()))
 }

@@ -66,18 +66,21 @@ func (c *caddy) usage(t testing.TB) usage {
 // admin gets a page of Caddy's admin endpoint, on a connection of its own.
 func (c *caddy) admin(t testing.TB, path string) string {
 	t.Helper()
-	socket := filepath.Join(filepath.Dir(c.config), "admin.sock")
-	client := &http.Client{Timeout: waitLong, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		},
-	}}
-	res, err := client.Get("http://127.0.0.1" + path)
+	res, err := c.adminClient().Get("http://127.0.0.1" + path)
 	require.NoError(t, err)
 	defer res.Body.Close()
 	page, err := io.ReadAll(res.Body)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, res.StatusCode, "%s", page)
 	return string(page)
+}
+
+func (c *caddy) adminClient() *http.Client {
+	socket := filepath.Join(filepath.Dir(c.config), "admin.sock")
+	return &http.Client{Timeout: waitLong, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
 }

@@ -83,6 +83,13 @@ type Options struct {
 	// Model is the one model that is served, "fake" by default.
 	Model string
 
+	// Version is what GET /version answers, "0.11.1" by default.
+	Version string
+
+	// Profiling makes an engine answer POST /start_profile and /stop_profile,
+	// which are 404 otherwise.
+	Profiling bool
+
 	// Forget keeps no requests for Requests, whose bodies may be large: for
 	// an engine that runs for long.
 	Forget bool
@@ -98,6 +105,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Model == "" {
 		o.Model = "fake"
+	}
+	if o.Version == "" {
+		o.Version = "0.11.1"
 	}
 	return o
 }

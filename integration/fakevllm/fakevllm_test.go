@@ -344,6 +344,21 @@ func TestUnservedPathsAreReported(t *testing.T) {
 	}
 }
 
+func TestVersion(t *testing.T) {
+	assert.JSONEq(t, `{"version":"0.11.1"}`, get(t, startAlone(t, Options{Role: Encode}), "/version").body)
+	assert.JSONEq(t, `{"version":"0.12.0"}`, get(t, startAlone(t, Options{Role: Encode, Version: "0.12.0"}), "/version").body)
+}
+
+func TestProfiling(t *testing.T) {
+	off, on := startAlone(t, Options{Role: Prefill}), startAlone(t, Options{Role: Prefill, Profiling: true})
+	for _, path := range []string{"/start_profile", "/stop_profile"} {
+		assert.Equal(t, http.StatusNotFound, post(t, off, path, "r", "{}").status)
+		a := post(t, on, path, "r", "{}")
+		accepted(t, on, a)
+		assert.Empty(t, a.body)
+	}
+}
+
 func TestAPIKey(t *testing.T) {
 	e := startAlone(t, Options{Role: Decode, APIKey: "secret"})
 	assert.Equal(t, http.StatusOK, get(t, e, "/health").status)

@@ -74,6 +74,13 @@ func (x *exchange) route() *service {
 	switch x.r.Method + " " + x.r.URL.Path {
 	case "GET /v1/models":
 		return &service{serve: x.models}
+	case "GET /version":
+		return &service{serve: x.version}
+	case "POST /start_profile", "POST /stop_profile":
+		if !x.engine.options.Profiling {
+			return nil
+		}
+		return &service{serve: x.profile}
 	case "POST /v1/completions":
 		if role == Encode {
 			return nil
@@ -102,4 +109,13 @@ func (x *exchange) models() (*answer, error) {
 			"root": model, "parent": nil, "max_model_len": 32768,
 		}},
 	})), nil
+}
+
+func (x *exchange) version() (*answer, error) {
+	return jsonAnswer(http.StatusOK, marshal(map[string]string{"version": x.engine.options.Version})), nil
+}
+
+// profile answers 200 without a body, as vLLM does.
+func (x *exchange) profile() (*answer, error) {
+	return &answer{http.StatusOK, http.Header{"Content-Length": {"0"}}, [][]byte{nil}}, nil
 }

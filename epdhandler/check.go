@@ -1,0 +1,188 @@
+package epdhandler
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// checkTimeout is how long an instance may take for each question of a check.
+const checkTimeout = 5 * time.Second
+
+// finding is what a check has found out about an instance.
+type finding struct {
+	target
+	wrong   string // what is wrong with it, empty if nothing
+	version string // of vLLM, empty if it does not say
+	models  string // that it serves
+}
+
+// check asks every instance of the handler's pools who it is, with this API key if there
+// is one. It writes what it has found, and returns how much of it is wrong.
+func (h *Handler) check(ctx context.Context, w io.Writer, key string) (wrong int) {
+	all := targets(ctx, h.pools()...)
+	findings := make([]finding, len(all))
+	askAll(all, func(i int, t target) { findings[i] = t.examine(ctx, key) })
+
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, f := range findings {
+		if f.wrong != "" {
+			wrong++
+		}
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\n", f.pool.stage, cmp.Or(f.address(), "dynamic"), f)
+	}
+	_ = table.Flush()
+	for _, line := range mismatches(findings) {
+		wrong++
+		_, _ = fmt.Fprintln(w, line)
+	}
+	return wrong
+}
+
+// String says it in words.
+func (f finding) String() string {
+	if f.wrong != "" {
+		return f.wrong
+	}
+	version := "does not tell its version"
+	if f.version != "" {
+		version = "vLLM " + f.version
+	}
+	return fmt.Sprintf("up, %s, serves %s", version, f.models)
+}
+
+// examine asks one instance.
+func (t target) examine(ctx context.Context, key string) finding {
+	f := finding{target: t}
+	get := func(path string) reply {
+		q := question{method: http.MethodGet, path: path, timeout: checkTimeout}
+		if key != "" {
+			q.header = http.Header{"Authorization": {"Bearer " + key}}
+		}
+		return t.ask(ctx, q)
+	}
+	health := get("/health")
+	switch {
+	case health.err != nil:
+		f.wrong = whyNoReply(health.err)
+		return f
+	case health.status != http.StatusOK:
+		f.wrong = fmt.Sprintf("/health answers %d: is that vLLM, and has it started well?", health.status)
+		return f
+	}
+	models := get("/v1/models")
+	switch {
+	case models.err != nil:
+		f.wrong = "/v1/models: " + whyNoReply(models.err)
+	case models.status == http.StatusUnauthorized && key == "":
+		f.wrong = "answers 401: engines have --api-key; give --api-key here, or set VLLM_API_KEY"
+	case models.status == http.StatusUnauthorized:
+		f.wrong = "answers 401: it has another --api-key"
+	case models.status != http.StatusOK:
+		f.wrong = fmt.Sprintf("/v1/models answers %d: is that vLLM's API server?", models.status)
+	default:
+		if f.models = modelNames(models.body); f.models == "" {
+			f.wrong = "/v1/models lists no models: is that vLLM's API server?"
+		}
+	}
+	if version := get("/version"); version.err == nil && version.status == http.StatusOK {
+		var v struct{ Version string }
+		_ = json.Unmarshal(version.body, &v) // what is none is empty
+		f.version = printable(v.Version)
+	}
+	return f
+}
+
+// modelNames returns the names in an answer to GET /v1/models, in order.
+func modelNames(answer []byte) string {
+	var list struct{ Data []struct{ ID string } }
+	if json.Unmarshal(answer, &list) != nil {
+		return ""
+	}
+	var names []string
+	for _, m := range list.Data {
+		names = append(names, printable(m.ID))
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// printable keeps what an engine says from steering the terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || '\x7f' <= r && r < '\xa0' {
+			return -1
+		}
+		return r
+	}, s)
+}
+
+// whyNoReply says why an instance could not be asked, and what to look at. It goes by the
+// words, because the errors of a transport's dialer hide what they wrap.
+func whyNoReply(err error) string {
+	text := err.Error()
+	for _, known := range []struct{ words, why string }{
+		{"connection refused", "connection refused: is it running, and at this address and port?"},
+		{"no such host", "there is no host of this name: is it spelled right?"},
+		{"no such file or directory", "there is no such socket: is it running?"},
+		{"i/o timeout", "cannot be reached within " + checkTimeout.String() + ": does a firewall drop what is sent?"},
+		{"context deadline exceeded", "no answer within " + checkTimeout.String() + ": is it still starting, or stuck?"},
+		{"not look like a TLS handshake", "does not speak TLS: write http://"},
+		{"malformed HTTP", "does not speak HTTP: does it want https://?"},
+	} {
+		if strings.Contains(text, known.words) {
+			return known.why
+		}
+	}
+	return printable(text)
+}
+
+// mismatches says what does not fit together: requests name one model for all stages, and
+// instances of one pool stand in for each other.
+func mismatches(findings []finding) (lines []string) {
+	models := func(f finding) string { return f.models }
+	version := func(f finding) string { return f.version }
+	var agreed []finding // one of each pool whose instances serve the same models
+	for _, stage := range []string{"encode", "prefill", "decode"} {
+		pool := slices.DeleteFunc(slices.Clone(findings), func(f finding) bool { return f.pool.stage != stage })
+		if differ := differences(pool, models, target.address); differ != "" {
+			lines = append(lines, fmt.Sprintf("the instances of %s serve different models: %s", stage, differ))
+		} else if i := slices.IndexFunc(pool, func(f finding) bool { return f.models != "" }); i >= 0 {
+			agreed = append(agreed, pool[i])
+		}
+		if differ := differences(pool, version, target.address); differ != "" {
+			lines = append(lines, fmt.Sprintf("the instances of %s run different versions of vLLM: %s", stage, differ))
+		}
+	}
+	if differ := differences(agreed, models, func(t target) string { return t.pool.stage }); differ != "" {
+		lines = append(lines, fmt.Sprintf("the pools serve different models: %s", differ))
+	}
+	return lines
+}
+
+// differences lists who has what, if not all have the same. Who says nothing does not
+// count.
+func differences(findings []finding, what func(finding) string, who func(target) string) string {
+	have := make(map[string][]string)
+	for _, f := range findings {
+		if v := what(f); v != "" {
+			have[v] = append(have[v], who(f.target))
+		}
+	}
+	if len(have) < 2 {
+		return ""
+	}
+	var groups []string
+	for _, v := range slices.Sorted(maps.Keys(have)) {
+		groups = append(groups, fmt.Sprintf("%s (%s)", v, strings.Join(have[v], " ")))
+	}
+	return strings.Join(groups, ", ")
+}

@@ -1,0 +1,55 @@
+package epdhandler
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"github.com/stretchr/testify/assert"
+)
+
+func TestMismatches(t *testing.T) {
+	// "stage address model version"
+	for name, tc := range map[string]struct{ engines, want []string }{
+		"all the same":       {[]string{"encode e1 m 1", "encode e2 m 1", "decode d1 m 1"}, nil},
+		"one is down":        {[]string{"encode e1 m 1", "encode e2 - -", "decode d1 m 1"}, nil},
+		"a pool is down":     {[]string{"encode e1 - -", "prefill p1 m 1", "decode d1 m 1"}, nil},
+		"models in a pool":   {[]string{"encode e1 m 1", "encode e2 n 1", "encode e3 m 1", "decode d1 m 1"}, []string{"the instances of encode serve different models: m (e1 e3), n (e2)"}},
+		"versions in a pool": {[]string{"encode e1 m 1", "decode d1 m 1", "decode d2 m 2"}, []string{"the instances of decode run different versions of vLLM: 1 (d1), 2 (d2)"}},
+		"unknown version":    {[]string{"encode e1 m 1", "decode d1 m 1", "decode d2 m -"}, nil},
+		"versions of pools":  {[]string{"encode e1 m 1", "decode d1 m 2"}, nil},
+		"models of pools":    {[]string{"encode e1 m 1", "prefill p1 n 1", "decode d1 m 1"}, []string{"the pools serve different models: m (encode decode), n (prefill)"}},
+		"everything": {[]string{"encode e1 m 1", "encode e2 n 2", "prefill p1 m 1", "decode d1 n 1"}, []string{
+			"the instances of encode serve different models: m (e1), n (e2)",
+			"the instances of encode run different versions of vLLM: 1 (e1), 2 (e2)",
+			"the pools serve different models: m (prefill), n (decode)",
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var findings []finding
+			for _, e := range tc.engines {
+				f := strings.Fields(e)
+				said := func(s string) string { return strings.Trim(s, "-") }
+				findings = append(findings, finding{
+					target: target{pool: &pool{stage: f[0]}, upstream: &reverseproxy.Upstream{Dial: f[1]}},
+					models: said(f[2]), version: said(f[3]),
+				})
+			}
+			assert.Equal(t, tc.want, mismatches(findings))
+		})
+	}
+}
+
+func TestModelNames(t *testing.T) {
+	for answer, want := range map[string]string{
+		`{"object":"list","data":[{"id":"b"},{"id":"a"}]}`: "a, b",
+		`{"data":[{"id":"a\u001b[31m\u009b"}]}`:            "a[31m",
+		`{"data":[]}`:                                      "",
+		`{"error":"x"}`:                                    "",
+		`[]`:                                               "",
+		`<html>`:                                           "",
+		`{"data":[{"id":1}]`:                               "",
+	} {
+		assert.Equal(t, want, modelNames([]byte(answer)), answer)
+	}
+}

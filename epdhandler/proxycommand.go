@@ -1,0 +1,198 @@
+package epdhandler
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	caddytokens "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"github.com/caddy-epd/caddy-epd/caddyfile"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "epd-proxy",
+		Usage: "--encode <addrs> [--prefill <addrs>|disable] --decode <addrs> [--listen <addr>] [--profiling] [--access-log] [--debug]",
+		Short: "A proxy for Encode-Prefill-Decode disaggregation, without a configuration file",
+		Long: `
+Serves multimodal models in front of pools of encode, prefill and decode engines,
+as the directive epd_proxy does with its defaults. For its options, and for more
+than a quick start, write a Caddyfile.
+
+The addresses of a pool are separated by commas, as host:port or URLs. Without
+--prefill, or with 'disable' or 'none', decode does prefill as well.
+
+The flags of vLLM's disagg_epd_proxy.py are here by their names: --host, --port,
+and --encode-servers-urls, --prefill-servers-urls and --decode-servers-urls for
+--encode, --prefill and --decode.
+
+--listen is a site address instead of --host and --port. With the name of a host
+in it, such as api.example.com, it is served over HTTPS with a certificate; with
+a port alone, such as :8000, over plain HTTP.
+`,
+		CobraFunc: func(cmd *cobra.Command) {
+			addProxyFlags(cmd)
+			cmd.RunE = caddycmd.WrapCommandFuncForCobra(cmdProxy)
+		},
+	})
+}
+
+func addProxyFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringP("listen", "l", "", "Site address to serve, instead of --host and --port")
+	f.String("host", "0.0.0.0", "Address to listen on, over plain HTTP")
+	f.Uint16("port", 8000, "Port to listen on, over plain HTTP")
+	for _, stage := range []string{"encode", "prefill", "decode"} {
+		f.StringArray(stage, nil, "Addresses of the "+stage+" engines")
+		f.StringArray(stage+"-servers-urls", nil, "The same as --"+stage)
+	}
+	f.Bool("profiling", false, "Serve /start_profile and /stop_profile")
+	f.Bool("access-log", false, "Enable the access log")
+	f.BoolP("debug", "v", false, "Enable verbose debug logs")
+}
+
+func cmdProxy(fs caddycmd.Flags) (int, error) {
+	caddy.TrapSignals()
+	h, err := proxyHandler(fs)
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	server, address, err := proxyServer(fs, h)
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	if err := caddy.Run(proxyConfig(fs, server)); err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	fields := []zap.Field{zap.String("address", address)}
+	for _, pool := range []struct {
+		stage   string
+		handler *reverseproxy.Handler
+	}{{"encode", h.Encode}, {"prefill", h.Prefill}, {"decode", h.Decode}} {
+		if pool.handler != nil {
+			fields = append(fields, zap.Stringers(pool.stage, pool.handler.Upstreams))
+		}
+	}
+	caddy.Log().Info("epd_proxy is serving", fields...)
+	select {}
+}
+
+// proxyHandler is the handler for the flags. The parser of the directive reads them, as
+// the lines of its block.
+func proxyHandler(fs caddycmd.Flags) (*Handler, error) {
+	tokens := []caddytokens.Token{{Text: "epd_proxy"}, {Text: "{"}}
+	for _, stage := range []string{"encode", "prefill", "decode"} {
+		flag, long := stage, stage+"-servers-urls"
+		switch {
+		case fs.Changed(flag) && fs.Changed(long):
+			return nil, fmt.Errorf("--%s and --%s are the same; give one of them", flag, long)
+		case fs.Changed(long):
+			flag = long
+		}
+		values, err := fs.GetStringArray(flag)
+		if err != nil {
+			return nil, err
+		}
+		args := strings.FieldsFunc(strings.Join(values, ","), func(r rune) bool { return strings.ContainsRune(", \t\n", r) })
+		switch {
+		case len(args) == 0 && stage == "prefill":
+			continue
+		case len(args) == 0:
+			return nil, fmt.Errorf("there is no %s pool; give --%s host:port, or --%s http://host:port", stage, stage, long)
+		}
+		// the place in errors is the flag
+		for _, text := range append([]string{stage}, args...) {
+			tokens = append(tokens, caddytokens.Token{File: "--" + flag, Line: 1, Text: text})
+		}
+	}
+	tokens = append(tokens, caddytokens.Token{Line: 1, Text: "}"})
+	h := &Handler{Profiling: fs.Bool("profiling")}
+	return h, caddyfile.Parse(httpcaddyfile.Helper{Dispenser: caddytokens.NewDispenser(tokens)}, h.options())
+}
+
+// proxyServer serves the handler where the flags say. It returns that as a site address,
+// too.
+func proxyServer(fs caddycmd.Flags, h *Handler) (*caddyhttp.Server, string, error) {
+	if fs.Changed("listen") && (fs.Changed("host") || fs.Changed("port")) {
+		return nil, "", errors.New("--listen is for --host and --port together; give either that or these")
+	}
+	route := caddyhttp.Route{HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(h, "handler", "epd_proxy", nil)}}
+	server := new(caddyhttp.Server)
+	if fs.Bool("access-log") {
+		server.Logs = new(caddyhttp.ServerLogConfig)
+	}
+	address := "http://" + net.JoinHostPort(fs.String("host"), fs.String("port"))
+	if !fs.Changed("listen") {
+		server.Listen = []string{strings.TrimPrefix(address, "http://")}
+		server.AutoHTTPS = &caddyhttp.AutoHTTPSConfig{Disabled: true}
+	} else {
+		site, err := siteAddress(fs.String("listen"))
+		if err != nil {
+			return nil, "", err
+		}
+		address = site.String()
+		server.Listen = []string{":" + site.Port}
+		if site.Scheme == "http" {
+			server.AutoHTTPS = &caddyhttp.AutoHTTPSConfig{Disabled: true}
+		}
+		if site.Host != "" {
+			route.MatcherSetsRaw = []caddy.ModuleMap{{"host": caddyconfig.JSON(caddyhttp.MatchHost{site.Host}, nil)}}
+		}
+	}
+	server.Routes = caddyhttp.RouteList{route}
+	return server, address, nil
+}
+
+// siteAddress completes an address as 'caddy reverse-proxy' does.
+func siteAddress(listen string) (httpcaddyfile.Address, error) {
+	site, err := httpcaddyfile.ParseAddress(listen)
+	if err != nil {
+		return site, fmt.Errorf("invalid address '%s' for --listen: %w", listen, err)
+	}
+	if site.Path != "" {
+		return site, fmt.Errorf("invalid address '%s' for --listen: it has a path", listen)
+	}
+	ports := map[string]string{"http": strconv.Itoa(caddyhttp.DefaultHTTPPort), "https": strconv.Itoa(caddyhttp.DefaultHTTPSPort)}
+	if site.Scheme == "" {
+		site.Scheme = "https"
+		if site.Port == ports["http"] || site.Host == "" {
+			site.Scheme = "http"
+		}
+	}
+	if ports[site.Scheme] == "" {
+		return site, fmt.Errorf("invalid address '%s' for --listen: write http:// or https://", listen)
+	}
+	if site.Port == "" {
+		site.Port = ports[site.Scheme]
+	}
+	return site, nil
+}
+
+// proxyConfig has no admin endpoint: nothing but the flags is the configuration.
+func proxyConfig(fs caddycmd.Flags, server *caddyhttp.Server) *caddy.Config {
+	persist := false
+	config := &caddy.Config{
+		Admin: &caddy.AdminConfig{Disabled: true, Config: &caddy.ConfigSettings{Persist: &persist}},
+		AppsRaw: caddy.ModuleMap{
+			"http": caddyconfig.JSON(caddyhttp.App{Servers: map[string]*caddyhttp.Server{"epd_proxy": server}}, nil),
+		},
+	}
+	if fs.Bool("debug") {
+		config.Logging = &caddy.Logging{Logs: map[string]*caddy.CustomLog{
+			"default": {BaseLog: caddy.BaseLog{Level: zap.DebugLevel.CapitalString()}},
+		}}
+	}
+	return config
+}

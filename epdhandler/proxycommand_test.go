@@ -1,0 +1,103 @@
+package epdhandler
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// proxyFlags are the command's flags with these arguments, which are separated by |.
+func proxyFlags(t *testing.T, args string) (caddycmd.Flags, error) {
+	t.Helper()
+	cmd := new(cobra.Command)
+	addProxyFlags(cmd)
+	return caddycmd.Flags{FlagSet: cmd.Flags()}, cmd.ParseFlags(strings.Split(args, "|"))
+}
+
+func TestProxyPools(t *testing.T) {
+	const one, other, third = `{"dial":"e1:8001"}`, `{"dial":"e2:8002"}`, `{"dial":"d1:8003"}`
+	const decode = `"decode":{"upstreams":[` + third + `]}`
+	for args, want := range map[string]string{
+		"--encode|e1:8001|--decode|d1:8003":                                                                                       `{"encode":{"upstreams":[` + one + `]},` + decode + `}`,
+		"--encode|e1:8001,e2:8002|--prefill|disable|--decode|d1:8003":                                                             `{"encode":{"upstreams":[` + one + `,` + other + `]},` + decode + `}`,
+		"--encode| e1:8001 , e2:8002, |--prefill|none|--decode|d1:8003":                                                           `{"encode":{"upstreams":[` + one + `,` + other + `]},` + decode + `}`,
+		"--encode|e1:8001|--encode|e2:8002|--prefill||--decode|d1:8003":                                                           `{"encode":{"upstreams":[` + one + `,` + other + `]},` + decode + `}`,
+		"--encode=e1:8001|--prefill=e2:8002|--decode=d1:8003|--profiling":                                                         `{"encode":{"upstreams":[` + one + `]},"prefill":{"upstreams":[` + other + `]},` + decode + `,"profiling":true}`,
+		"--encode-servers-urls|http://e1:8001,http://e2:8002|--prefill-servers-urls|disable|--decode-servers-urls|http://d1:8003": `{"encode":{"upstreams":[` + one + `,` + other + `]},` + decode + `}`,
+		"--encode-servers-urls|http://e1:8001|--prefill-servers-urls|http://e2:8002|--decode|d1:8003":                             `{"encode":{"upstreams":[` + one + `]},"prefill":{"upstreams":[` + other + `]},` + decode + `}`,
+		"--encode|https://e1:8001|--decode|d1:8003":                                                                               `{"encode":{"upstreams":[` + one + `],"transport":{"protocol":"http","tls":{}}},` + decode + `}`,
+	} {
+		t.Run(args, func(t *testing.T) {
+			fs, err := proxyFlags(t, args)
+			require.NoError(t, err)
+			h, err := proxyHandler(fs)
+			require.NoError(t, err)
+			got, err := json.Marshal(h)
+			require.NoError(t, err)
+			assert.JSONEq(t, want, string(got))
+		})
+	}
+}
+
+func TestProxyListens(t *testing.T) {
+	const off = `"automatic_https":{"disable":true}`
+	for args, want := range map[string]struct{ address, server, match string }{
+		"":                             {"http://0.0.0.0:8000", `"listen":["0.0.0.0:8000"],` + off, ""},
+		"--host|127.0.0.1|--port|9000": {"http://127.0.0.1:9000", `"listen":["127.0.0.1:9000"],` + off, ""},
+		"--host|::1":                   {"http://[::1]:8000", `"listen":["[::1]:8000"],` + off, ""},
+		"--listen|:8000":               {"http://:8000", `"listen":[":8000"],` + off, ""},
+		"--listen|api.example.com":     {"https://api.example.com", `"listen":[":443"]`, `"match":[{"host":["api.example.com"]}],`},
+		"--listen|localhost:8443":      {"https://localhost:8443", `"listen":[":8443"]`, `"match":[{"host":["localhost"]}],`},
+		"--listen|http://api.x:8000":   {"http://api.x:8000", `"listen":[":8000"],` + off, `"match":[{"host":["api.x"]}],`},
+		"--listen|api.x:80":            {"http://api.x", `"listen":[":80"],` + off, `"match":[{"host":["api.x"]}],`},
+		"--access-log":                 {"http://0.0.0.0:8000", `"listen":["0.0.0.0:8000"],"logs":{},` + off, ""},
+	} {
+		t.Run(args, func(t *testing.T) {
+			fs, err := proxyFlags(t, args)
+			require.NoError(t, err)
+			server, address, err := proxyServer(fs, new(Handler))
+			require.NoError(t, err)
+			assert.Equal(t, want.address, address)
+			got, err := json.Marshal(proxyConfig(fs, server))
+			require.NoError(t, err)
+			assert.JSONEq(t, `{"admin":{"disabled":true,"config":{"persist":false}},"apps":{"http":{"servers":{"epd_proxy":{`+
+				want.server+`,"routes":[{`+want.match+`"handle":[{"handler":"epd_proxy"}]}]}}}}}`, string(got))
+		})
+	}
+}
+
+func TestProxyRefuses(t *testing.T) {
+	const pools = "--encode|e1:8001|--decode|d1:8003|"
+	for args, want := range map[string]string{
+		"--decode|d1:8003":                                     "there is no encode pool; give --encode host:port, or --encode-servers-urls http://host:port",
+		"--encode|e1:8001|--decode|":                           "there is no decode pool; give --decode host:port, or --decode-servers-urls http://host:port",
+		pools + "--encode-servers-urls|e1:8001":                "--encode and --encode-servers-urls are the same; give one of them",
+		pools + "--prefill|off":                                "'off' would be taken for the name of a host; write 'prefill disable', at --prefill:1",
+		pools + "--prefill|disable,p1:8002":                    "'disable' switches prefill off, so that nothing can follow; write either upstreams or 'disable', at --prefill:1",
+		"--encode|http://e1:8001/v1|--decode|d1:8003":          "for now, URLs for proxy upstreams only support scheme, host, and port components, at --encode:1",
+		"--encode-servers-urls|ftp://e1:8001|--decode|d1:8003": "--encode-servers-urls:1",
+		pools + "--listen|:80|--port|8000":                     "--listen is for --host and --port together; give either that or these",
+		pools + "--listen|:80|--host|0.0.0.0":                  "--listen is for --host and --port together; give either that or these",
+		pools + "--listen|api.x/v1":                            "invalid address 'api.x/v1' for --listen: it has a path",
+		pools + "--listen|:99999":                              "invalid address ':99999' for --listen: port 99999 is out of range",
+		pools + "--listen|ftp://api.x":                         "invalid address 'ftp://api.x' for --listen: write http:// or https://",
+		pools + "--port|99999":                                 `invalid argument "99999" for "--port" flag`,
+	} {
+		t.Run(args, func(t *testing.T) {
+			fs, err := proxyFlags(t, args)
+			h := new(Handler)
+			if err == nil {
+				h, err = proxyHandler(fs)
+			}
+			if err == nil {
+				_, _, err = proxyServer(fs, h)
+			}
+			assert.ErrorContains(t, err, want)
+		})
+	}
+}
