@@ -89,7 +89,7 @@ func assertSeen(t *testing.T, c *caddy, got seen) {
 	}
 	for _, s := range []sight{got.RefusedStream, got.Refused} {
 		assert.Equal(t, sight{ID: s.ID, Status: http.StatusBadRequest, Message: "the image is too large", Param: "messages[1].content[2]"}, s)
-		assertOutcome(t, c, "failed", s)
+		assertOutcome(t, c, "rejected", s)
 	}
 	assert.Contains(t, got.Broken.Message, "the decode stage gave no valid answer")
 	assertBegins(t, answerTo(t, "Break off."), got.Broken)
