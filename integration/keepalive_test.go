@@ -65,14 +65,15 @@ func TestFailureAfterKeepalive(t *testing.T) {
 	prefill := func(e *engines) []*fakevllm.Engine { return e.prefill }
 	decode := func(e *engines) []*fakevllm.Engine { return e.decode }
 	for name, tc := range map[string]struct {
-		list  func(*engines) []*fakevllm.Engine
-		fault fault
-		want  string
+		list    func(*engines) []*fakevllm.Engine
+		fault   fault
+		want    string
+		outcome string
 	}{
-		"prefill":             {prefill, fault{Kind: fakevllm.Status, Code: 422, Message: "too long"}, `{"error":{"message":"too long",`},
-		"decode":              {decode, fault{Kind: fakevllm.Status, Code: 500, Message: "oom"}, `{"error":{"message":"oom",`},
-		"decode, all of them": {decode, fault{Kind: fakevllm.Status, Code: 503, Message: "busy"}, `{"error":{"message":"busy",`},
-		"decode, no stream":   {decode, fault{Kind: fakevllm.Garbage}, `{"error":{"message":"the decode stage gave no valid answer",`},
+		"prefill":             {prefill, fault{Kind: fakevllm.Status, Code: 422, Message: "too long"}, `{"error":{"message":"too long",`, "rejected"},
+		"decode":              {decode, fault{Kind: fakevllm.Status, Code: 500, Message: "oom"}, `{"error":{"message":"oom",`, "failed"},
+		"decode, all of them": {decode, fault{Kind: fakevllm.Status, Code: 503, Message: "busy"}, `{"error":{"message":"busy",`, "failed"},
+		"decode, no stream":   {decode, fault{Kind: fakevllm.Garbage}, `{"error":{"message":"the decode stage gave no valid answer",`, "failed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -88,7 +89,7 @@ func TestFailureAfterKeepalive(t *testing.T) {
 			assert.Error(t, r.err, "the stream must not look complete")
 			assert.Contains(t, string(r.body), comment+"data: "+tc.want)
 			assert.True(t, bytes.HasSuffix(r.body, []byte("}}\n\n")), "%s", r.body)
-			assert.Equal(t, "failed", c.access(t, r.id()).str("epd", "outcome"))
+			assert.Equal(t, tc.outcome, c.access(t, r.id()).str("epd", "outcome"))
 
 			setFault(fault{Kind: fakevllm.Status, Code: 400, Message: "the image is bad"}, e.encode...)
 			c.reload(t, e.block("stream_keepalive 1h"))
