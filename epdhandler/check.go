@@ -151,7 +151,7 @@ func mismatches(findings []finding) (lines []string) {
 	models := func(f finding) string { return f.models }
 	version := func(f finding) string { return f.version }
 	var agreed []finding // one of each pool whose instances serve the same models
-	for _, stage := range []string{"encode", "prefill", "decode"} {
+	for _, stage := range stages {
 		pool := slices.DeleteFunc(slices.Clone(findings), func(f finding) bool { return f.pool.stage != stage })
 		if differ := differences(pool, models, target.address); differ != "" {
 			lines = append(lines, fmt.Sprintf("the instances of %s serve different models: %s", stage, differ))

@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -13,7 +14,8 @@ import (
 // comes, as soon as its status is one that need not be tried elsewhere.
 func (x *exchange) decode() (f *failure) {
 	ctx, leave := x.enter(&x.report.decode, x.decoding)
-	defer func() { leave(f) }()
+	var told *failure // that the client has got as the answer
+	defer func() { leave(cmp.Or(f, told)) }()
 	ctx, clock, cancel := x.watch(ctx)
 	defer cancel()
 	c := &call{
@@ -46,15 +48,18 @@ func (x *exchange) decode() (f *failure) {
 		x.settle(x.decoding, f)
 		return f
 	case (err != nil || w.gone) && !w.ended():
-		x.abort(ctx, c, w, err)
+		told = x.abort(ctx, c, w, err)
+		panic(http.ErrAbortHandler)
 	case w.status >= http.StatusBadRequest:
 		x.report.outcome = outcomeOf(w.status)
-		f := &failure{
+		told = &failure{
 			reason: badStatus, status: w.status, stage: "decode", call: c, final: true,
 			cause: statusError(w.status), verdict: apiError{status: w.status},
 		}
-		countFailure(f)
-		x.logFailure(f, x.decoding)
+		countFailure(told)
+		x.logFailure(told, x.decoding)
+	default:
+		x.report.outcome = outcomeOK
 	}
 	return nil
 }
@@ -72,7 +77,7 @@ func (x *exchange) response() *response {
 		done:      x.release,
 		accept: func(status int) bool {
 			// reverse_proxy says 499 for a client that went away
-			return !x.decoding.repeatable(status) && x.r.Context().Err() == nil
+			return status/100 != 3 && !x.decoding.repeatable(status) && x.r.Context().Err() == nil
 		},
 	}
 }
@@ -86,12 +91,13 @@ func (x *exchange) watch(ctx context.Context) (context.Context, *silence, contex
 	return watch(ctx, time.Duration(x.h.StreamStartTimeout), time.Duration(x.h.StreamIdleTimeout))
 }
 
-// abort ends an answer that broke off in its middle: the client must not take
-// half of it for the whole. In a stream it gets to know why.
-func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error) {
+// abort deals with an answer that broke off in its middle. In a stream the client gets to
+// know why; in any case its connection must break, so that it does not take half of the
+// answer for the whole.
+func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error) *failure {
 	if w.gone || x.r.Context().Err() != nil {
 		x.report.outcome = outcomeClientClosed
-		panic(http.ErrAbortHandler)
+		return nil
 	}
 	x.report.outcome = outcomeBrokeOff
 	f := judge(ctx, "decode", c, new(answer), cause)
@@ -103,7 +109,7 @@ func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error)
 		f.verdict.writeEvent(w.client)
 	}
 	_ = w.FlushError()
-	panic(http.ErrAbortHandler)
+	return f
 }
 
 // decodeBody is the client's body with what the stages before have left for

@@ -15,8 +15,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
 
 // question is a request to instances that the load balancing does not choose: to each
@@ -24,7 +22,6 @@ import (
 type question struct {
 	method, path string
 	header       http.Header
-	body         *body.Segments // nil: none
 	timeout      time.Duration
 }
 
@@ -108,7 +105,12 @@ func (t target) address() string {
 }
 
 // ask sends the question to the instance.
-func (t target) ask(ctx context.Context, q question) reply {
+func (t target) ask(ctx context.Context, q question) (said reply) {
+	defer func() {
+		if v := recover(); v != nil { // on a goroutine of ours it would end the process
+			said = reply{err: fmt.Errorf("panic: %v", v)}
+		}
+	}()
 	if t.err != nil {
 		return reply{err: t.err}
 	}
@@ -160,10 +162,6 @@ func (t target) request(ctx context.Context, q question) (*http.Request, error) 
 	}
 	// without a value it is not sent, but net/http asks again if an idle connection has ended
 	r.Header["Idempotency-Key"] = nil
-	if q.body != nil {
-		r.Body, r.ContentLength = q.body.Reader(), q.body.Len()
-		r.GetBody = func() (io.ReadCloser, error) { return q.body.Reader(), nil }
-	}
 	r = r.WithContext(ctx)
 	if h := t.pool.handler.Headers; h != nil && h.Request != nil {
 		h.Request.ApplyToRequest(r)

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
@@ -55,22 +54,6 @@ func (x *exchange) encode() (f *failure) {
 		}
 	}
 	return nil
-}
-
-// each calls do for the numbers below n, for so many at a time. A call that returns false
-// is the last one of its goroutine.
-func each(n, atATime int, do func(i int) bool) {
-	var (
-		wg    sync.WaitGroup
-		taken atomic.Int64
-	)
-	for range min(n, atATime) {
-		wg.Go(func() {
-			for i := int(taken.Add(1)) - 1; i < n && do(i); i = int(taken.Add(1)) - 1 {
-			}
-		})
-	}
-	wg.Wait()
 }
 
 // optional reports whether a request goes on after a failure: its consumer then

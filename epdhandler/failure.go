@@ -28,6 +28,7 @@ const (
 	refused     reason = "no connection"       // dial or handshake failed, the engine knows nothing
 	broken      reason = "broken answer"       // none at all, half of one, or nonsense
 	badStatus   reason = "bad status"          // anything but 2xx
+	rejected    reason = "rejected"            // in metrics, a bad status that is the request's own fault
 )
 
 // failure is why an attempt, or the whole request, failed, and what the client

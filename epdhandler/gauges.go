@@ -12,7 +12,7 @@ var (
 	heldDesc             = desc("body_bytes_held", "Memory that the bodies of requests hold.")
 	limitDesc            = desc("body_bytes_limit", "Memory that the bodies of requests may hold.")
 	upstreamInFlightDesc = desc("upstream_requests_in_flight", "Requests that are at an instance.", "stage", "upstream")
-	upstreamHealthyDesc  = desc("upstream_healthy", "Whether an instance is up, as active health checks see it.", "stage", "upstream")
+	upstreamHealthyDesc  = desc("upstream_healthy", "Whether an instance is up, as health checks see it.", "stage", "upstream")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -35,18 +35,18 @@ func (gauges) Collect(to chan<- prometheus.Metric) {
 	}
 	handlers := liveHandlers()
 	inFlight, waiting, queues := make(map[string]int), waitingByStage(), make(map[string]int)
-	healthy := make(map[instance]bool)
+	isUp := make(map[instance]bool)
 	busy := busyInstances()
 	for _, h := range handlers { // what a newer one says counts
 		for _, p := range h.pools() {
 			if p.queue.limit > 0 {
-				queues[p.stage] = p.queue.size
+				queues[p.stage] += p.queue.size
 			}
 			for _, u := range p.handler.Upstreams {
 				at := instance{p.stage, u.String()}
 				busy[at] += 0
 				if p.checked() {
-					healthy[at] = u.Healthy()
+					isUp[at] = u.Healthy()
 				}
 			}
 		}
@@ -55,7 +55,7 @@ func (gauges) Collect(to chan<- prometheus.Metric) {
 		inFlight[at.stage] += n
 		send(upstreamInFlightDesc, float64(n), at.stage, at.address)
 	}
-	for at, up := range healthy {
+	for at, up := range isUp {
 		send(upstreamHealthyDesc, oneIf(up), at.stage, at.address)
 	}
 	for _, stage := range stages {

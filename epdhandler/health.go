@@ -18,7 +18,6 @@ const (
 // disagg_epd_proxy.py: 503 if a pool has nobody left. It says what Caddy's health
 // checks know, and asks no engine itself.
 func (x *exchange) health() {
-	x.report.outcome = outcomeOK
 	state := map[string]string{
 		"proxy":           healthy,
 		"encode_cluster":  x.h.encode.health(),
@@ -30,6 +29,9 @@ func (x *exchange) health() {
 		if s == unhealthy {
 			status = http.StatusServiceUnavailable
 		}
+	}
+	if status == http.StatusOK {
+		x.report.outcome = outcomeOK
 	}
 	x.w.Header().Set("Content-Type", "application/json")
 	x.w.Header().Set("Cache-Control", "no-store")

@@ -57,12 +57,20 @@ func historyOf(at instance) *history {
 	return h
 }
 
-// forgetIdle drops the histories that have not changed since then, with their metrics.
-// histories must be locked.
+// forgetIdle drops the histories that have not changed since then, with their metrics,
+// unless the instance is written down in a configuration. histories must be locked.
 func forgetIdle(since time.Time) {
+	known := make(map[instance]bool)
+	for _, h := range liveHandlers() {
+		for _, p := range h.pools() {
+			for _, u := range p.handler.Upstreams {
+				known[instance{p.stage, u.String()}] = true
+			}
+		}
+	}
 	for at, h := range histories.of {
 		h.mu.Lock()
-		if h.used.Before(since) {
+		if h.used.Before(since) && !known[at] {
 			delete(histories.of, at)
 			upstreamFirstByte.DeleteLabelValues(at.stage, at.address)
 			upstreamFailures.DeleteLabelValues(at.stage, at.address)

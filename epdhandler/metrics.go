@@ -2,7 +2,6 @@ package epdhandler
 
 import (
 	"errors"
-	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,7 +26,7 @@ var (
 	streamDuration = histogram("stream_duration_seconds", "Time from the first byte of a stream to its end.",
 		prometheus.ExponentialBuckets(0.01, 2, 17), "api")
 
-	stageDuration = histogram("stage_duration_seconds", "Time that a request spent in a stage, waiting and further attempts included.",
+	stageDuration = histogram("stage_duration_seconds", "Time that a request spent in a stage, waiting and further attempts included; known when it is over.",
 		stageBuckets, "stage")
 
 	stageFailures = counter("stage_failures_total", "Failed attempts of a stage.", "stage", "reason")
@@ -50,7 +49,7 @@ var (
 		stageBuckets, "stage", "upstream")
 )
 
-var stageBuckets = prometheus.ExponentialBuckets(0.001, 2, 18)
+var stageBuckets = prometheus.ExponentialBuckets(0.001, 2, 20)
 
 // init makes what has few series begin with zero: a counter that appears with its first
 // failure has never increased.
@@ -75,27 +74,11 @@ func init() {
 	}
 }
 
-// stages are the names of the stages, in their order.
-var stages = []string{"encode", "prefill", "decode"}
-
-// What APIs are called.
-const (
-	apiChat        = "chat_completions"
-	apiCompletions = "completions"
-	apiModels      = "models"
-	apiHealth      = "health"
-	apiProfile     = "profile"
-	apiOther       = "other" // no such route
-)
-
 // reasons are what reasons of failures are called. That somebody canceled is none.
 var reasons = map[reason]string{
 	timedOut: "timeout", unavailable: "unavailable", crowded: "overloaded",
 	refused: "refused", broken: "broken", badStatus: "bad_status", rejected: "rejected",
 }
-
-// rejected is a bad status that is the request's fault, and not the instance's.
-const rejected reason = "rejected"
 
 // mediaKinds are what the members that carry media are called.
 var mediaKinds = map[string]string{
@@ -151,11 +134,11 @@ func countFailure(f *failure) {
 		return
 	}
 	why := f.reason
-	if why == badStatus && f.status < http.StatusInternalServerError {
+	if why == badStatus && f.status/100 == 4 {
 		why = rejected
 	}
 	stageFailures.WithLabelValues(f.stage, reasons[why]).Inc()
-	if address := f.call.upstream(); address != "" && why != rejected {
+	if address := f.call.upstream(); address != "" && why != rejected && why != crowded {
 		historyOf(instance{f.stage, address}).failed(why)
 	}
 }
@@ -168,6 +151,11 @@ func (r *report) count() {
 		return // would only make the others look fast
 	}
 	requestDuration.WithLabelValues(r.api).Observe(r.duration.Seconds())
+	for i, s := range r.stages() {
+		if s.attempts != nil {
+			stageDuration.WithLabelValues(stages[i]).Observe(s.duration.Seconds())
+		}
+	}
 	if !r.begun.IsZero() {
 		streamDuration.WithLabelValues(r.api).Observe((r.duration - r.begun.Sub(r.start)).Seconds())
 	}

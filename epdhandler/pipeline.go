@@ -19,7 +19,6 @@ func (x *exchange) run() {
 	if x.h.prefill != nil {
 		x.prefilling = x.attempts(x.h.prefill)
 	}
-	x.report.outcome = outcomeOK
 	if x.h.StreamKeepalive > 0 && x.streams() {
 		x.keepalive = keepAlive(x.w, x.id, time.Duration(x.h.StreamKeepalive))
 		defer x.keepalive.end()
@@ -90,7 +89,7 @@ func (x *exchange) transferred() bool {
 func (x *exchange) fail(f *failure) {
 	x.report.outcome = outcomeOf(f.verdict.status)
 	begun := x.keepalive.end()
-	if f.stage == "decode" && f.engine != nil && !begun {
+	if f.stage == "decode" && f.engine != nil && f.status >= http.StatusBadRequest && !begun {
 		x.response().deliver(f.engine)
 		return
 	}

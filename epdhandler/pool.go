@@ -13,6 +13,9 @@ import (
 	"go.uber.org/zap"
 )
 
+// stages are the names of the stages, in their order.
+var stages = []string{"encode", "prefill", "decode"}
+
 // pool is the instances that do one stage, behind a reverse_proxy handler.
 type pool struct {
 	stage   string // "encode", "prefill" or "decode"

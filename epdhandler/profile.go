@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
 
 // profileTimeout is how long an instance may take to start or stop profiling. When it
@@ -85,18 +83,15 @@ func (h *Handler) mayProfile() bool { return h.Profiling }
 
 // profile answers a client, who may be anybody: it gets to know no addresses.
 func (x *exchange) profile() {
-	defer x.release()
-	raw, e := x.readRaw()
+	_, e := x.readRaw() // engines do not look at it; to its end, so that we see when the client leaves
+	x.release()
 	if e != nil {
 		x.reject(e)
 		return
 	}
-	q := question{method: x.r.Method, path: x.r.URL.Path, header: forwarded(x.r.Header, x.h.TrustClients), timeout: profileTimeout}
-	q.header.Del("Accept-Encoding")
-	q.header["X-Request-Id"] = []string{x.id}
-	if len(raw) > 0 {
-		q.header["Content-Type"] = []string{"application/json"}
-		q.body = (&body.Body{Memory: x.memory}).Join(raw)
+	q := question{method: x.r.Method, path: x.r.URL.Path, header: http.Header{"X-Request-Id": {x.id}}, timeout: profileTimeout}
+	if key := x.r.Header["Authorization"]; key != nil {
+		q.header["Authorization"] = key
 	}
 	p := profile(x.r.Context(), q, func(t target) string { return t.pool.place(t.address()) }, x.h.pools()...)
 	switch {

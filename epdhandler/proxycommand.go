@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -54,7 +55,7 @@ func addProxyFlags(cmd *cobra.Command) {
 	f.StringP("listen", "l", "", "Site address to serve, instead of --host and --port")
 	f.String("host", "0.0.0.0", "Address to listen on, over plain HTTP")
 	f.Uint16("port", 8000, "Port to listen on, over plain HTTP")
-	for _, stage := range []string{"encode", "prefill", "decode"} {
+	for _, stage := range stages {
 		f.StringArray(stage, nil, "Addresses of the "+stage+" engines")
 		f.StringArray(stage+"-servers-urls", nil, "The same as --"+stage)
 	}
@@ -93,7 +94,7 @@ func cmdProxy(fs caddycmd.Flags) (int, error) {
 // the lines of its block.
 func proxyHandler(fs caddycmd.Flags) (*Handler, error) {
 	tokens := []caddytokens.Token{{Text: "epd_proxy"}, {Text: "{"}}
-	for _, stage := range []string{"encode", "prefill", "decode"} {
+	for _, stage := range stages {
 		flag, long := stage, stage+"-servers-urls"
 		switch {
 		case fs.Changed(flag) && fs.Changed(long):
@@ -143,16 +144,25 @@ func proxyServer(fs caddycmd.Flags, h *Handler) (*caddyhttp.Server, string, erro
 			return nil, "", err
 		}
 		address = site.String()
-		server.Listen = []string{":" + site.Port}
+		server.Listen = []string{net.JoinHostPort(interfaceOf(site.Host), site.Port)}
 		if site.Scheme == "http" {
 			server.AutoHTTPS = &caddyhttp.AutoHTTPSConfig{Disabled: true}
 		}
-		if site.Host != "" {
+		if site.Host != "" && (site.Scheme == "https" || interfaceOf(site.Host) == "") {
 			route.MatcherSetsRaw = []caddy.ModuleMap{{"host": caddyconfig.JSON(caddyhttp.MatchHost{site.Host}, nil)}}
 		}
 	}
 	server.Routes = caddyhttp.RouteList{route}
 	return server, address, nil
+}
+
+// interfaceOf is where a site is served: a name stands for all interfaces, an address for
+// itself.
+func interfaceOf(host string) string {
+	if _, err := netip.ParseAddr(host); err == nil || host == "localhost" {
+		return host
+	}
+	return ""
 }
 
 // siteAddress completes an address as 'caddy reverse-proxy' does.
@@ -173,6 +183,9 @@ func siteAddress(listen string) (httpcaddyfile.Address, error) {
 	}
 	if ports[site.Scheme] == "" {
 		return site, fmt.Errorf("invalid address '%s' for --listen: write http:// or https://", listen)
+	}
+	if site.Scheme == "https" && site.Host == "" {
+		return site, fmt.Errorf("invalid address '%s' for --listen: a certificate is for a host; write one such as https://localhost:8443", listen)
 	}
 	if site.Port == "" {
 		site.Port = ports[site.Scheme]

@@ -52,7 +52,9 @@ func TestProxyListens(t *testing.T) {
 		"--host|::1":                   {"http://[::1]:8000", `"listen":["[::1]:8000"],` + off, ""},
 		"--listen|:8000":               {"http://:8000", `"listen":[":8000"],` + off, ""},
 		"--listen|api.example.com":     {"https://api.example.com", `"listen":[":443"]`, `"match":[{"host":["api.example.com"]}],`},
-		"--listen|localhost:8443":      {"https://localhost:8443", `"listen":[":8443"]`, `"match":[{"host":["localhost"]}],`},
+		"--listen|localhost:8443":      {"https://localhost:8443", `"listen":["localhost:8443"]`, `"match":[{"host":["localhost"]}],`},
+		"--listen|http://127.0.0.1:81": {"http://127.0.0.1:81", `"listen":["127.0.0.1:81"],` + off, ""},
+		"--listen|https://[::1]:8443":  {"https://[::1]:8443", `"listen":["[::1]:8443"]`, `"match":[{"host":["::1"]}],`},
 		"--listen|http://api.x:8000":   {"http://api.x:8000", `"listen":[":8000"],` + off, `"match":[{"host":["api.x"]}],`},
 		"--listen|api.x:80":            {"http://api.x", `"listen":[":80"],` + off, `"match":[{"host":["api.x"]}],`},
 		"--access-log":                 {"http://0.0.0.0:8000", `"listen":["0.0.0.0:8000"],"logs":{},` + off, ""},
@@ -85,6 +87,7 @@ func TestProxyRefuses(t *testing.T) {
 		pools + "--listen|:80|--host|0.0.0.0":                  "--listen is for --host and --port together; give either that or these",
 		pools + "--listen|api.x/v1":                            "invalid address 'api.x/v1' for --listen: it has a path",
 		pools + "--listen|:99999":                              "invalid address ':99999' for --listen: port 99999 is out of range",
+		pools + "--listen|https://:8443":                       "invalid address 'https://:8443' for --listen: a certificate is for a host",
 		pools + "--listen|ftp://api.x":                         "invalid address 'ftp://api.x' for --listen: write http:// or https://",
 		pools + "--port|99999":                                 `invalid argument "99999" for "--port" flag`,
 	} {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // queue is where requests wait for an instance of a pool that has a free slot. They
@@ -151,7 +152,10 @@ func (q *queue) take(ctx context.Context, c *call, upstreams reverseproxy.Upstre
 	c.clock.stop()
 	defer c.clock.start()
 	start := time.Now()
-	defer func() { stageWait.WithLabelValues(q.stage).Observe(time.Since(start).Seconds()) }()
+	defer func() {
+		stageWait.WithLabelValues(q.stage).Observe(time.Since(start).Seconds())
+		trace.SpanFromContext(ctx).AddEvent("waited for an instance")
+	}()
 	expired := time.NewTimer(q.wait)
 	defer expired.Stop()
 	select {

@@ -30,7 +30,7 @@ type report struct {
 // newReport begins the report of a request.
 func newReport(id, api string) *report {
 	requestsInFlight.WithLabelValues(api).Inc()
-	return &report{id: id, api: api, start: time.Now()}
+	return &report{id: id, api: api, start: time.Now(), outcome: outcomeFailed}
 }
 
 // The outcomes of a request.
@@ -62,14 +62,11 @@ type stageReport struct {
 // enter notes that the request is in a stage, with these attempts, until leave is called
 // with the failure of the stage, if it failed. What is done there belongs to ctx.
 func (x *exchange) enter(s *stageReport, attempts ...*attempts) (ctx context.Context, leave func(*failure)) {
-	stage := attempts[0].pool.stage
-	ctx, span := startSpan(x.r.Context(), stage, trace.SpanKindInternal)
+	ctx, span := startSpan(x.r.Context(), attempts[0].pool.stage, trace.SpanKindInternal)
 	s.attempts = attempts
 	start := time.Now()
 	return ctx, func(f *failure) {
-		took := time.Since(start)
-		s.duration += took
-		stageDuration.WithLabelValues(stage).Observe(took.Seconds())
+		s.duration += time.Since(start)
 		endStage(span, f)
 	}
 }
@@ -98,18 +95,20 @@ func (r *report) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	if r.parsed {
 		enc.AddInt("media_items", r.items)
 	}
-	for _, s := range []struct {
-		name   string
-		report *stageReport
-	}{{"encode", &r.encode}, {"prefill", &r.prefill}, {"decode", &r.decode}} {
-		if s.report.attempts == nil {
+	for i, s := range r.stages() {
+		if s.attempts == nil {
 			continue
 		}
-		if err := enc.AddObject(s.name, s.report); err != nil {
+		if err := enc.AddObject(stages[i], s); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// stages returns the reports of the stages, in their order.
+func (r *report) stages() [3]*stageReport {
+	return [3]*stageReport{&r.encode, &r.prefill, &r.decode}
 }
 
 // finish puts the report into the access log, if there is one.

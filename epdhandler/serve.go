@@ -52,6 +52,16 @@ type route struct {
 	enabled func(*Handler) bool // nil: always
 }
 
+// What APIs are called.
+const (
+	apiChat        = "chat_completions"
+	apiCompletions = "completions"
+	apiModels      = "models"
+	apiHealth      = "health"
+	apiProfile     = "profile"
+	apiOther       = "other" // no such route
+)
+
 var routes = map[string]route{
 	"/v1/chat/completions": {apiChat, []string{http.MethodPost}, (*exchange).chatCompletions, nil},
 	"/v1/completions":      {apiCompletions, []string{http.MethodPost}, (*exchange).completions, nil},

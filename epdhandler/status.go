@@ -11,8 +11,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
-// status is what the handlers of this process do at the moment. Times are in seconds.
-type status struct {
+// processStatus is what the handlers of this process do at the moment. Times are in seconds.
+type processStatus struct {
 	Handlers []handlerStatus `json:"handlers"`
 	Memory   memoryStatus    `json:"memory"`
 }
@@ -58,9 +58,9 @@ const recently = 5 * time.Minute
 
 // currentStatus is what is known at this moment. No engine is asked, but a dynamic pool
 // may have to look up which instances it has.
-func currentStatus(ctx context.Context) status {
+func currentStatus(ctx context.Context) processStatus {
 	handlers := liveHandlers()
-	s := status{Handlers: []handlerStatus{}}
+	s := processStatus{Handlers: []handlerStatus{}}
 	s.Memory.Held, s.Memory.Limit = memoryUse(handlers)
 	busy := busyInstances()
 	for _, h := range handlers {
@@ -84,9 +84,11 @@ func (p *pool) status(ctx context.Context, busy map[instance]int) poolStatus {
 	if p.queue.limit > 0 {
 		s.QueueSize = p.queue.size
 	}
-	upstreams, _ := p.instances(ctx) // without them, the status shows none
-	for _, u := range upstreams {
-		us := p.upstreamStatus(u, busy)
+	for _, t := range targets(ctx, p) {
+		if t.upstream == nil {
+			continue // nobody knows which there are
+		}
+		us := p.upstreamStatus(t.upstream, busy)
 		s.InFlight += us.InFlight
 		s.Upstreams = append(s.Upstreams, us)
 	}

@@ -66,13 +66,15 @@ func endCall(ctx context.Context, span trace.Span, c *call, err error) {
 	if c.status != 0 {
 		span.SetAttributes(attribute.Int("http.response.status_code", c.status))
 	}
+	f := judge(ctx, c.stage, c, &answer{status: c.status}, err)
 	switch {
-	case ctx.Err() != nil:
-		span.SetAttributes(attribute.String("error.type", ctx.Err().Error()))
-	case err != nil:
-		fail(span, reasons[broken])
-	case c.status >= http.StatusBadRequest:
-		fail(span, strconv.Itoa(c.status))
+	case f == nil:
+	case f.reason == canceled:
+		span.SetAttributes(attribute.String("error.type", string(canceled)))
+	case f.reason == badStatus:
+		fail(span, strconv.Itoa(f.status))
+	default:
+		fail(span, reasons[f.reason])
 	}
 }
 

@@ -2,6 +2,7 @@ package epdhandler
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/attribute"
@@ -110,5 +112,74 @@ func TestTraces(t *testing.T) {
 	assert.NotEmpty(t, parents)
 	for _, parent := range parents {
 		assert.Equal(t, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", parent, "the client's own, if Caddy traces nothing")
+	}
+}
+
+// Spans tell why a sub-request and its stage have failed, also in the middle of an answer.
+func TestTracesOfFailures(t *testing.T) {
+	fine := func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{}`)) }
+	hang := func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // or the server would not see that we leave
+		<-r.Context().Done()
+	}
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+	}
+	half := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		_, _ = w.Write([]byte("data: {}\n\n"))
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}
+	nobody := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	for name, tc := range map[string]struct {
+		encode, decode string
+		stage          string
+		call, whole    string // error.type of the sub-request and the stage
+		outcome        string
+	}{
+		"time-out":         {engine(t, hang), engine(t, fine), "encode", "timeout", "timeout", outcomeFailed},
+		"nobody there":     {nobody, engine(t, fine), "encode", "refused", "refused", outcomeFailed},
+		"redirect":         {engine(t, status(302)), engine(t, fine), "encode", "302", "bad_status", outcomeFailed},
+		"refusal":          {engine(t, status(400)), engine(t, fine), "encode", "400", "bad_status", outcomeRejected},
+		"decode fails":     {engine(t, fine), engine(t, status(500)), "decode", "500", "bad_status", outcomeFailed},
+		"decode redirects": {engine(t, fine), engine(t, status(302)), "decode", "302", "bad_status", outcomeFailed},
+		"decode breaks":    {engine(t, fine), engine(t, half), "decode", "broken", "broken", outcomeBrokeOff},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pool := func(address string) string {
+				return fmt.Sprintf(`{"upstreams":[{"dial":"%s"}],"health_checks":{"active":{}}}`, address)
+			}
+			h, err := load(t, fmt.Sprintf(`{"retries":0,"encode_timeout":"100ms","encode":%s,"decode":%s}`, pool(tc.encode), pool(tc.decode)))
+			require.NoError(t, err)
+			exporter := tracetest.NewInMemoryExporter()
+			provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter))
+			before := testutil.ToFloat64(requestsTotal.WithLabelValues(apiChat, tc.outcome))
+
+			w := httptest.NewRecorder()
+			r := httptest.NewRequest(http.MethodPost, chatPath, strings.NewReader(`{"stream":true,"messages":[{"content":[{"image_url":"data:,a"}]}]}`))
+			ctx, span := provider.Tracer("test").Start(r.Context(), "request")
+			r = caddyhttp.PrepareRequest(r.WithContext(ctx), caddy.NewReplacer(), w, &caddyhttp.Server{})
+			func() {
+				defer func() { _ = recover() }() // by which a connection is broken
+				_ = h.ServeHTTP(w, r, nil)
+			}()
+			span.End()
+
+			assert.Equal(t, before+1, testutil.ToFloat64(requestsTotal.WithLabelValues(apiChat, tc.outcome)))
+			assert.Zero(t, testutil.ToFloat64(requestsInFlight.WithLabelValues(apiChat)))
+			why := make(map[string]string)
+			stage := ""
+			for _, s := range exporter.GetSpans() { // a stage comes after what is in it
+				a := attribute.NewSet(s.Attributes...)
+				if reason, ok := a.Value("error.type"); ok {
+					why[s.Name] = reason.AsString()
+					assert.Equal(t, codes.Error, s.Status.Code, s.Name)
+					stage = s.Name
+				}
+			}
+			assert.Equal(t, tc.stage, stage)
+			assert.Equal(t, map[string]string{tc.stage: tc.whole, "POST " + chatPath: tc.call}, why)
+		})
 	}
 }

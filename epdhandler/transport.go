@@ -73,6 +73,8 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	c.broke, c.status = false, 0
 	if err == nil {
 		c.status = res.StatusCode
+	}
+	if err == nil && c.body != nil { // a question that costs nothing would make the instance look fast
 		historyOf(instance{c.stage, c.upstream()}).answered(time.Since(start))
 	}
 	if err == nil && res.StatusCode != http.StatusSwitchingProtocols {

@@ -138,8 +138,12 @@ func (c *caddy) configure(t testing.TB, dir, global, directives string) {
 	if strings.HasPrefix(c.URL, "http://") {
 		tls = ""
 	}
+	admin := "admin unix//" + dir + "/admin.sock"
+	if strings.Contains(global, "admin ") {
+		admin = ""
+	}
 	config := fmt.Sprintf(`{
-	admin unix//%s/admin.sock
+	%s
 	skip_install_trust
 	auto_https disable_redirects
 	storage file_system %s
@@ -152,7 +156,7 @@ func (c *caddy) configure(t testing.TB, dir, global, directives string) {
 	log
 	%s
 }
-`, dir, storage, global, c.URL, tls, directives)
+`, admin, storage, global, c.URL, tls, directives)
 	require.NoError(t, os.WriteFile(c.config, []byte(config), 0o600))
 }
 

@@ -1,14 +1,10 @@
 package integration
 
 import (
-	"context"
 	"encoding/json"
-	"net"
+	"fmt"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -125,21 +121,12 @@ func TestStatusPage(t *testing.T) {
 	setFault(fault{Kind: fakevllm.Status, Code: 500, Message: "broken", Times: 1}, e.encode[0])
 	c.post(t, chat("", image("AAAA"), image("BBBB")))
 
-	socket := filepath.Join(filepath.Dir(c.config), "admin.sock")
-	front := httptest.NewServer(&httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.Out.URL.Scheme, r.Out.URL.Host = "http", "localhost"
-			r.Out.Header.Del("Sec-Fetch-Mode") // Caddy refuses browsers that come without an origin it knows
-			r.Out.Header.Del("Origin")
-		},
-		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		}},
-	})
-	defer front.Close()
+	// as documented: Caddy's admin endpoint refuses browsers that come without an origin it knows
+	admin := fmt.Sprintf("localhost:%d", freePort(t))
+	c.reloadWith(t, "admin "+admin+" {\n origins "+admin+" \"\"\n}", e.block("encode_limit 3"))
 	show := func() string {
 		page, err := exec.Command(browser, "--headless", "--no-sandbox", "--disable-gpu", "--user-data-dir="+t.TempDir(),
-			"--virtual-time-budget=3000", "--dump-dom", front.URL+"/epd/status").Output()
+			"--virtual-time-budget=3000", "--dump-dom", "http://"+admin+"/epd/status").Output()
 		require.NoError(t, err)
 		_, main, _ := strings.Cut(string(page), "<main")
 		main, _, _ = strings.Cut(main, "</main>")
@@ -154,4 +141,12 @@ func TestStatusPage(t *testing.T) {
 	}
 	assert.NotContains(t, page, "NaN")
 	assert.NotContains(t, page, "undefined")
+
+	r, err := http.NewRequest(http.MethodGet, "http://"+admin+"/epd/status", http.NoBody)
+	require.NoError(t, err)
+	r.Header.Set("Origin", "http://evil.example")
+	res, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	require.NoError(t, res.Body.Close())
+	assert.Equal(t, http.StatusForbidden, res.StatusCode, "a page of somebody else reads it")
 }
