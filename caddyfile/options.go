@@ -18,6 +18,9 @@ func Pool(to **reverseproxy.Handler) Option {
 			spaced := strings.Fields(strings.ReplaceAll(args, ",", " "))
 			return s.Errf("upstreams are separated by spaces, not commas; write '%s %s'", s.Name(), strings.Join(spaced, " "))
 		}
+		if len(s.tokens) > 1 && noHost[s.tokens[1].Text] {
+			return s.Errf("'%s' would be taken for the name of a host; write '%s host:port', with one or more of them", s.tokens[1].Text, s.Name())
+		}
 		rp := new(reverseproxy.Handler)
 		d := caddyfile.NewDispenser(s.tokens)
 		if err := rp.UnmarshalCaddyfile(d); err != nil {
@@ -36,6 +39,9 @@ func Pool(to **reverseproxy.Handler) Option {
 		return nil
 	}
 }
+
+// noHost is what one may write before upstreams, or instead, but means no host.
+var noHost = map[string]bool{"to": true, "=": true, "disable": true, "disabled": true, "none": true, "off": true}
 
 // misplaced finds an option of the directive in the block of a pool.
 func (s *Segment) misplaced() error {
@@ -102,7 +108,7 @@ func (s *Segment) number(least int) (int, error) {
 	}
 	n, err := strconv.Atoi(arg)
 	if err != nil || n < least {
-		return 0, s.Errf("bad number '%s' for %s; write one such as 2", arg, s.Name())
+		return 0, s.Errf("bad number '%s' for %s; write one such as 2, or leave it out", arg, s.Name())
 	}
 	return n, nil
 }

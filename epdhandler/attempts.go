@@ -120,7 +120,7 @@ func (x *exchange) logFailure(f *failure, a *attempts) {
 		zap.String("stage", f.stage),
 		zap.String("upstream", a.pool.name(f.call.upstream())),
 		zap.Int("attempt", a.made),
-		zap.String("reason", string(f.reason)),
+		zap.String("reason", string(f.why())),
 		zap.Int("status", f.verdict.status),
 		zap.Bool("retrying", !f.final),
 		zap.String("error", a.pool.withoutAddresses(f.cause, f.call)),

@@ -145,25 +145,29 @@ func whyNoReply(err error) string {
 	return printable(text)
 }
 
-// mismatches says what does not fit together: requests name one model for all stages, and
-// instances of one pool stand in for each other.
+// mismatches says what does not fit together: requests name one model for all stages,
+// embeddings and KV caches are understood by the version that made them, and instances of
+// one pool stand in for each other.
 func mismatches(findings []finding) (lines []string) {
-	models := func(f finding) string { return f.models }
-	version := func(f finding) string { return f.version }
-	var agreed []finding // one of each pool whose instances serve the same models
-	for _, stage := range stages {
-		pool := slices.DeleteFunc(slices.Clone(findings), func(f finding) bool { return f.pool.stage != stage })
-		if differ := differences(pool, models, target.address); differ != "" {
-			lines = append(lines, fmt.Sprintf("the instances of %s serve different models: %s", stage, differ))
-		} else if i := slices.IndexFunc(pool, func(f finding) bool { return f.models != "" }); i >= 0 {
-			agreed = append(agreed, pool[i])
+	for _, aspect := range []struct {
+		what   func(finding) string
+		differ string
+	}{
+		{func(f finding) string { return f.models }, "serve different models"},
+		{func(f finding) string { return f.version }, "run different versions of vLLM"},
+	} {
+		var agreed []finding // one of each pool whose instances do not differ
+		for _, stage := range stages {
+			pool := slices.DeleteFunc(slices.Clone(findings), func(f finding) bool { return f.pool.stage != stage })
+			if differ := differences(pool, aspect.what, target.address); differ != "" {
+				lines = append(lines, fmt.Sprintf("the instances of %s %s: %s", stage, aspect.differ, differ))
+			} else if i := slices.IndexFunc(pool, func(f finding) bool { return aspect.what(f) != "" }); i >= 0 {
+				agreed = append(agreed, pool[i])
+			}
 		}
-		if differ := differences(pool, version, target.address); differ != "" {
-			lines = append(lines, fmt.Sprintf("the instances of %s run different versions of vLLM: %s", stage, differ))
+		if differ := differences(agreed, aspect.what, func(t target) string { return t.pool.stage }); differ != "" {
+			lines = append(lines, fmt.Sprintf("the pools %s: %s", aspect.differ, differ))
 		}
-	}
-	if differ := differences(agreed, models, func(t target) string { return t.pool.stage }); differ != "" {
-		lines = append(lines, fmt.Sprintf("the pools serve different models: %s", differ))
 	}
 	return lines
 }

@@ -17,12 +17,12 @@ func TestMismatches(t *testing.T) {
 		"models in a pool":   {[]string{"encode e1 m 1", "encode e2 n 1", "encode e3 m 1", "decode d1 m 1"}, []string{"the instances of encode serve different models: m (e1 e3), n (e2)"}},
 		"versions in a pool": {[]string{"encode e1 m 1", "decode d1 m 1", "decode d2 m 2"}, []string{"the instances of decode run different versions of vLLM: 1 (d1), 2 (d2)"}},
 		"unknown version":    {[]string{"encode e1 m 1", "decode d1 m 1", "decode d2 m -"}, nil},
-		"versions of pools":  {[]string{"encode e1 m 1", "decode d1 m 2"}, nil},
+		"versions of pools":  {[]string{"encode e1 m 1", "encode e2 m -", "decode d1 m 2"}, []string{"the pools run different versions of vLLM: 1 (encode), 2 (decode)"}},
 		"models of pools":    {[]string{"encode e1 m 1", "prefill p1 n 1", "decode d1 m 1"}, []string{"the pools serve different models: m (encode decode), n (prefill)"}},
 		"everything": {[]string{"encode e1 m 1", "encode e2 n 2", "prefill p1 m 1", "decode d1 n 1"}, []string{
 			"the instances of encode serve different models: m (e1), n (e2)",
-			"the instances of encode run different versions of vLLM: 1 (e1), 2 (e2)",
 			"the pools serve different models: m (prefill), n (decode)",
+			"the instances of encode run different versions of vLLM: 1 (e1), 2 (e2)",
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {

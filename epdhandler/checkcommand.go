@@ -36,6 +36,7 @@ VLLM_API_KEY, where other users of the machine do not see it.
 			cmd.Flags().StringP("config", "c", "", "Configuration file (default: the Caddyfile here)")
 			cmd.Flags().StringP("adapter", "a", "", "Name of config adapter to apply")
 			cmd.Flags().String("api-key", "", "API key of the engines (default: VLLM_API_KEY of the environment)")
+			cmd.Args = cobra.NoArgs
 			cmd.RunE = caddycmd.WrapCommandFuncForCobra(cmdCheck)
 		},
 	})

@@ -17,19 +17,22 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
 
-// reason is why an attempt failed.
+// reason is why an attempt failed, in the word that logs, metrics and spans have for it.
 type reason string
 
 const (
-	canceled    reason = "canceled"            // by the client, or because a sibling failed
-	timedOut    reason = "timed out"           // a time limit of ours or of the transport
-	unavailable reason = "no instance is up"   // there was nobody to ask
-	crowded     reason = "no instance is free" // and the queue full, or the wait too long
-	refused     reason = "no connection"       // dial or handshake failed, the engine knows nothing
-	broken      reason = "broken answer"       // none at all, half of one, or nonsense
-	badStatus   reason = "bad status"          // anything but 2xx
-	rejected    reason = "rejected"            // in metrics, a bad status that is the request's own fault
+	canceled    reason = "canceled"    // by the client, or because a sibling failed
+	timedOut    reason = "timeout"     // a time limit of ours or of the transport
+	unavailable reason = "unavailable" // no instance is up, so there was nobody to ask
+	crowded     reason = "overloaded"  // no instance is free, and the queue full, or the wait too long
+	refused     reason = "refused"     // dial or handshake failed, the engine knows nothing
+	broken      reason = "broken"      // no answer at all, half of one, or nonsense
+	badStatus   reason = "bad_status"  // anything but 2xx
+	rejected    reason = "rejected"    // a bad status that is the request's own fault: 4xx
 )
+
+// reasons are those of failures. That somebody canceled is none.
+var reasons = []reason{timedOut, unavailable, crowded, refused, broken, badStatus, rejected}
 
 // failure is why an attempt, or the whole request, failed, and what the client
 // gets if it is the last word.
@@ -43,6 +46,14 @@ type failure struct {
 	status  int     // of a badStatus
 	engine  *answer // the engine's answer, if there was one
 	verdict apiError
+}
+
+// why is the reason as operators get to know it.
+func (f *failure) why() reason {
+	if f.reason == badStatus && f.status/100 == 4 {
+		return rejected
+	}
+	return f.reason
 }
 
 // judge returns why a call failed, nil if it was answered with 2xx.

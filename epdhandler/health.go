@@ -15,28 +15,25 @@ const (
 )
 
 // health answers with the health of each pool, under the keys of vLLM's
-// disagg_epd_proxy.py: 503 if a pool has nobody left. It says what Caddy's health
-// checks know, and asks no engine itself.
+// disagg_epd_proxy.py: 503 if a pool has nobody left that requests need. It says what
+// Caddy's health checks know, and asks no engine itself.
 func (x *exchange) health() {
-	state := map[string]string{
-		"proxy":           healthy,
-		"encode_cluster":  x.h.encode.health(),
-		"prefill_cluster": x.h.prefill.health(),
-		"decode_cluster":  x.h.decode.health(),
-	}
+	encode, prefill, decode := x.h.encode.health(), x.h.prefill.health(), x.h.decode.health()
 	status := http.StatusOK
-	for _, s := range state {
-		if s == unhealthy {
-			status = http.StatusServiceUnavailable
-		}
-	}
-	if status == http.StatusOK {
+	if encode == unhealthy && !x.h.EncodeOptional || prefill == unhealthy || decode == unhealthy {
+		status = http.StatusServiceUnavailable
+	} else {
 		x.report.outcome = outcomeOK
 	}
 	x.w.Header().Set("Content-Type", "application/json")
 	x.w.Header().Set("Cache-Control", "no-store")
 	x.w.WriteHeader(status)
-	_ = json.NewEncoder(x.w).Encode(state)
+	_ = json.NewEncoder(x.w).Encode(map[string]string{
+		"proxy":           healthy,
+		"encode_cluster":  encode,
+		"prefill_cluster": prefill,
+		"decode_cluster":  decode,
+	})
 }
 
 func (p *pool) health() string {

@@ -23,7 +23,7 @@ type history struct {
 // failing is a failed attempt.
 type failing struct {
 	At     time.Time `json:"at"`
-	Reason string    `json:"reason"`
+	Reason reason    `json:"reason"`
 }
 
 const (
@@ -95,7 +95,7 @@ func (h *history) failed(why reason) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.used = time.Now()
-	h.failings = last(append(h.failings, failing{h.used, reasons[why]}), maxFailings)
+	h.failings = last(append(h.failings, failing{h.used, why}), maxFailings)
 }
 
 // last returns the last n elements of a list that has one more at most.

@@ -56,7 +56,7 @@ var stageBuckets = prometheus.ExponentialBuckets(0.001, 2, 20)
 func init() {
 	for _, stage := range stages {
 		for _, reason := range reasons {
-			stageFailures.WithLabelValues(stage, reason)
+			stageFailures.WithLabelValues(stage, string(reason))
 		}
 		stageRetries.WithLabelValues(stage)
 		stageDuration.WithLabelValues(stage)
@@ -72,12 +72,6 @@ func init() {
 		mediaItems.WithLabelValues(kind)
 		mediaBytes.WithLabelValues(kind)
 	}
-}
-
-// reasons are what reasons of failures are called. That somebody canceled is none.
-var reasons = map[reason]string{
-	timedOut: "timeout", unavailable: "unavailable", crowded: "overloaded",
-	refused: "refused", broken: "broken", badStatus: "bad_status", rejected: "rejected",
 }
 
 // mediaKinds are what the members that carry media are called.
@@ -133,11 +127,8 @@ func countFailure(f *failure) {
 	if f.reason == canceled {
 		return
 	}
-	why := f.reason
-	if why == badStatus && f.status/100 == 4 {
-		why = rejected
-	}
-	stageFailures.WithLabelValues(f.stage, reasons[why]).Inc()
+	why := f.why()
+	stageFailures.WithLabelValues(f.stage, string(why)).Inc()
 	if address := f.call.upstream(); address != "" && why != rejected && why != crowded {
 		historyOf(instance{f.stage, address}).failed(why)
 	}

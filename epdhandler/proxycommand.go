@@ -45,6 +45,7 @@ a port alone, such as :8000, over plain HTTP.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
 			addProxyFlags(cmd)
+			cmd.Args = noMoreAddresses
 			cmd.RunE = caddycmd.WrapCommandFuncForCobra(cmdProxy)
 		},
 	})
@@ -62,6 +63,14 @@ func addProxyFlags(cmd *cobra.Command) {
 	f.Bool("profiling", false, "Serve /start_profile and /stop_profile")
 	f.Bool("access-log", false, "Enable the access log")
 	f.BoolP("debug", "v", false, "Enable verbose debug logs")
+}
+
+// noMoreAddresses refuses arguments: they would be upstreams that a pool lacks.
+func noMoreAddresses(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unexpected argument '%s'; the addresses of a pool are separated by commas, as in --encode e1:8001,e2:8001", args[0])
+	}
+	return nil
 }
 
 func cmdProxy(fs caddycmd.Flags) (int, error) {

@@ -13,8 +13,8 @@ import (
 func (x *exchange) reject(e *apiError) {
 	x.report.outcome = outcomeOf(e.status)
 	if x.report.outcome != outcomeClientClosed {
-		x.h.logger.Warn("request rejected", zap.String("request_id", x.id), zap.String("stage", "request"),
-			zap.Int("status", e.status), zap.Error(errors.New(e.Message)))
+		x.h.logger.Warn("request turned away", zap.String("request_id", x.id), zap.String("stage", "request"),
+			zap.Int("status", e.status), zap.Any("code", e.Code), zap.Error(errors.New(e.Message)))
 	}
 	if x.received || x.r.ContentLength == 0 || x.r.ProtoMajor > 1 {
 		e.write(x.w)

@@ -49,7 +49,7 @@ func (x *exchange) checkSources() *apiError {
 	}
 	for _, item := range x.body.Items {
 		if !x.mayFetch(item) {
-			e := badRequest(http.StatusBadRequest, "media_source", "the media of part %d of message %d come from where they may not", item.Part, item.Message)
+			e := badRequest(http.StatusBadRequest, "media_source", "the media of part %d of message %d come from a source that is not allowed", item.Part, item.Message)
 			e.Param = item.Path()
 			return e
 		}

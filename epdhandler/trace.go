@@ -41,7 +41,7 @@ func inject(ctx context.Context, header http.Header) {
 // endStage ends the span of a stage.
 func endStage(span trace.Span, f *failure) {
 	if f != nil && f.reason != canceled {
-		fail(span, reasons[f.reason])
+		fail(span, string(f.why()))
 	}
 	span.End()
 }
@@ -74,7 +74,7 @@ func endCall(ctx context.Context, span trace.Span, c *call, err error) {
 	case f.reason == badStatus:
 		fail(span, strconv.Itoa(f.status))
 	default:
-		fail(span, reasons[f.reason])
+		fail(span, string(f.why()))
 	}
 }
 

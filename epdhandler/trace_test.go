@@ -141,7 +141,7 @@ func TestTracesOfFailures(t *testing.T) {
 		"time-out":         {engine(t, hang), engine(t, fine), "encode", "timeout", "timeout", outcomeFailed},
 		"nobody there":     {nobody, engine(t, fine), "encode", "refused", "refused", outcomeFailed},
 		"redirect":         {engine(t, status(302)), engine(t, fine), "encode", "302", "bad_status", outcomeFailed},
-		"refusal":          {engine(t, status(400)), engine(t, fine), "encode", "400", "bad_status", outcomeRejected},
+		"refusal":          {engine(t, status(400)), engine(t, fine), "encode", "400", "rejected", outcomeRejected},
 		"decode fails":     {engine(t, fine), engine(t, status(500)), "decode", "500", "bad_status", outcomeFailed},
 		"decode redirects": {engine(t, fine), engine(t, status(302)), "decode", "302", "bad_status", outcomeFailed},
 		"decode breaks":    {engine(t, fine), engine(t, half), "decode", "broken", "broken", outcomeBrokeOff},

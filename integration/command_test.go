@@ -86,8 +86,8 @@ func TestCheck(t *testing.T) {
 		}, want: map[string]string{"encode1": "up, vLLM 0.11.1, serves other", "prefill0": "up, vLLM 0.11.1, serves third", "decode1": "up, vLLM 0.12.0, serves fake"},
 			more: []string{
 				"the instances of encode serve different models: fake ($encode0), other ($encode1)",
-				"the instances of decode run different versions of vLLM: 0.11.1 ($decode0), 0.12.0 ($decode1)",
 				"the pools serve different models: fake (decode), third (prefill)",
+				"the instances of decode run different versions of vLLM: 0.11.1 ($decode0), 0.12.0 ($decode1)",
 			}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -247,7 +247,13 @@ func TestProxyWithItsOwnFlags(t *testing.T) {
 
 func TestProxyRefuses(t *testing.T) {
 	t.Parallel()
-	_, log, status := run(t, nil, "epd-proxy", "--encode", "e1:8001")
-	assert.Equal(t, 1, status)
-	assert.Contains(t, log, "there is no decode pool")
+	for why, args := range map[string][]string{
+		"there is no decode pool":         {"epd-proxy", "--encode", "e1:8001"},
+		"unexpected argument 'e2:8001'":   {"epd-proxy", "--encode", "e1:8001", "e2:8001", "--decode", "d1:8003"},
+		`unknown command "Caddyfile" for`: {"epd-check", "Caddyfile"},
+	} {
+		_, log, status := run(t, nil, args...)
+		assert.Equal(t, 1, status, why)
+		assert.Contains(t, log, why)
+	}
 }

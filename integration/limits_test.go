@@ -125,7 +125,7 @@ func TestQueueIsBounded(t *testing.T) {
 					if seconds := access.at("epd", "duration").(float64); seconds >= 2 {
 						waited++
 						assert.Equal(t, "failed", access.str("epd", "outcome"))
-						assert.Equal(t, "no instance is free", line.str("reason"))
+						assert.Equal(t, "overloaded", line.str("reason"))
 					} else {
 						assert.Less(t, seconds, 1.0)
 					}

@@ -148,6 +148,19 @@ func TestHealth(t *testing.T) {
 	e.assertRequests(t, 0, 0, 0)
 }
 
+// What is not needed does not take the proxy away from a load balancer.
+func TestHealthWithoutEncoders(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	e.encode[0].Kill()
+	c := startCaddy(t, e.block("encode_optional", "encode health_interval 20ms"))
+	assert.Eventually(t, func() bool {
+		r := c.do(t, http.MethodGet, "/health", "")
+		return object(t, r.body)["encode_cluster"] == "unhealthy" && r.StatusCode == http.StatusOK
+	}, waitLong, tick)
+	assert.Equal(t, http.StatusOK, c.post(t, chat("", text("hello"))).StatusCode)
+}
+
 func TestHealthOfOtherPools(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
