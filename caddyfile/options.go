@@ -18,7 +18,7 @@ func Pool(to **reverseproxy.Handler) Option {
 			spaced := strings.Fields(strings.ReplaceAll(args, ",", " "))
 			return s.Errf("upstreams are separated by spaces, not commas; write '%s %s'", s.Name(), strings.Join(spaced, " "))
 		}
-		if len(s.tokens) > 1 && noHost[s.tokens[1].Text] {
+		if len(s.tokens) > 1 && (meansOff(s.tokens[1].Text) || s.tokens[1].Text == "to" || s.tokens[1].Text == "=") {
 			return s.Errf("'%s' would be taken for the name of a host; write '%s host:port', with one or more of them", s.tokens[1].Text, s.Name())
 		}
 		rp := new(reverseproxy.Handler)
@@ -39,9 +39,6 @@ func Pool(to **reverseproxy.Handler) Option {
 		return nil
 	}
 }
-
-// noHost is what one may write before upstreams, or instead, but means no host.
-var noHost = map[string]bool{"to": true, "=": true, "disable": true, "disabled": true, "none": true, "off": true}
 
 // misplaced finds an option of the directive in the block of a pool.
 func (s *Segment) misplaced() error {
@@ -70,13 +67,21 @@ func OptionalPool(to **reverseproxy.Handler) Option {
 				}
 				return nil
 			}
-			switch strings.ToLower(s.tokens[1].Text) {
-			case "disable", "disabled", "none", "off", "no", "false":
+			if meansOff(s.tokens[1].Text) {
 				return s.Errf("'%s' would be taken for the name of a host; write '%s disable'", s.tokens[1].Text, s.Name())
 			}
 		}
 		return pool(s)
 	}
+}
+
+// meansOff reports whether a word in place of upstreams is meant to switch a pool off.
+func meansOff(word string) bool {
+	switch strings.ToLower(word) {
+	case "disable", "disabled", "none", "off", "no", "false":
+		return true
+	}
+	return false
 }
 
 // Int is a positive number.
