@@ -94,5 +94,5 @@ func (h *Handler) options() caddyfile.Options {
 // same as no prefill at all: the decode pool then does prefill as well.
 func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	h := new(Handler)
-	return h, caddyfile.Parse(helper, h.options(), "encode", "decode")
+	return h, caddyfile.Parse(helper, h.options(), h.contradictions, "encode", "decode")
 }

@@ -5,13 +5,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
 	"sync/atomic"
-
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
@@ -26,32 +22,15 @@ type ranks struct {
 	next      atomic.Uint32
 }
 
-// loadConsumers checks the addresses against the pool that consumes embeddings.
-func (h *Handler) loadConsumers() error {
+// loadConsumers makes the ranks of ec_consumers, which fit the pool.
+func (h *Handler) loadConsumers() {
 	if len(h.ECConsumers) == 0 {
-		return nil
-	}
-	p := h.consuming()
-	if p.dynamic {
-		return fmt.Errorf("ec_consumers needs to know the upstreams of the %s pool; it cannot be dynamic", p.stage)
+		return
 	}
 	h.consumers = make(map[string]*ranks)
 	for upstream, addresses := range h.ECConsumers {
-		at := func(u *reverseproxy.Upstream) bool { return u.String() == upstream }
-		if !slices.ContainsFunc(p.handler.Upstreams, at) {
-			return fmt.Errorf("ec_consumers names '%s', which is no upstream of the %s pool; write it as host:port", upstream, p.stage)
-		}
-		if len(addresses) == 0 {
-			return fmt.Errorf("ec_consumers has no address for '%s'; write one such as tcp://host:port for each data-parallel rank", upstream)
-		}
 		h.consumers[upstream] = &ranks{addresses: addresses}
 	}
-	for _, u := range p.handler.Upstreams {
-		if h.consumers[u.String()] == nil {
-			return fmt.Errorf("ec_consumers has no address for '%s' of the %s pool; write one such as tcp://host:port for each data-parallel rank", u, p.stage)
-		}
-	}
-	return nil
 }
 
 // consumer is the instance that a request's embeddings are pushed to.

@@ -182,7 +182,6 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 // Provision sets the defaults and provisions the pools.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.logger = ctx.Logger()
-	h.setDefaults()
 	headroom()
 	if err := showMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
@@ -201,6 +200,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.Decode == nil {
 		return errors.New("there is no decode pool; " + writePool("decode", "pd1:8003 pd2:8003"))
 	}
+	if err := h.contradictions(); err != nil {
+		return err
+	}
+	h.setDefaults()
 	var err error
 	if h.encode, err = newPool(ctx, h.queue("encode", h.EncodeLimit), h.Encode); err != nil {
 		return err
@@ -213,9 +216,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.decode, err = newPool(ctx, h.queue("decode", h.DecodeLimit), h.Decode); err != nil {
 		return err
 	}
-	if err := h.loadConsumers(); err != nil {
-		return err
-	}
+	h.loadConsumers()
 	h.enlist()
 	return nil
 }
@@ -288,7 +289,7 @@ func (h *Handler) Validate() error {
 		}
 	}
 	if h.MaxBodySize > h.MaxMemory/2 {
-		return fmt.Errorf("max_memory (%d bytes) must be twice max_body_size (%d bytes) at least, so that one request cannot take all of it", h.MaxMemory, h.MaxBodySize)
+		return h.littleMemory()
 	}
 	return nil
 }

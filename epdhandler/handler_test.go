@@ -57,6 +57,8 @@ func TestProvisionRefuses(t *testing.T) {
 		"a silent consumer":   {`{"ec_consumers":{"localhost:1":["tcp://x:1"]},"encode":` + one + `,"decode":{"upstreams":[{"dial":"localhost:1"},{"dial":"localhost:2"}]}}`, "ec_consumers has no address for 'localhost:2' of the decode pool"},
 		"no address":          {`{"ec_consumers":{"localhost:1":[]},"encode":` + one + `,"decode":` + one + `}`, "ec_consumers has no address for 'localhost:1'"},
 		"unknown consumers":   {`{"ec_consumers":{"localhost:1":["tcp://x:1"]},"encode":` + one + `,"decode":{"dynamic_upstreams":{"source":"a","name":"localhost","port":"1"}}}`, "ec_consumers needs to know the upstreams of the decode pool; it cannot be dynamic"},
+		"a queue for nobody":  {`{"queue_timeout":1,"encode":` + one + `,"decode":` + one + `}`, "queue_timeout has no effect without encode_limit, prefill_limit or decode_limit"},
+		"a salt for nothing":  {`{"uuid_salt":"x","encode":` + one + `,"decode":` + one + `}`, "uuid_salt has no effect without references or ec_consumers"},
 		"no such JSON member": {`{"encoder":` + one + `}`, "unknown field"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -148,7 +150,7 @@ func TestOptionsAreTheSameEverywhere(t *testing.T) {
 func TestDefaultsAreAsDocumented(t *testing.T) {
 	const pools = "encode localhost:1\ndecode localhost:1\n"
 	silent := fromCaddyfile(t, pools)
-	written := pools
+	written := pools + "decode_limit 1\n" // for queue_size and queue_timeout
 	for _, o := range documented(t) {
 		value, isCode := strings.CutPrefix(o.initially, "`")
 		value, _, _ = strings.Cut(value, "`")
@@ -165,9 +167,9 @@ func TestDefaultsAreAsDocumented(t *testing.T) {
 		}
 	}
 	want, got := fields(fromCaddyfile(t, written)), fields(silent)
-	for _, pool := range []string{"encode", "decode"} {
-		delete(want, pool)
-		delete(got, pool)
+	for _, name := range []string{"encode", "decode", "decode_limit"} {
+		delete(want, name)
+		delete(got, name)
 	}
 	assert.Equal(t, want, got)
 }

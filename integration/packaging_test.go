@@ -162,27 +162,32 @@ func TestProbes(t *testing.T) {
 		live, ready endpoint
 		metrics     string
 		status      int
+		keyed       bool // clients need a key
 	}{
-		"docker": {dockerConfig, image, endpoint{"8000", "/health"}, "9180", http.StatusServiceUnavailable},
+		"docker": {dockerConfig, image, endpoint{"8000", "/health"}, "9180", http.StatusServiceUnavailable, true},
 		"kubernetes": {
 			kubernetesConfig, pod.endpoint(t, pod.Live), pod.endpoint(t, pod.Ready),
-			pod.port(t, readManifest(t, "podmonitor.yaml", "PodMonitor", "proxy").Spec.PodMonitors[0].Port), http.StatusOK,
+			pod.port(t, readManifest(t, "podmonitor.yaml", "PodMonitor", "proxy").Spec.PodMonitors[0].Port), http.StatusOK, false,
 		},
-		"kubernetes, the image's own check": {kubernetesConfig, image, pod.endpoint(t, pod.Ready), "9180", http.StatusOK},
-		"systemd":                           {productionConfig, image, endpoint{"443", "/health"}, "9180", http.StatusServiceUnavailable},
+		"kubernetes, the image's own check": {kubernetesConfig, image, pod.endpoint(t, pod.Ready), "9180", http.StatusOK, false},
+		"systemd":                           {productionConfig, image, endpoint{"443", "/health"}, "9180", http.StatusServiceUnavailable, true},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ports := runWithoutEngines(t, adapt(t, test.config))
-			ask := func(e endpoint) (int, string) { return ask(t, ports, e) }
+			ask := func(e endpoint) (int, string) { return askWith(t, ports, e, "key") }
 
-			require.Eventually(t, func() bool {
-				status, _ := ask(test.ready)
+			require.Eventually(t, func() bool { // probes have no key
+				status, _ := askWith(t, ports, test.ready, "")
 				return status == test.status
 			}, 30*time.Second, 20*time.Millisecond, "the status of %s is not %d", test.ready, test.status)
 			status, _ := ask(endpoint{test.ready.port, "/v1/models"})
 			assert.Equal(t, http.StatusServiceUnavailable, status)
+			if test.keyed {
+				status, _ = askWith(t, ports, endpoint{test.ready.port, "/v1/models"}, "")
+				assert.Equal(t, http.StatusUnauthorized, status)
+			}
 
 			status, _ = ask(test.live)
 			assert.Equal(t, http.StatusOK, status)
@@ -209,12 +214,12 @@ func TestOperatorsAreLocal(t *testing.T) {
 	assert.ElementsMatch(t, []any{":443", "127.0.0.1:9180"}, listen)
 }
 
-// ask sends a GET request with the key of the examples.
-func ask(t *testing.T, ports map[string]string, e endpoint) (status int, body string) {
+// askWith sends a GET request with a key.
+func askWith(t *testing.T, ports map[string]string, e endpoint, key string) (status int, body string) {
 	r, err := http.NewRequest(http.MethodGet, "http://127.0.0.1:"+ports[e.port]+e.path, nil)
 	require.NoError(t, err)
 	r.Host = "api.example.com"
-	r.Header.Set("Authorization", "Bearer key")
+	r.Header.Set("Authorization", "Bearer "+key)
 	resp, err := http.DefaultClient.Do(r)
 	require.NoError(t, err)
 	defer resp.Body.Close()

@@ -15,17 +15,20 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
 	_ "github.com/caddyserver/caddy/v2/modules/logging" // not modules/standard: a newcomer waits for what is compiled
+	_ "github.com/caddyserver/caddy/v2/modules/metrics"
 
 	_ "github.com/caddy-epd/caddy-epd/epdhandler" // epd_proxy
 )
 
-// caddyfile takes the storage, the port, where to send the access log, and the block
-// of epd_proxy. Most of it keeps a Caddy that is gone in a minute from leaving
+// caddyfile takes the port of the admin endpoint, which lets browsers in, the storage,
+// the site's port, where to send the access log, and the block of epd_proxy. Most of it keeps a Caddy that is gone in a minute from leaving
 // anything behind; in a real one, a domain name and the block are all it needs.
 const caddyfile = `{
-	admin off
+	admin 127.0.0.1:%[1]d {
+		origins localhost:%[1]d 127.0.0.1:%[1]d ""
+	}
 	persist_config off
-	storage file_system %q
+	storage file_system %[2]q
 	storage_clean_interval off
 	skip_install_trust
 	auto_https disable_redirects
@@ -36,18 +39,19 @@ const caddyfile = `{
 	}
 }
 
-https://localhost:%d {
+https://localhost:%[3]d {
 	bind 127.0.0.1
 	tls internal
 	log {
-		output net %s
+		output net %[4]s
 	}
-%s}
+%[5]s}
 `
 
 // proxy is the running Caddy.
 type proxy struct {
 	url     string
+	admin   string // the URL of Caddy's admin endpoint
 	block   string // of epd_proxy, in the Caddyfile
 	root    string // the file with the certificate of Caddy's own CA
 	client  *http.Client
@@ -57,7 +61,11 @@ type proxy struct {
 
 // startProxy returns when Caddy serves.
 func startProxy(dir, block string) (*proxy, error) {
-	port, err := httpsPort()
+	port, err := usualPort(8443)
+	if err != nil {
+		return nil, err
+	}
+	adminPort, err := usualPort(2019)
 	if err != nil {
 		return nil, err
 	}
@@ -66,11 +74,12 @@ func startProxy(dir, block string) (*proxy, error) {
 		return nil, err
 	}
 	defer func() { _ = listener.Close() }()
-	if err := load(fmt.Sprintf(caddyfile, dir, port, listener.Addr(), block)); err != nil {
+	if err := load(fmt.Sprintf(caddyfile, adminPort, dir, port, listener.Addr(), block)); err != nil {
 		return nil, err
 	}
 	p := &proxy{
 		url:    fmt.Sprintf("https://localhost:%d", port),
+		admin:  fmt.Sprintf("http://localhost:%d", adminPort),
 		block:  block,
 		root:   filepath.Join(dir, "pki", "authorities", "local", "root.crt"),
 		client: new(http.Client),
@@ -138,9 +147,9 @@ func (p *proxy) stop() {
 	_ = p.log.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 }
 
-// httpsPort is the usual port, or a free one.
-func httpsPort() (int, error) {
-	const usual, tries = 8443, 10
+// usualPort is the usual port, or a free one.
+func usualPort(usual int) (int, error) {
+	const tries = 10
 	port, err := freePort(usual)
 	for range tries {
 		if err == nil {

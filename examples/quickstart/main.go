@@ -4,7 +4,8 @@
 //
 // It starts fake vLLM engines and, in the same process, Caddy with epd_proxy. Then
 // it sends a request with an image through them, prints the answer and the way that
-// the request took, and stays up for more requests.
+// the request took, and stays up for more requests, with Caddy's metrics and the status
+// of the pools.
 //
 // All of it is bound to 127.0.0.1, and nothing is left behind: no file, no
 // certificate in the system's trust store.
@@ -13,6 +14,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -26,6 +28,13 @@ The engines are FAKE: no GPU, no model. They check the protocol and echo what th
 `
 
 func main() {
+	flag.Usage = func() {
+		fmt.Fprint(flag.CommandLine.Output(), intro+"\nUsage: go run ./examples/quickstart\n")
+	}
+	if flag.Parse(); flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, func() {
 		time.Sleep(300 * time.Millisecond) // timeout(1) and others send a signal twice
@@ -90,6 +99,7 @@ func show(ctx context.Context, to printer, engines *engines, proxy *proxy) error
 				return errors.New("the access log of Caddy has ended")
 			case r.EPD.RequestID == id:
 				to.printf("%s\nSend it again from another terminal:\n\n%s\n\n", r.table(engines), curl(proxy))
+				to.printf("How the pools are: %s/epd/status (in a browser, too)\nMetrics:           %s/metrics\n\n", proxy.admin, proxy.admin)
 				to.printf("Waiting for requests. Ctrl-C ends it.\n")
 			default:
 				to.printf("%s\n", r.line(engines))

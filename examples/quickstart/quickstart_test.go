@@ -71,6 +71,19 @@ func TestQuickstart(t *testing.T) {
 		assert.Equal(t, want, answerOf(t, answer))
 		p.await(t, way, 2)
 	})
+	for path, want := range map[string]string{"/epd/status": `"encode"`, "/metrics": "caddy_epd_requests_total"} {
+		t.Run(path, func(t *testing.T) {
+			url := regexp.MustCompile(`http://localhost:\d+` + path + `\b`).FindString(text)
+			require.NotEmpty(t, url)
+			answer, err := http.Get(url)
+			require.NoError(t, err)
+			defer func() { _ = answer.Body.Close() }()
+			b, err := io.ReadAll(answer.Body)
+			require.NoError(t, err)
+			assert.Equal(t, http.StatusOK, answer.StatusCode)
+			assert.Contains(t, string(b), want)
+		})
+	}
 	p.stop(t)
 }
 
@@ -80,10 +93,11 @@ func TestUsualPortsTaken(t *testing.T) {
 			for _, port := range []int{8001, 8002, 8101, 8201, 8202} {
 				take(t, "tcp", port)
 			}
+			take(t, "tcp", 2019)
 			take(t, network, 8443)
 			p := start(t)
 			text := p.await(t, regexp.QuoteMeta(up), 1)
-			assert.NotRegexp(t, `:(8001|8002|8101|8201|8202|8443)\b`, text)
+			assert.NotRegexp(t, `:(8001|8002|8101|8201|8202|8443|2019)\b`, text)
 			send(t, commandLine(t, text))
 			p.await(t, way, 1)
 			p.stop(t)

@@ -92,6 +92,6 @@ func printStream(stream io.Reader, to printer) error {
 // curl is the same request for a shell.
 func curl(p *proxy) string {
 	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-	return fmt.Sprintf("curl -N --cacert %s %s \\\n  -H 'Content-Type: application/json' \\\n  -d %s",
+	return fmt.Sprintf("curl -sSN --cacert %s %s \\\n  -H 'Content-Type: application/json' \\\n  -d %s",
 		quote(p.root), p.url+"/v1/chat/completions", quote(body()))
 }

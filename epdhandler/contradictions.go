@@ -1,0 +1,60 @@
+package epdhandler
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// contradictions finds options that do not fit together, or that have no effect as the
+// others are. Those of a pool that is switched off are none: it may be on again tomorrow.
+// It needs no defaults, so that it can be asked where a Caddyfile's line is still known.
+func (h *Handler) contradictions() error {
+	limited := h.EncodeLimit != 0 || h.PrefillLimit != 0 || h.DecodeLimit != 0
+	switch {
+	case h.QueueSize != nil && !limited:
+		return errors.New("queue_size has no effect without encode_limit, prefill_limit or decode_limit")
+	case h.QueueTimeout != 0 && !limited:
+		return errors.New("queue_timeout has no effect without encode_limit, prefill_limit or decode_limit")
+	case h.UUIDSalt != "" && !h.References && len(h.ECConsumers) == 0:
+		return errors.New("uuid_salt has no effect without references or ec_consumers")
+	case h.MaxMemory > 0 && h.MaxBodySize > h.MaxMemory/2:
+		return h.littleMemory()
+	}
+	return h.consumersFit()
+}
+
+func (h *Handler) littleMemory() error {
+	return fmt.Errorf("max_memory (%d bytes) must be twice max_body_size (%d bytes) at least, so that one request cannot take all of it", h.MaxMemory, h.MaxBodySize)
+}
+
+// consumersFit compares ec_consumers with the pool that consumes embeddings.
+func (h *Handler) consumersFit() error {
+	if len(h.ECConsumers) == 0 {
+		return nil
+	}
+	stage, pool := "decode", h.Decode
+	if h.Prefill != nil {
+		stage, pool = "prefill", h.Prefill
+	}
+	if pool.DynamicUpstreamsRaw != nil {
+		return fmt.Errorf("ec_consumers needs to know the upstreams of the %s pool; it cannot be dynamic", stage)
+	}
+	for upstream, addresses := range h.ECConsumers {
+		at := func(u *reverseproxy.Upstream) bool { return u.String() == upstream }
+		if !slices.ContainsFunc(pool.Upstreams, at) {
+			return fmt.Errorf("ec_consumers names '%s', which is no upstream of the %s pool; write it as host:port", upstream, stage)
+		}
+		if len(addresses) == 0 {
+			return fmt.Errorf("ec_consumers has no address for '%s'; write one such as tcp://host:port for each data-parallel rank", upstream)
+		}
+	}
+	for _, u := range pool.Upstreams {
+		if h.ECConsumers[u.String()] == nil {
+			return fmt.Errorf("ec_consumers has no address for '%s' of the %s pool; write one such as tcp://host:port for each data-parallel rank", u, stage)
+		}
+	}
+	return nil
+}
