@@ -31,8 +31,8 @@ func init() {
 // Each pool is configured as a `reverse_proxy` handler, with all its options.
 // Where a pool's configuration says nothing, these defaults apply, chosen for
 // vLLM: `round_robin` load balancing; active health checks of `/health` every 5s,
-// with a timeout of 5s, 3 fails and 1 pass; idle connections kept for 2.5s,
-// because vLLM closes them after 5s.
+// with a timeout of 5s, 3 fails and 1 pass; up to 1024 idle connections to each
+// instance, kept for 2.5s, because vLLM closes them after 5s.
 type Handler struct {
 	// The instances that turn media items into embeddings: the configuration of a
 	// [`reverse_proxy`](/docs/modules/http.handlers.reverse_proxy) handler. Required.

@@ -95,7 +95,9 @@ func TestDefaults(t *testing.T) {
 		assert.Equal(t, 3, active.Fails)
 		assert.Equal(t, 1, active.Passes)
 		assert.Nil(t, p.handler.HealthChecks.Passive)
-		assert.Equal(t, idleTimeout, p.handler.Transport.(replayTransport).Transport.IdleConnTimeout)
+		transport := p.handler.Transport.(replayTransport).Transport
+		assert.Equal(t, 2500*time.Millisecond, transport.IdleConnTimeout)
+		assert.Equal(t, 1024, transport.MaxIdleConnsPerHost)
 	}
 }
 
@@ -120,12 +122,13 @@ func TestWhatTheUserSaysStays(t *testing.T) {
 	assert.EqualValues(t, 5*time.Second, encode.HealthChecks.Active.Interval)
 	assert.NotNil(t, encode.HealthChecks.Passive)
 	assert.Equal(t, 9*time.Second, encode.Transport.(replayTransport).Transport.IdleConnTimeout)
+	assert.Equal(t, 1024, encode.Transport.(replayTransport).Transport.MaxIdleConnsPerHost)
 	assert.EqualValues(t, 7*time.Second, encode.Transport.(replayTransport).DialTimeout)
 
 	prefill := h.prefill.handler
 	assert.Equal(t, "/health", prefill.HealthChecks.Active.URI)
 	assert.EqualValues(t, time.Minute, prefill.HealthChecks.Active.Interval)
-	assert.Equal(t, idleTimeout, prefill.Transport.(replayTransport).Transport.IdleConnTimeout)
+	assert.Equal(t, 2500*time.Millisecond, prefill.Transport.(replayTransport).Transport.IdleConnTimeout)
 	assert.Equal(t, 5, prefill.Transport.(replayTransport).Transport.MaxIdleConnsPerHost)
 
 	assert.False(t, h.decode.handler.HealthChecks.Active.IsEnabled())

@@ -111,16 +111,20 @@ func (p *pool) loadPolicy(ctx caddy.Context) error {
 	return nil
 }
 
-// idleTimeout is how long idle connections to engines are kept by default. vLLM's
-// server (uvicorn) closes them after 5s, and a request that is sent at that
-// moment is lost.
-const idleTimeout = 2500 * time.Millisecond
+// keepAliveDefaults are those of the transport's keep_alive, in JSON.
+var keepAliveDefaults = map[string]json.RawMessage{
+	// vLLM's server (uvicorn) closes idle connections after 5s, and a request that is
+	// sent at that moment is lost.
+	"idle_timeout": json.RawMessage(`"2.5s"`),
+	// Bursts find connections instead of dialling. As many have been in use just before.
+	"max_idle_conns_per_host": json.RawMessage(`1024`),
+}
 
 // loadTransport puts a replayTransport around the pool's transport. The handler
 // keeps a transport that is set before it is provisioned; setting it later would
 // race with the health checks.
 func (p *pool) loadTransport(ctx caddy.Context) error {
-	raw, err := withIdleTimeout(p.handler.TransportRaw)
+	raw, err := withKeepAlive(p.handler.TransportRaw)
 	if err != nil {
 		return fmt.Errorf("reading transport: %w", err)
 	}
@@ -137,9 +141,8 @@ func (p *pool) loadTransport(ctx caddy.Context) error {
 	return nil
 }
 
-// withIdleTimeout adds the default of keep_alive.idle_timeout to the
-// configuration of a transport.
-func withIdleTimeout(raw json.RawMessage) (json.RawMessage, error) {
+// withKeepAlive adds the defaults of keep_alive to the configuration of a transport.
+func withKeepAlive(raw json.RawMessage) (json.RawMessage, error) {
 	config := map[string]json.RawMessage{"protocol": json.RawMessage(`"http"`)}
 	if raw != nil {
 		if err := json.Unmarshal(raw, &config); err != nil {
@@ -158,8 +161,10 @@ func withIdleTimeout(raw json.RawMessage) (json.RawMessage, error) {
 	if keepAlive == nil {
 		keepAlive = make(map[string]json.RawMessage)
 	}
-	if keepAlive["idle_timeout"] == nil {
-		keepAlive["idle_timeout"] = json.RawMessage(fmt.Sprintf("%d", idleTimeout))
+	for name, value := range keepAliveDefaults {
+		if keepAlive[name] == nil {
+			keepAlive[name] = value
+		}
 	}
 	var err error
 	if config["keep_alive"], err = json.Marshal(keepAlive); err != nil {
