@@ -31,9 +31,8 @@ type Segment struct {
 // Name is the name of the option.
 func (s *Segment) Name() string { return s.tokens[0].Text }
 
-// Parse reads the directive with its block. The required options must be given, and
-// check says whether all of them fit together.
-func Parse(h httpcaddyfile.Helper, options Options, check func() error, required ...string) error {
+// Parse reads the directive with its block. The required options must be given.
+func Parse(h httpcaddyfile.Helper, options Options, required ...string) error {
 	h.Next() // the directive's name
 	start := *h.Dispenser
 	if h.NextArg() {
@@ -63,9 +62,6 @@ func Parse(h httpcaddyfile.Helper, options Options, check func() error, required
 		if !given[name] {
 			return start.Errf("%s needs '%s'; add a line such as '%s host:port' to its block", start.Val(), name, name)
 		}
-	}
-	if err := check(); err != nil {
-		return start.WrapErr(err)
 	}
 	return nil
 }

@@ -93,6 +93,14 @@ func (h *Handler) options() caddyfile.Options {
 // spaces. encode and decode are required. "prefill disable" (or none, or "") is the
 // same as no prefill at all: the decode pool then does prefill as well.
 func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	start := *helper.Dispenser // errors about the whole block stand at its name
+	start.Next()
 	h := new(Handler)
-	return h, caddyfile.Parse(helper, h.options(), h.contradictions, "encode", "decode")
+	if err := caddyfile.Parse(helper, h.options(), "encode", "decode"); err != nil {
+		return nil, err
+	}
+	if err := h.contradictions(); err != nil {
+		return nil, start.WrapErr(err)
+	}
+	return h, nil
 }

@@ -20,13 +20,19 @@ func (h *Handler) contradictions() error {
 		return errors.New("queue_timeout has no effect without encode_limit, prefill_limit or decode_limit")
 	case h.UUIDSalt != "" && !h.References && len(h.ECConsumers) == 0:
 		return errors.New("uuid_salt has no effect without references or ec_consumers")
-	case h.MaxMemory > 0 && h.MaxBodySize > h.MaxMemory/2:
-		return h.littleMemory()
+	}
+	if err := h.memorySuffices(); err != nil {
+		return err
 	}
 	return h.consumersFit()
 }
 
-func (h *Handler) littleMemory() error {
+// memorySuffices compares the sizes as far as they are known: max_memory may be a default
+// still to come.
+func (h *Handler) memorySuffices() error {
+	if h.MaxMemory <= 0 || h.MaxBodySize <= h.MaxMemory/2 {
+		return nil
+	}
 	return fmt.Errorf("max_memory (%d bytes) must be twice max_body_size (%d bytes) at least, so that one request cannot take all of it", h.MaxMemory, h.MaxBodySize)
 }
 

@@ -288,10 +288,7 @@ func (h *Handler) Validate() error {
 			return fmt.Errorf("%s must not be negative", n.name)
 		}
 	}
-	if h.MaxBodySize > h.MaxMemory/2 {
-		return h.littleMemory()
-	}
-	return nil
+	return h.memorySuffices() // with the defaults
 }
 
 // Cleanup releases the pools that were provisioned.

@@ -129,8 +129,7 @@ func proxyHandler(fs caddycmd.Flags) (*Handler, error) {
 	}
 	tokens = append(tokens, caddytokens.Token{Line: 1, Text: "}"})
 	h := &Handler{Profiling: fs.Bool("profiling")}
-	later := func() error { return nil } // contradictions are found while loading: they have no place in the flags
-	return h, caddyfile.Parse(httpcaddyfile.Helper{Dispenser: caddytokens.NewDispenser(tokens)}, h.options(), later)
+	return h, caddyfile.Parse(httpcaddyfile.Helper{Dispenser: caddytokens.NewDispenser(tokens)}, h.options())
 }
 
 // proxyServer serves the handler where the flags say. It returns that as a site address,

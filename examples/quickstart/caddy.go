@@ -21,8 +21,9 @@ import (
 )
 
 // caddyfile takes the port of the admin endpoint, which lets browsers in, the storage,
-// the site's port, where to send the access log, and the block of epd_proxy. Most of it keeps a Caddy that is gone in a minute from leaving
-// anything behind; in a real one, a domain name and the block are all it needs.
+// the site's port, where to send the access log, and the block of epd_proxy. Most of it
+// keeps a Caddy that is gone in a minute from leaving anything behind; in a real one, a
+// domain name and the block are all it needs.
 const caddyfile = `{
 	admin 127.0.0.1:%[1]d {
 		origins localhost:%[1]d 127.0.0.1:%[1]d ""
