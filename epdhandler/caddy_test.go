@@ -2,13 +2,14 @@ package epdhandler
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
 // pools are the addresses of the engines of each stage.
@@ -37,10 +38,9 @@ func serve(t testing.TB, port int, options string, engines pools) {
 
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := fakevllm.FreePort()
 	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return port
 }
 
 // engine starts a server that answers as it is told to, and returns its address.

@@ -23,6 +23,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
 // binary is the Caddy under test; storage is shared by all of them, so that its
@@ -220,10 +222,10 @@ func (c *caddy) hangUp() {
 }
 
 func freePort(t testing.TB) int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	t.Helper()
+	port, err := fakevllm.FreePort()
 	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return port
 }
 
 // entry is one entry of Caddy's log.

@@ -28,7 +28,7 @@ type Options struct {
 	// decode in the header x-engine. The default is the role and the address.
 	Name string
 
-	// Addr is where the engine listens. The default, 127.0.0.1:0, takes a free port.
+	// Addr is where the engine listens. The default is a free port of 127.0.0.1, see FreePort.
 	Addr string
 
 	// APIKey, if set, is what everything but /health must bring as a bearer token.
@@ -97,9 +97,6 @@ type Options struct {
 
 // withDefaults fills in what does not depend on the address.
 func (o Options) withDefaults() Options {
-	if o.Addr == "" {
-		o.Addr = "127.0.0.1:0"
-	}
 	if o.IdleTimeout == 0 {
 		o.IdleTimeout = 5 * time.Second
 	}
@@ -110,6 +107,13 @@ func (o Options) withDefaults() Options {
 		o.Version = "0.11.1"
 	}
 	return o
+}
+
+func (o Options) listen() (net.Listener, error) {
+	if o.Addr == "" {
+		return listenFree()
+	}
+	return net.Listen("tcp", o.Addr)
 }
 
 // Engine is one fake vLLM server.
@@ -135,7 +139,7 @@ func (c *Cluster) Start(o Options) (*Engine, error) {
 		return nil, fmt.Errorf("unknown role %q: want %s, %s or %s", o.Role, Encode, Prefill, Decode)
 	}
 	o = o.withDefaults()
-	listener, err := net.Listen("tcp", o.Addr)
+	listener, err := o.listen()
 	if err != nil {
 		return nil, fmt.Errorf("start %s engine: %w", o.Role, err)
 	}
@@ -180,7 +184,7 @@ func (e *Engine) Restart() error {
 	}
 	e.life.kill()
 	e.life.wait()
-	listener, err := listenAgain(e.addr)
+	listener, err := net.Listen("tcp", e.addr)
 	if err != nil {
 		return fmt.Errorf("restart %s: %w", e.Name(), err)
 	}
@@ -196,17 +200,4 @@ func (e *Engine) Close() {
 	e.closed = true
 	e.life.kill()
 	e.life.wait()
-}
-
-// listenAgain retries for a while: until the engine is back, somebody's
-// outgoing connection may hold its port.
-func listenAgain(addr string) (net.Listener, error) {
-	deadline := time.Now().Add(3 * time.Second)
-	for {
-		listener, err := net.Listen("tcp", addr)
-		if err == nil || time.Now().After(deadline) {
-			return listener, err
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
 }
