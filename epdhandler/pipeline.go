@@ -46,11 +46,11 @@ func (x *exchange) pass() *failure {
 		if f := x.encode(); f != nil {
 			return f
 		}
-		if x.decoding.repeats = gatewayErrors; x.referred {
-			x.decoding.repeats = serverErrors
-		}
 		if f := x.prefill(); f != nil {
 			return f
+		}
+		if x.decoding.repeats = gatewayErrors; x.referred || x.transferred() {
+			x.decoding.repeats = serverErrors
 		}
 	}
 	return x.decode()
@@ -68,16 +68,17 @@ func (x *exchange) restore(f *failure) {
 		return
 	}
 	x.prefilled, x.kv = false, nil
-	if x.handles != nil || lost || x.consumer != nil {
+	if x.handles != nil || lost && x.referred || x.consumer != nil {
 		x.encoded, x.handles, x.consumers, x.referred = false, nil, nil, false
 		x.dropConsumer()
 	}
 }
 
-// lost reports whether an engine may have failed because it could not get the embedding
-// of a reference: it says 500 then.
+// lost reports whether an engine may have failed because it could not get what others
+// have made for it, such as the KV blocks of a prefill that has died since: it says 500 then.
 func (x *exchange) lost(f *failure) bool {
-	return x.referred && f.stage != "encode" && f.reason == badStatus && f.status == http.StatusInternalServerError
+	needy := f.stage != "encode" && x.referred || f.stage == "decode" && x.transferred()
+	return needy && f.reason == badStatus && f.status == http.StatusInternalServerError
 }
 
 // transferred reports whether decode gets something that serves only once.

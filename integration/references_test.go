@@ -132,40 +132,50 @@ func TestUUIDsOfClients(t *testing.T) {
 	}
 }
 
-// An embedding that could not be delivered is made again, also for a stream; without
-// references a 500 of decode is the client's.
-func TestEmbeddingIsLost(t *testing.T) {
+// What decode could not get from other engines is made again, also for a stream: embeddings
+// that they announce, and KV blocks. If it needs none of them, its 500 is the client's.
+func TestLostOnTheWay(t *testing.T) {
 	t.Parallel()
-	lost := fault{Kind: fakevllm.Status, Code: 500, Spend: true, Times: 1, Message: "embedding could not be delivered"}
+	lost := fault{Kind: fakevllm.Status, Code: 500, Spend: true, Times: 1, Message: "could not be delivered"}
 	for topology, n := range map[string][3]int{"E+PD": {1, 0, 2}, "E+P+D": {1, 2, 2}, "one of each": {1, 1, 1}, "one of both": {1, 0, 1}} {
-		for _, handles := range []bool{false, true} {
-			for _, references := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s, handles %v, references %v", topology, handles, references), func(t *testing.T) {
-					t.Parallel()
-					e := startEngines(t, n[0], n[1], n[2], modern, func(o *fakevllm.Options) { o.Handles = handles })
-					lines := []string{"decode lb_policy first"}
-					if references {
-						lines = append(lines, "references")
+		for name, tc := range map[string]struct {
+			engines func(*fakevllm.Options)
+			options []string
+			encodes int // of three items, if decode fails once for each of two requests
+		}{
+			"shared storage": {func(*fakevllm.Options) {}, nil, 3},
+			"announced":      {modern, nil, 6},
+			"references":     {modern, []string{"references"}, 6},
+			"handles":        {withHandles, nil, 6},
+			"both":           {withHandles, []string{"references"}, 6},
+		} {
+			t.Run(topology+", "+name, func(t *testing.T) {
+				t.Parallel()
+				e := startEngines(t, n[0], n[1], n[2], tc.engines)
+				c := startCaddy(t, e.block(append(tc.options, "decode lb_policy first")...))
+				alone := n[1] == 0 && name == "shared storage"
+				for _, body := range []string{chat("", image("AAAA"), image("BBBB")), stream(chat("", image("CCCC")))} {
+					e.decode[0].SetFault(lost)
+					r := c.do(t, http.MethodPost, chatPath, body)
+					if alone {
+						assert.Equal(t, http.StatusInternalServerError, r.StatusCode)
+						assert.Equal(t, lost.Message, r.apiError(t).str("message"))
+					} else {
+						assertAnswer(t, body, r)
 					}
-					c := startCaddy(t, e.block(lines...))
-					for _, body := range []string{chat("", image("AAAA"), image("BBBB")), stream(chat("", image("CCCC")))} {
-						e.decode[0].SetFault(lost)
-						r := c.do(t, http.MethodPost, chatPath, body)
-						if references {
-							assertAnswer(t, body, r)
-						} else {
-							assert.Equal(t, http.StatusInternalServerError, r.StatusCode)
-							assert.Contains(t, string(r.body), "could not be delivered")
-						}
-					}
-					e.assertContract(t)
-					if references {
-						e.assertRequests(t, 2*3, 2*2*min(1, n[1]), 2*2)
-					}
-				})
-			}
+				}
+				e.assertContract(t)
+				if !alone {
+					e.assertRequests(t, tc.encodes, 2*2*min(1, n[1]), 2*2)
+				}
+			})
 		}
 	}
+}
+
+func withHandles(o *fakevllm.Options) {
+	modern(o)
+	o.Handles = true
 }
 
 // An encoder that does not say what it is talking about has failed.

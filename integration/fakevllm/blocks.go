@@ -15,6 +15,8 @@ type kvParams struct {
 
 // prefillWork is one request's KV, held until decode has read it.
 type prefillWork struct {
+	engine      string // whose memory it is in
+	lost        bool   // with the engine
 	params      string // as issued, canonical
 	blocks      []int64
 	fingerprint string
@@ -31,7 +33,7 @@ func (c *Cluster) hold(params kvParams, fingerprint string) kvParams {
 		c.lastBlock++
 		params.RemoteBlockIDs = append(params.RemoteBlockIDs, c.lastBlock)
 	}
-	work := &prefillWork{canonical(marshal(params)), params.RemoteBlockIDs, fingerprint}
+	work := &prefillWork{params.RemoteEngineID, false, canonical(marshal(params)), params.RemoteBlockIDs, fingerprint}
 	for _, id := range work.blocks {
 		c.blocks[id] = work
 	}
@@ -48,6 +50,9 @@ func (c *Cluster) read(params json.RawMessage, fingerprint string) error {
 		return err
 	}
 	c.free(work)
+	if work.lost {
+		return internalError()
+	}
 	if got := canonical(params); got != work.params {
 		return engineFailure("kv_transfer_params are not as issued: got %s, want %s", got, work.params)
 	}
@@ -71,6 +76,17 @@ func (c *Cluster) findWork(params json.RawMessage) (*prefillWork, error) {
 		}
 	}
 	return c.blocks[named.Blocks[0]], nil
+}
+
+// lose loses what an engine has held: it died.
+func (c *Cluster) lose(engine string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, work := range c.blocks {
+		if work.engine == engine {
+			work.lost = true
+		}
+	}
 }
 
 // free forgets the blocks. The caller holds mu.

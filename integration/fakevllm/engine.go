@@ -167,11 +167,17 @@ func (e *Engine) URL() string { return "http://" + e.addr }
 func (e *Engine) Name() string { return e.options.Name }
 
 // Kill ends the engine as SIGKILL ends a process: every connection is reset at
-// once and new ones are refused. Nothing is answered any more.
+// once and new ones are refused. Nothing is answered any more, and the KV blocks that
+// decode has not read yet are lost.
 func (e *Engine) Kill() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.die()
+}
+
+func (e *Engine) die() {
 	e.life.kill()
+	e.cluster.lose(e.uuid)
 }
 
 // Restart kills the engine if it runs, and listens again on the same address.
@@ -182,7 +188,7 @@ func (e *Engine) Restart() error {
 	if e.closed {
 		return fmt.Errorf("restart %s: %w", e.Name(), errors.New("engine is closed"))
 	}
-	e.life.kill()
+	e.die()
 	e.life.wait()
 	listener, err := net.Listen("tcp", e.addr)
 	if err != nil {
@@ -198,6 +204,6 @@ func (e *Engine) Close() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.closed = true
-	e.life.kill()
+	e.die()
 	e.life.wait()
 }

@@ -11,6 +11,7 @@ type apiError struct {
 	code    int
 	message string
 	body    any
+	excused bool // the request has not broken the contract
 }
 
 func (e *apiError) Error() string { return e.message }
@@ -39,6 +40,13 @@ func engineFailure(format string, args ...any) error {
 	return newAPIError(http.StatusInternalServerError, nil, fmt.Sprintf(format, args...))
 }
 
+// internalError is vLLM's answer to what is no fault of the request.
+func internalError() error {
+	e := newAPIError(http.StatusInternalServerError, nil, "Internal server error")
+	e.excused = true
+	return e
+}
+
 func unknownModel(model string) error {
 	return newAPIError(http.StatusNotFound, "model", fmt.Sprintf("The model `%s` does not exist.", model))
 }
@@ -46,9 +54,9 @@ func unknownModel(model string) error {
 // These two do not come from vLLM's handlers but from its middleware and its
 // router, which have their own shapes.
 func unauthorized() error {
-	return &apiError{http.StatusUnauthorized, "Unauthorized", map[string]any{"error": "Unauthorized"}}
+	return &apiError{code: http.StatusUnauthorized, message: "Unauthorized", body: map[string]any{"error": "Unauthorized"}}
 }
 
 func notFound(method, path string) error {
-	return &apiError{http.StatusNotFound, method + " " + path + " not found", map[string]any{"detail": "Not Found"}}
+	return &apiError{code: http.StatusNotFound, message: method + " " + path + " not found", body: map[string]any{"detail": "Not Found"}}
 }

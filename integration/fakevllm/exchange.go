@@ -62,7 +62,9 @@ func (x *exchange) end() { x.engine.reports.end(x) }
 func (x *exchange) finish(a *answer, err error) {
 	var refusal *apiError
 	if errors.As(err, &refusal) {
-		x.engine.reports.refusal(Refusal{x.id, time.Now(), refusal.code, refusal.message})
+		if !refusal.excused {
+			x.engine.reports.refusal(Refusal{x.id, time.Now(), refusal.code, refusal.message})
+		}
 		a, err = refusal.answer(), nil
 	}
 	if err == nil {

@@ -63,7 +63,8 @@ func (e *Engine) Cancellations() []Cancellation {
 }
 
 // Refusals returns the requests that broke the contract, oldest first: all that
-// got an error from the engine itself. A fault's errors are not among them.
+// got an error from the engine itself. The errors of a fault, and of KV blocks that were
+// lost with their engine, are not among them.
 func (e *Engine) Refusals() []Refusal {
 	e.reports.mu.Lock()
 	defer e.reports.mu.Unlock()
