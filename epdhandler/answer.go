@@ -50,17 +50,20 @@ func (a *answer) Write(p []byte) (int, error) {
 }
 
 // response is the http.ResponseWriter of decode. It holds an answer back until
-// its status is accepted. From then on all goes to the client, as it comes.
+// its status is accepted, and the opening of a stream that may be nothing but an error.
+// From then on all goes to the client, as it comes.
 type response struct {
 	client http.ResponseWriter
 	conn   *http.ResponseController // of client
 	id     string                   // x-request-id for the client
 	accept func(status int) bool    // whether the client gets an answer of this status
+	needy  bool                     // whether the engine may lack what others should have given it
 	begins func()                   // called with each piece of a stream
 	done   func()                   // called when an answer is accepted: there is no further attempt
 	stop   func()                   // ends the answer of an engine that nobody reads any more
 
-	held      answer // what was not accepted
+	held      answer   // what was not accepted
+	opening   *opening // of a stream; nil if it need not be held back
 	silence   *silence
 	keepalive *keepalive
 	committed bool     // the client has the status
@@ -82,6 +85,11 @@ func (w *response) Header() http.Header {
 // passed on: the client hears nothing before decode has answered.
 func (w *response) WriteHeader(status int) {
 	if w.committed || status < 200 {
+		return
+	}
+	if w.needy && status == http.StatusOK && isStream(w.held.header) {
+		w.held.WriteHeader(status)
+		w.opening = new(opening)
 		return
 	}
 	if !w.accept(status) || w.keepalive.end() && (status != http.StatusOK || !isStream(w.held.header)) {
@@ -124,6 +132,12 @@ func (w *response) deliver(a *answer) {
 
 // Write implements http.ResponseWriter.
 func (w *response) Write(p []byte) (int, error) {
+	if w.opening != nil {
+		if w.opening.add(p) {
+			w.begin()
+		}
+		return len(p), nil
+	}
 	if !w.committed {
 		return w.held.Write(p)
 	}
@@ -143,6 +157,21 @@ func (w *response) Write(p []byte) (int, error) {
 	}
 	copy(w.end[max(0, len(w.end)-n):], p[max(0, n-len(w.end)):n])
 	return n, nil
+}
+
+// begin gives the client the opening that was held back, if there is one. An error
+// becomes an answer that was not accepted, with the status that it should have had.
+func (w *response) begin() {
+	o := w.opening
+	w.opening = nil
+	switch {
+	case o == nil:
+	case o.failed != nil:
+		w.held = *o.failed
+	default:
+		w.commit(http.StatusOK, w.held.header)
+		_, _ = w.Write(o.events) // never fails: see there
+	}
 }
 
 // endEvent sets what follows in a stream apart from an event that may have been cut.

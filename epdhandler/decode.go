@@ -39,6 +39,9 @@ func (x *exchange) decode() (f *failure) {
 	}
 	err := x.do(ctx, x.h.decode, c, w)
 	x.decoding.note(c)
+	if err == nil {
+		w.begin() // with less than it takes to tell
+	}
 	switch {
 	case !w.committed:
 		f := judge(ctx, "decode", c, &w.held, err)
@@ -75,6 +78,7 @@ func (x *exchange) response() *response {
 		stop:      func() {},
 		begins:    x.report.begins,
 		done:      x.release,
+		needy:     x.body != nil && x.needy("decode"),
 		accept: func(status int) bool {
 			// reverse_proxy says 499 for a client that went away
 			return status/100 != 3 && !x.decoding.repeatable(status) && x.r.Context().Err() == nil

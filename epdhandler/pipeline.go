@@ -49,7 +49,7 @@ func (x *exchange) pass() *failure {
 		if f := x.prefill(); f != nil {
 			return f
 		}
-		if x.decoding.repeats = gatewayErrors; x.referred || x.transferred() {
+		if x.decoding.repeats = gatewayErrors; x.needy("decode") {
 			x.decoding.repeats = serverErrors
 		}
 	}
@@ -77,8 +77,12 @@ func (x *exchange) restore(f *failure) {
 // lost reports whether an engine may have failed because it could not get what others
 // have made for it, such as the KV blocks of a prefill that has died since: it says 500 then.
 func (x *exchange) lost(f *failure) bool {
-	needy := f.stage != "encode" && x.referred || f.stage == "decode" && x.transferred()
-	return needy && f.reason == badStatus && f.status == http.StatusInternalServerError
+	return x.needy(f.stage) && f.reason == badStatus && f.status == http.StatusInternalServerError
+}
+
+// needy reports whether a stage cannot do without what other engines have made for it.
+func (x *exchange) needy(stage string) bool {
+	return stage != "encode" && x.referred || stage == "decode" && x.transferred()
 }
 
 // transferred reports whether decode gets something that serves only once.

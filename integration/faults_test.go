@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -201,6 +202,42 @@ func TestWhatIsSpentIsMadeAgain(t *testing.T) {
 				assert.Regexp(t, "^mine-[0-9a-f]{6}$", ids[1])
 			}
 		})
+	}
+}
+
+// A prefill that dies before decode has read its KV blocks takes them with it. Of a stream
+// decode says so when it has begun; the client sees nothing of that.
+func TestPrefillDiesBeforeDecode(t *testing.T) {
+	const prompt = `{"model":"fake","prompt":"Once upon a time","max_tokens":7}`
+	for name, tc := range map[string]struct{ path, body string }{
+		"chat":               {chatPath, chat("", image("AAAA"))},
+		"chat, stream":       {chatPath, stream(chat("", image("AAAA")))},
+		"completion":         {"/v1/completions", prompt},
+		"completion, stream": {"/v1/completions", stream(prompt)},
+	} {
+		for retries, status := range map[int]int{1: http.StatusOK, 0: http.StatusInternalServerError} {
+			t.Run(fmt.Sprintf("%s, %d retries", name, retries), func(t *testing.T) {
+				t.Parallel()
+				e := startEngines(t, 1, 2, 1)
+				c := startCaddy(t, e.block("prefill lb_policy first", fmt.Sprintf("retries %d", retries)))
+				e.decode[0].SetFault(fault{Kind: fakevllm.Hang})
+				answered := make(chan *reply, 1)
+				go func() { answered <- c.do(t, http.MethodPost, tc.path, tc.body) }()
+				require.Eventually(t, func() bool { return e.decode[0].InFlight() == 1 }, waitLong, tick)
+				e.prefill[0].Kill()
+				e.decode[0].SetFault(fault{})
+				r := <-answered
+				require.Equal(t, status, r.StatusCode, "%s", r.body)
+				if status == http.StatusOK {
+					assertAnswer(t, tc.body, r)
+				} else {
+					assert.Equal(t, "Internal server error", r.apiError(t).str("message"))
+					assert.Equal(t, "application/json", r.Header.Get("Content-Type"))
+				}
+				e.assertContract(t)
+				assert.Equal(t, map[int]string{1: "ok", 0: "failed"}[retries], c.access(t, r.id()).str("epd", "outcome"))
+			})
+		}
 	}
 }
 

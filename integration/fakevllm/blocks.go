@@ -51,7 +51,7 @@ func (c *Cluster) read(params json.RawMessage, fingerprint string) error {
 	}
 	c.free(work)
 	if work.lost {
-		return internalError()
+		return lateFailure()
 	}
 	if got := canonical(params); got != work.params {
 		return engineFailure("kv_transfer_params are not as issued: got %s, want %s", got, work.params)

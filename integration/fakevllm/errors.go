@@ -11,7 +11,7 @@ type apiError struct {
 	code    int
 	message string
 	body    any
-	excused bool // the request has not broken the contract
+	late    bool // no fault of the request, and found out when it was under way
 }
 
 func (e *apiError) Error() string { return e.message }
@@ -40,10 +40,10 @@ func engineFailure(format string, args ...any) error {
 	return newAPIError(http.StatusInternalServerError, nil, fmt.Sprintf(format, args...))
 }
 
-// internalError is vLLM's answer to what is no fault of the request.
-func internalError() error {
+// lateFailure is vLLM's answer to what is no fault of the request.
+func lateFailure() error {
 	e := newAPIError(http.StatusInternalServerError, nil, "Internal server error")
-	e.excused = true
+	e.late = true
 	return e
 }
 

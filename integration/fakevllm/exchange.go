@@ -62,10 +62,13 @@ func (x *exchange) end() { x.engine.reports.end(x) }
 func (x *exchange) finish(a *answer, err error) {
 	var refusal *apiError
 	if errors.As(err, &refusal) {
-		if !refusal.excused {
+		if !refusal.late {
 			x.engine.reports.refusal(Refusal{x.id, time.Now(), refusal.code, refusal.message})
 		}
 		a, err = refusal.answer(), nil
+		if refusal.late && x.members.is("stream", "true") {
+			a = x.failingStream(refusal)
+		}
 	}
 	if err == nil {
 		err = x.send(a)

@@ -41,6 +41,20 @@ func (x *exchange) events(text string) [][]byte {
 	return append(events, event([]byte("[DONE]")))
 }
 
+// failingStream is how vLLM says in a stream what it finds out only after it has begun
+// to answer: with the status 200 and, in a chat, an event with the role.
+func (x *exchange) failingStream(e *apiError) *answer {
+	a := x.stream("")
+	events := x.events("")
+	done := events[len(events)-1]
+	events = events[:0]
+	if x.isChat() {
+		events = events[:1]
+	}
+	a.pieces = pieces(append(events, event(marshal(e.body)), done))
+	return a
+}
+
 func (x *exchange) delta(text string) choice {
 	if x.isChat() {
 		return choice{Delta: &message{Content: &text}}
