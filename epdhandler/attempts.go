@@ -61,6 +61,15 @@ func (a *attempts) note(c *call) {
 	}
 }
 
+// avoid has the next attempt made elsewhere than the last one, if there is anybody. Nobody
+// knows that of dynamic upstreams before they are asked for.
+func (a *attempts) avoid() {
+	failed := append(slices.Clip(a.failed), a.upstream)
+	if !a.pool.dynamic && a.pool.othersThan(failed) {
+		a.failed = failed
+	}
+}
+
 // repeatable reports whether an answer of this status would lead to another
 // attempt if another instance were available.
 func (a *attempts) repeatable(status int) bool {

@@ -67,6 +67,9 @@ func (x *exchange) restore(f *failure) {
 	if (!spent && !lost || !f.call.reached) && !gone {
 		return
 	}
+	if lost && x.kv != nil {
+		x.prefilling.avoid() // nobody else can have lost the blocks
+	}
 	x.prefilled, x.kv = false, nil
 	if x.handles != nil || lost && x.referred || x.consumer != nil {
 		x.encoded, x.handles, x.consumers, x.referred = false, nil, nil, false

@@ -241,6 +241,31 @@ func TestPrefillDiesBeforeDecode(t *testing.T) {
 	}
 }
 
+// Where the blocks were lost they may be lost again, so another instance gets the prefill, if
+// there is one.
+func TestPrefillThatLosesBlocksIsAvoided(t *testing.T) {
+	for prefills, want := range map[int][]int{1: {2}, 2: {1, 1}} {
+		t.Run(fmt.Sprint(prefills), func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 1, prefills, 1)
+			c := startCaddy(t, e.block("prefill lb_policy first"))
+			e.decode[0].SetFault(fault{Kind: fakevllm.Hang})
+			answered, body := make(chan *reply, 1), stream(chat("", image("AAAA")))
+			go func() { answered <- c.post(t, body) }()
+			require.Eventually(t, func() bool { return e.decode[0].InFlight() == 1 }, waitLong, tick)
+			require.NoError(t, e.prefill[0].Restart())
+			e.decode[0].SetFault(fault{})
+			assertAnswer(t, body, <-answered)
+			var got []int
+			for _, engine := range e.prefill {
+				got = append(got, len(engine.Requests()))
+			}
+			assert.Equal(t, want, got)
+			e.assertRequests(t, 1, 2, 2)
+		})
+	}
+}
+
 // An engine's own answer of decode reaches the client as it is, also an error.
 func TestDecodeAnswersForItself(t *testing.T) {
 	t.Parallel()
