@@ -2,6 +2,7 @@ package epdhandler
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"mime"
 	"net/http"
@@ -68,8 +69,9 @@ type response struct {
 	keepalive *keepalive
 	committed bool     // the client has the status
 	stream    bool     // of server-sent events, not compressed by the engine
-	end       [10]byte // of what the client has
+	end       [16]byte // of what the client has
 	status    int      // that it has
+	failure   int      // status of an error that the engine put into the stream
 	gone      bool     // writing to the client failed
 }
 
@@ -144,6 +146,7 @@ func (w *response) Write(p []byte) (int, error) {
 	w.silence.heard()
 	if w.stream {
 		w.begins()
+		w.failure = cmp.Or(w.failure, failureIn(w.end[:], p))
 	}
 	n, err := w.client.Write(p)
 	if err != nil {
@@ -152,11 +155,17 @@ func (w *response) Write(p []byte) (int, error) {
 		w.stop()
 		return len(p), nil
 	}
+	w.keepEnd(p[:n])
+	return n, nil
+}
+
+// keepEnd keeps the end of what the client has.
+func (w *response) keepEnd(p []byte) {
+	n := len(p)
 	if n < len(w.end) {
 		copy(w.end[:], w.end[n:])
 	}
-	copy(w.end[max(0, len(w.end)-n):], p[max(0, n-len(w.end)):n])
-	return n, nil
+	copy(w.end[max(0, len(w.end)-n):], p[max(0, n-len(w.end)):])
 }
 
 // begin gives the client the opening that was held back, if there is one. An error
@@ -176,7 +185,7 @@ func (w *response) begin() {
 
 // endEvent sets what follows in a stream apart from an event that may have been cut.
 func (w *response) endEvent() {
-	begun := w.end != [10]byte{}
+	begun := w.end != [len(w.end)]byte{}
 	if begun && !w.endsIn("") {
 		_, _ = w.client.Write([]byte("\n\n"))
 	}

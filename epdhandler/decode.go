@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -55,16 +56,27 @@ func (x *exchange) decode() (f *failure) {
 		panic(http.ErrAbortHandler)
 	case w.status >= http.StatusBadRequest:
 		x.report.outcome = outcomeOf(w.status)
-		told = &failure{
-			reason: badStatus, status: w.status, stage: "decode", call: c, final: true,
-			cause: statusError(w.status), verdict: apiError{status: w.status},
+		told = x.noteError(c, w.status, statusError(w.status))
+	case w.failure != 0:
+		if x.report.outcome = outcomeBrokeOff; w.failure < http.StatusInternalServerError {
+			x.report.outcome = outcomeRejected
 		}
-		countFailure(told)
-		x.logFailure(told, x.decoding)
+		told = x.noteError(c, w.failure, fmt.Errorf("the stream has an error of status %d", w.failure))
 	default:
 		x.report.outcome = outcomeOK
 	}
 	return nil
+}
+
+// noteError notes an error that the client has got as the answer, or in it.
+func (x *exchange) noteError(c *call, status int, cause error) *failure {
+	f := &failure{
+		reason: badStatus, status: status, stage: "decode", call: c, final: true,
+		cause: cause, verdict: apiError{status: status},
+	}
+	countFailure(f)
+	x.logFailure(f, x.decoding)
+	return f
 }
 
 // response is the way to the client.

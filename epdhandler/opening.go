@@ -54,6 +54,31 @@ func cutEvent(events []byte) (event, rest []byte, whole bool) {
 	return bytes.Cut(events, []byte("\r\n\r\n"))
 }
 
+// failureMark begins an event that is an error. Within what was generated the quotes
+// would be escaped.
+var failureMark = []byte(`data: {"error"`)
+
+// failureIn returns the status of an error that begins in a piece of a stream, or 0. What
+// came before the piece ends in before.
+func failureIn(before, piece []byte) int {
+	part := len(failureMark) - 1
+	var seam [32]byte // of the two; no allocation for each piece
+	n := copy(seam[:], before[len(before)-part:])
+	n += copy(seam[n:], piece[:min(part, len(piece))])
+	if bytes.Contains(seam[:n], failureMark) {
+		return http.StatusInternalServerError // what follows comes later
+	}
+	at := bytes.Index(piece, failureMark)
+	if at < 0 {
+		return 0
+	}
+	event, _, _ := cutEvent(piece[at:])
+	if a := errorIn(event[len("data:"):]); a != nil {
+		return a.status
+	}
+	return http.StatusInternalServerError
+}
+
 // errorIn returns the error that an event is, as an answer, or nil.
 func errorIn(data []byte) *answer {
 	data = bytes.TrimSpace(data)

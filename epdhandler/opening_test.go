@@ -81,3 +81,36 @@ func TestOpeningIsBounded(t *testing.T) {
 	}
 	assert.Equal(t, maxOpening, held)
 }
+
+// An error is noticed however a stream is cut, and what was generated is none.
+func TestFailureIn(t *testing.T) {
+	const before, after = `data: {"choices":[{"delta":{"content":"a"}}]}` + "\n\n", "\n\ndata: [DONE]\n\n"
+	for name, tc := range map[string]struct {
+		event string
+		want  int
+	}{
+		"error":            {`data: {"error": {"message": "x", "code": 500}}`, 500},
+		"of the request":   {`data: {"error":{"message":"x","code":400}}`, 400},
+		"without a code":   {`data: {"error":"x"}`, 500},
+		"generated":        {`data: {"choices":[{"delta":{"content":"data: {\"error\": 1"}}]}`, 0},
+		"nothing like one": {`data: {"errors":1}`, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stream := before + tc.event + after
+			for cut := range len(stream) {
+				w, got := &response{}, 0
+				for _, piece := range []string{stream[:cut], stream[cut:]} {
+					if status := failureIn(w.end[:], []byte(piece)); got == 0 {
+						got = status
+					}
+					w.keepEnd([]byte(piece))
+				}
+				if tc.want == 400 && got == 500 {
+					continue // the cut is within the event
+				}
+				assert.Equal(t, tc.want, got, "cut at %d", cut)
+			}
+			assert.Equal(t, tc.want, failureIn(make([]byte, 16), []byte(stream)))
+		})
+	}
+}

@@ -565,3 +565,25 @@ func TestAnswerThatBreaksOff(t *testing.T) {
 	assert.Len(t, c.lines(), 4, "one line for each failure, and none of Caddy's own")
 	c.assertNoLeaks(t)
 }
+
+// What an engine says in the middle of a stream reaches the client as it is, but is no success.
+func TestErrorWithinStream(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block())
+	body := stream(chat("", image("AAAA")))
+	for status, want := range map[int]struct{ outcome, level string }{500: {"broke_off", "error"}, 400: {"rejected", "warn"}} {
+		e.decode[0].SetFault(fault{Kind: fakevllm.ErrorWithin, Code: status, Message: "engine died"})
+		r := c.post(t, body)
+		require.Equal(t, http.StatusOK, r.StatusCode)
+		require.NoError(t, r.err)
+		assert.Contains(t, string(r.body), `"message":"engine died"`)
+		assert.True(t, strings.HasSuffix(string(r.body), "}}\n\ndata: [DONE]\n\n"))
+		assert.Equal(t, want.outcome, c.access(t, r.id()).str("epd", "outcome"))
+		entry := c.entries(t, 1, func(e entry) bool { return e.str("request_id") == r.id() && e.str("msg") == "request failed" })[0]
+		assert.Equal(t, want.level, entry.str("level"))
+		assert.Equal(t, "decode#1", entry.str("upstream"))
+		assert.EqualValues(t, status, entry["status"])
+		assert.Equal(t, fmt.Sprintf("the stream has an error of status %d", status), entry.str("error"))
+	}
+}

@@ -50,6 +50,10 @@ func (x *exchange) send(a *answer) error {
 	if x.cut != nil {
 		a = x.cut(a)
 	}
+	if x.within != nil {
+		a = a.firstEvents()
+		a.pieces = append(a.pieces, event(marshal(x.within.body)), event([]byte("[DONE]")))
+	}
 	x.writeHead(a)
 	for n, piece := range a.pieces {
 		if err := x.sendPiece(piece, n == 0, n == len(a.pieces)-1); err != nil {

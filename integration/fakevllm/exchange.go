@@ -23,6 +23,7 @@ type exchange struct {
 	prompt  prompt                // likewise
 	target  target                // likewise
 	cut     func(*answer) *answer // what a connection lets through before it is reset
+	within  *apiError             // what a stream ends with after its first events
 	started bool                  // the client has got something
 }
 

@@ -2,6 +2,7 @@ package fakevllm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"net/http"
 	"sync"
@@ -31,6 +32,10 @@ const (
 	// engines break off: they write each event at once.
 	CutBetween FaultKind = "cut between"
 
+	// ErrorWithin ends a stream, after its first few events, with one that is an error, of
+	// Code and with Message, and with [DONE].
+	ErrorWithin FaultKind = "error within"
+
 	// Status answers Code, with Message in vLLM's error shape.
 	Status FaultKind = "status"
 
@@ -48,8 +53,8 @@ const (
 // ever, and does not count: a fault hides nothing but missing embeddings and KV.
 type Fault struct {
 	Kind    FaultKind
-	Code    int           // for Status; the default is 500
-	Message string        // for Status
+	Code    int           // for Status and ErrorWithin; the default is 500
+	Message string        // for Status and ErrorWithin
 	Header  http.Header   // for Status: more headers, such as Retry-After
 	Delay   time.Duration // for Slow
 
@@ -135,6 +140,8 @@ func (x *exchange) strike() (*answer, error) {
 		x.cut = (*answer).firstHalf
 	case CutBetween:
 		x.cut = (*answer).firstEvents
+	case ErrorWithin:
+		x.within = fault.error()
 	case Garbage:
 		return jsonAnswer(http.StatusOK, []byte(`{"id":"chatcmpl-`)), nil
 	case Status:
@@ -143,12 +150,12 @@ func (x *exchange) strike() (*answer, error) {
 	return nil, nil
 }
 
+func (f Fault) error() *apiError {
+	return newAPIError(cmp.Or(f.Code, http.StatusInternalServerError), nil, f.Message)
+}
+
 func (f Fault) answer() *answer {
-	code := f.Code
-	if code == 0 {
-		code = http.StatusInternalServerError
-	}
-	a := newAPIError(code, nil, f.Message).answer()
+	a := f.error().answer()
 	for name, values := range f.Header {
 		a.header[http.CanonicalHeaderKey(name)] = values
 	}
