@@ -217,6 +217,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.loadConsumers()
+	if err := h.watchHealth(ctx); err != nil {
+		return err
+	}
 	h.enlist()
 	return nil
 }

@@ -1,8 +1,16 @@
 package epdhandler
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"slices"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
 )
 
 // The health of a pool. What is unknown counts as healthy.
@@ -60,3 +68,49 @@ func (p *pool) health() string {
 
 // checked reports whether active health checks look at the instances.
 func (p *pool) checked() bool { return !p.dynamic && p.handler.HealthChecks.Active.IsEnabled() }
+
+// healthLog has the log say when health checks find an instance down, and when it is up
+// again. Caddy logs only each check that fails.
+type healthLog struct{ h *Handler }
+
+// watchHealth subscribes to what reverse_proxy tells of the pools.
+func (h *Handler) watchHealth(ctx caddy.Context) error {
+	app, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("getting events app: %w", err)
+	}
+	for _, event := range []string{"healthy", "unhealthy"} {
+		if err := app.(*caddyevents.App).On(event, healthLog{h}); err != nil {
+			return fmt.Errorf("subscribing to %s: %w", event, err)
+		}
+	}
+	return nil
+}
+
+// Handle implements caddyevents.Handler.
+func (l healthLog) Handle(_ context.Context, e caddy.Event) error {
+	if e.Origin() != caddy.Module(l.h) {
+		return nil // another handler's upstream
+	}
+	address, _ := e.Data["host"].(string)
+	for _, p := range l.h.pools() {
+		if !p.has(address) {
+			continue
+		}
+		fields := []zap.Field{zap.String("upstream", p.place(address)), zap.String("address", address)}
+		if e.Name() == "healthy" {
+			l.h.logger.Info("instance is up", fields...)
+		} else {
+			l.h.logger.Warn("instance is down", fields...)
+		}
+	}
+	return nil
+}
+
+// has reports whether one of the upstreams has this address.
+func (p *pool) has(address string) bool {
+	return slices.ContainsFunc(p.handler.Upstreams, func(u *reverseproxy.Upstream) bool { return u.String() == address })
+}
+
+// Interface guard
+var _ caddyevents.Handler = healthLog{}

@@ -142,6 +142,15 @@ func TestHealth(t *testing.T) {
 	assert.NoError(t, e.decode[0].Restart())
 	become(200, "healthy", "healthy", "healthy")
 
+	// the log has both ends of each outage
+	for upstream, engine := range map[string]*fakevllm.Engine{"encode#1": e.encode[0], "encode#2": e.encode[1], "decode#1": e.decode[0]} {
+		for msg, level := range map[string]string{"instance is down": "warn", "instance is up": "info"} {
+			assert.Len(t, c.entries(t, 1, func(e entry) bool {
+				return e.str("msg") == msg && e.str("level") == level && e.str("upstream") == upstream && e.str("address") == engine.Addr()
+			}), 1)
+		}
+	}
+
 	// it says what is known, and asks nobody
 	checks := e.encode[0].HealthChecks()
 	assert.Eventually(t, func() bool { return e.encode[0].HealthChecks() > checks }, waitLong, tick)
