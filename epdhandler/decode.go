@@ -104,7 +104,9 @@ func (x *exchange) watch(ctx context.Context) (context.Context, *silence, contex
 		ctx, cancel := context.WithCancel(ctx)
 		return ctx, new(silence), cancel
 	}
-	return watch(ctx, time.Duration(x.h.StreamStartTimeout), time.Duration(x.h.StreamIdleTimeout))
+	return watch(ctx,
+		limit{"stream_start_timeout", time.Duration(x.h.StreamStartTimeout)},
+		limit{"stream_idle_timeout", time.Duration(x.h.StreamIdleTimeout)})
 }
 
 // abort deals with an answer that broke off in its middle. In a stream the client gets to

@@ -77,7 +77,7 @@ func (x *exchange) encodeBatch(ctx context.Context, i int, known []encoded) ([]b
 }
 
 func (x *exchange) tryEncode(ctx context.Context, i int, known []encoded) ([]body.Entry, *failure) {
-	ctx, clock, cancel := watch(ctx, time.Duration(x.h.EncodeTimeout), 0)
+	ctx, clock, cancel := watch(ctx, limit{"encode_timeout", time.Duration(x.h.EncodeTimeout)}, limit{})
 	defer cancel()
 	b := x.batches[i]
 	id := x.engineID + ":" + strconv.Itoa(b[0]) + ":"

@@ -69,7 +69,7 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 	}](err)
 	switch {
 	case errors.Is(context.Cause(ctx), context.DeadlineExceeded):
-		f.reason, f.cause = timedOut, context.DeadlineExceeded
+		f.reason, f.cause = timedOut, c.clock.expired()
 	case ctx.Err() != nil:
 		f.reason = canceled
 	case err == nil && a.status/100 == 2:
@@ -77,8 +77,8 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 	case err == nil && a.status != 0:
 		f.reason, f.status, f.engine = badStatus, a.status, a
 		f.cause = statusError(a.status)
-	case c.crowded:
-		f.reason = crowded
+	case c.crowded != nil:
+		f.reason, f.cause = crowded, c.crowded
 	case len(c.chosen) == 0:
 		f.reason = unavailable
 	case err != nil && !c.reached:

@@ -24,7 +24,7 @@ func (x *exchange) prefill() (f *failure) {
 	}
 	ctx, leave := x.enter(&x.report.prefill, x.prefilling)
 	defer func() { leave(f) }()
-	ctx, clock, cancel := watch(ctx, time.Duration(x.h.PrefillTimeout), 0)
+	ctx, clock, cancel := watch(ctx, limit{"prefill_timeout", time.Duration(x.h.PrefillTimeout)}, limit{})
 	defer cancel()
 	c := &call{
 		method: http.MethodPost,

@@ -2,6 +2,7 @@ package epdhandler
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -122,7 +123,7 @@ func (q *queue) full(known reverseproxy.UpstreamPool) bool {
 // take waits for an instance and returns it, nil if there is none: because none is up,
 // or because the queue is full or the wait too long, which makes the call crowded.
 func (q *queue) take(ctx context.Context, c *call, upstreams reverseproxy.UpstreamPool, choose chooser) *reverseproxy.Upstream {
-	c.crowded = false
+	c.crowded = nil
 	if q.limit == 0 {
 		u := choose(hasRoom)
 		if u != nil {
@@ -139,10 +140,10 @@ func (q *queue) take(ctx context.Context, c *call, upstreams reverseproxy.Upstre
 	q.serve()
 	if !w.settled() && !c.turn.admitted && len(q.turns) > q.size {
 		q.leave(w)
-		c.crowded = true
+		c.crowded = fmt.Errorf("the queue is full (queue_size %d)", q.size)
 	}
 	slots.Unlock()
-	if c.crowded {
+	if c.crowded != nil {
 		return nil
 	}
 	if w.settled() {
@@ -167,7 +168,9 @@ func (q *queue) take(ctx context.Context, c *call, upstreams reverseproxy.Upstre
 	defer slots.Unlock()
 	if !w.settled() {
 		q.leave(w)
-		c.crowded = ctx.Err() == nil
+		if ctx.Err() == nil {
+			c.crowded = fmt.Errorf("waited %s for an instance (queue_timeout)", q.wait)
+		}
 	}
 	return w.chosen
 }

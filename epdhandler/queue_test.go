@@ -121,7 +121,7 @@ func TestQueueIsNotForThoseWithNobodyLeft(t *testing.T) {
 	h := limited(t, "", "a:1", "b:1")
 	c := newCall(new(turn), "a:1", "b:1")
 	assert.Empty(t, h.ask(t.Context(), c))
-	assert.False(t, c.crowded)
+	assert.NoError(t, c.crowded)
 }
 
 // A request that had a slot already is not refused, however many wait.
@@ -138,7 +138,7 @@ func TestQueueLetsWhoIsInGoOn(t *testing.T) {
 	assert.True(t, h.encode.queue.full(nil))
 	late := newCall(new(turn))
 	assert.Empty(t, h.ask(t.Context(), late))
-	assert.True(t, late.crowded)
+	assert.EqualError(t, late.crowded, "the queue is full (queue_size 1)")
 	freeSlot(first)
 	for range 2 {
 		freeSlot(<-served)

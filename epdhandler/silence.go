@@ -2,24 +2,32 @@ package epdhandler
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
+
+// limit is a time limit, and the option that sets it.
+type limit struct {
+	option string
+	time   time.Duration
+}
 
 // silence limits how long an engine may be silent: before its answer, and in a stream
 // between any two writes.
 type silence struct {
 	timer       *time.Timer // nil: there is no limit
-	first, next time.Duration
+	first, next limit
+	begun       bool
 }
 
 // watch returns a context that ends, as if by its deadline, when the engine has been
 // silent for first, or after its first byte for next. The time that a call waits for
 // an instance does not count.
-func watch(ctx context.Context, first, next time.Duration) (context.Context, *silence, context.CancelFunc) {
+func watch(ctx context.Context, first, next limit) (context.Context, *silence, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	s := &silence{
 		// reverse_proxy takes only this cause for a time-out
-		timer: time.AfterFunc(first, func() { cancel(context.DeadlineExceeded) }),
+		timer: time.AfterFunc(first.time, func() { cancel(context.DeadlineExceeded) }),
 		first: first,
 		next:  next,
 	}
@@ -38,13 +46,23 @@ func (s *silence) stop() {
 
 func (s *silence) start() {
 	if s.timer != nil {
-		s.timer.Reset(s.first)
+		s.timer.Reset(s.first.time)
 	}
 }
 
 // heard notes that the stream is not silent.
 func (s *silence) heard() {
 	if s.timer != nil {
-		s.timer.Reset(s.next)
+		s.timer.Reset(s.next.time)
+		s.begun = true
 	}
+}
+
+// expired is the error of a limit that has passed.
+func (s *silence) expired() error {
+	passed := s.first
+	if s.begun {
+		passed = s.next
+	}
+	return fmt.Errorf("nothing came for %s (%s)", passed.time, passed.option)
 }

@@ -41,7 +41,7 @@ type call struct {
 	chosen  []string // the instances that the load balancing chose, the last one answered
 	reached bool     // a connection was there, so an engine may have got the request
 	broke   bool     // the answer ended in its middle
-	crowded bool     // there was no slot for it
+	crowded error    // why there was no slot for it; nil if there was
 	slot    instance // where it is in flight
 }
 

@@ -68,7 +68,7 @@ func TestFailures(t *testing.T) {
 		"prefill times out":     {role: fakevllm.Prefill, fault: fault{Kind: fakevllm.Hang}, options: []string{"prefill transport http {\nresponse_header_timeout 1s\n}"}, status: 504, code: "prefill_timeout", requests: [3]int{1, 1, 0}},
 
 		"decode 400":        {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 400, Message: "bad sampling"}, status: 400, code: 400.0, message: "bad sampling", requests: [3]int{1, 1, 1}},
-		"decode 500":        {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 500, Message: "out of memory"}, status: 500, code: 500.0, message: "out of memory", requests: [3]int{1, 1, 1}},
+		"decode 500":        {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 500, Message: "out of memory"}, status: 500, code: 500.0, message: "out of memory", requests: [3]int{1, 2, 2}},
 		"decode 503":        {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Status, Code: 503, Message: "busy"}, status: 503, code: 503.0, message: "busy", requests: [3]int{1, 2, 2}},
 		"decode is cut":     {role: fakevllm.Decode, fault: fault{Kind: fakevllm.CutBefore}, options: []string{"decode " + noKeepalive}, status: 502, code: "decode_failed", requests: [3]int{1, 2, 2}},
 		"decode times out":  {role: fakevllm.Decode, fault: fault{Kind: fakevllm.Hang}, options: []string{"decode transport http {\nresponse_header_timeout 1s\n}"}, status: 504, code: "decode_timeout", requests: [3]int{1, 1, 1}},
@@ -436,6 +436,7 @@ func TestSilentStreams(t *testing.T) {
 		r := c.post(t, body)
 		assert.Equal(t, http.StatusGatewayTimeout, r.StatusCode)
 		assert.Equal(t, "decode_timeout", r.apiError(t)["code"])
+		assert.Equal(t, "nothing came for 200ms (stream_start_timeout)", c.failure(t, r.id()).str("error"))
 		e.assertRequests(t, 1, 1, 1)
 	})
 	t.Run("after it", func(t *testing.T) {
@@ -446,6 +447,7 @@ func TestSilentStreams(t *testing.T) {
 		assert.Equal(t, http.StatusOK, r.StatusCode)
 		require.Error(t, r.err)
 		assert.Contains(t, string(r.body), "\n\ndata: {\"error\":{\"message\":\"the decode stage did not answer in time\"")
+		assert.Equal(t, "nothing came for 200ms (stream_idle_timeout)", c.failure(t, r.id()).str("error"))
 		require.Eventually(t, func() bool { return e.decode[0].InFlight() == 0 }, time.Second, time.Millisecond)
 	})
 	t.Run("only streams", func(t *testing.T) {

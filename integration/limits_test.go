@@ -126,6 +126,7 @@ func TestQueueIsBounded(t *testing.T) {
 						waited++
 						assert.Equal(t, "failed", access.str("epd", "outcome"))
 						assert.Equal(t, "overloaded", line.str("reason"))
+						assert.Equal(t, "waited 2s for an instance (queue_timeout)", line.str("error"))
 					} else {
 						assert.Less(t, seconds, 1.0)
 					}
