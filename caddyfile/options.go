@@ -21,6 +21,11 @@ func Pool(to **reverseproxy.Handler) Option {
 		if len(s.tokens) > 1 && (meansOff(s.tokens[1].Text) || s.tokens[1].Text == "to" || s.tokens[1].Text == "=") {
 			return s.Errf("'%s' would be taken for the name of a host; write '%s host:port', with one or more of them", s.tokens[1].Text, s.Name())
 		}
+		for _, upstream := range strings.Fields(args) {
+			if !strings.ContainsAny(upstream, ":/{") {
+				return s.Errf("'%s' has no port, which would mean port 80; write '%s:80' if it does, or the engine's own, such as '%s:8001'", upstream, upstream, upstream)
+			}
+		}
 		rp := new(reverseproxy.Handler)
 		d := caddyfile.NewDispenser(s.tokens)
 		if err := rp.UnmarshalCaddyfile(d); err != nil {

@@ -176,6 +176,9 @@ func interfaceOf(host string) string {
 
 // siteAddress completes an address as 'caddy reverse-proxy' does.
 func siteAddress(listen string) (httpcaddyfile.Address, error) {
+	if listen != "" && strings.Trim(listen, "0123456789") == "" {
+		return httpcaddyfile.Address{}, fmt.Errorf("invalid address '%s' for --listen: it would be taken for the name of a host; write ':%s'", listen, listen)
+	}
 	site, err := httpcaddyfile.ParseAddress(listen)
 	if err != nil {
 		return site, fmt.Errorf("invalid address '%s' for --listen: %w", listen, err)

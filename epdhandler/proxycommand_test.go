@@ -89,6 +89,8 @@ func TestProxyRefuses(t *testing.T) {
 		pools + "--listen|:99999":                              "invalid address ':99999' for --listen: port 99999 is out of range",
 		pools + "--listen|https://:8443":                       "invalid address 'https://:8443' for --listen: a certificate is for a host",
 		pools + "--listen|ftp://api.x":                         "invalid address 'ftp://api.x' for --listen: write http:// or https://",
+		pools + "--listen|8000":                                "invalid address '8000' for --listen: it would be taken for the name of a host; write ':8000'",
+		"--encode|e1|--decode|d1:8003":                         "'e1' has no port, which would mean port 80",
 		pools + "--port|99999":                                 `invalid argument "99999" for "--port" flag`,
 	} {
 		t.Run(args, func(t *testing.T) {
