@@ -169,6 +169,31 @@ func mismatches(findings []finding) (lines []string) {
 			lines = append(lines, fmt.Sprintf("the pools %s: %s", aspect.differ, differ))
 		}
 	}
+	return append(append(lines, tooOld(findings)...), inSeveral(findings)...)
+}
+
+// tooOld names the engines that cannot take embeddings from an encoder: vLLM can from
+// 0.11.1 on.
+func tooOld(findings []finding) (lines []string) {
+	for _, f := range findings {
+		var major, minor, patch int
+		_, _ = fmt.Sscanf(f.version, "%d.%d.%d", &major, &minor, &patch) // what is missing is 0
+		if f.version != "" && slices.Compare([]int{major, minor, patch}, []int{0, 11, 1}) < 0 {
+			lines = append(lines, fmt.Sprintf("%s %s runs vLLM %s, which knows no encoders: 0.11.1 is the first", f.pool.stage, f.address(), f.version))
+		}
+	}
+	return lines
+}
+
+// inSeveral names the instances that are in several pools: an engine has one role.
+func inSeveral(findings []finding) (lines []string) {
+	stages := make(map[string]string)
+	for _, f := range findings {
+		if stage, known := stages[f.address()]; known && stage != f.pool.stage {
+			lines = append(lines, fmt.Sprintf("%s is in the pools %s and %s, but an engine has one role", f.address(), stage, f.pool.stage))
+		}
+		stages[f.address()] = f.pool.stage
+	}
 	return lines
 }
 

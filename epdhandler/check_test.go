@@ -19,6 +19,18 @@ func TestMismatches(t *testing.T) {
 		"unknown version":    {[]string{"encode e1 m 1", "decode d1 m 1", "decode d2 m -"}, nil},
 		"versions of pools":  {[]string{"encode e1 m 1", "encode e2 m -", "decode d1 m 2"}, []string{"the pools run different versions of vLLM: 1 (encode), 2 (decode)"}},
 		"models of pools":    {[]string{"encode e1 m 1", "prefill p1 n 1", "decode d1 m 1"}, []string{"the pools serve different models: m (encode decode), n (prefill)"}},
+		"too old": {[]string{"encode e1 m 0.9.2", "decode d1 m 0.9.2"}, []string{
+			"encode e1 runs vLLM 0.9.2, which knows no encoders: 0.11.1 is the first",
+			"decode d1 runs vLLM 0.9.2, which knows no encoders: 0.11.1 is the first",
+		}},
+		"just too old": {[]string{"encode e1 m 0.11", "decode d1 m 0.11"}, []string{
+			"encode e1 runs vLLM 0.11, which knows no encoders: 0.11.1 is the first",
+			"decode d1 runs vLLM 0.11, which knows no encoders: 0.11.1 is the first",
+		}},
+		"just new enough": {[]string{"encode e1 m 0.11.1rc2.dev5", "decode d1 m 0.11.1rc2.dev5"}, nil},
+		"in two pools": {[]string{"encode e1 m 1", "encode e1 m 1", "decode e1 m 1", "decode d1 m 1"}, []string{
+			"e1 is in the pools encode and decode, but an engine has one role",
+		}},
 		"everything": {[]string{"encode e1 m 1", "encode e2 n 2", "prefill p1 m 1", "decode d1 n 1"}, []string{
 			"the instances of encode serve different models: m (e1), n (e2)",
 			"the pools serve different models: m (prefill), n (decode)",
