@@ -109,8 +109,8 @@ type Handler struct {
 
 	// Send prefill and decode, instead of media that have been encoded, references to
 	// them: their shapes, as encoders tell them, and a uuid. Media that are in a request
-	// more than once are encoded once, and a decode that answers 500 is tried again, with
-	// all that is before it. Needs engines of September 2026 or later. Default: false.
+	// more than once are encoded once, and a prefill or decode that answers 500 is tried
+	// again, with all that is before it. Needs engines of September 2026 or later. Default: false.
 	References bool `json:"references,omitempty"`
 
 	// What goes into the uuids of media besides the media, so that who has another salt
