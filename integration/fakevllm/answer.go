@@ -56,7 +56,7 @@ func (x *exchange) send(a *answer) error {
 	}
 	x.writeHead(a)
 	for n, piece := range a.pieces {
-		if err := x.sendPiece(piece, n == 0, n == len(a.pieces)-1); err != nil {
+		if err := x.sendPiece(piece, n < atOnce, n == len(a.pieces)-1); err != nil {
 			return err
 		}
 	}
@@ -71,9 +71,13 @@ func (x *exchange) writeHead(a *answer) {
 	x.w.WriteHeader(a.status)
 }
 
-func (x *exchange) sendPiece(piece []byte, first, last bool) error {
+// atOnce is how many pieces of a stream come without a delay: vLLM sends the role with
+// the first token.
+const atOnce = 3
+
+func (x *exchange) sendPiece(piece []byte, early, last bool) error {
 	wait := x.engine.options.ChunkDelay
-	if first {
+	if early {
 		wait = 0
 	}
 	if err := pause(x.context(), wait); err != nil {
