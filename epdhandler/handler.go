@@ -217,10 +217,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.loadConsumers()
-	if err := h.watchHealth(ctx); err != nil {
-		return err
-	}
 	h.enlist()
+	go h.watchHealth(ctx)
 	return nil
 }
 

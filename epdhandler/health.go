@@ -3,12 +3,9 @@ package epdhandler
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"net/http"
-	"slices"
+	"time"
 
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 )
@@ -69,48 +66,41 @@ func (p *pool) health() string {
 // checked reports whether active health checks look at the instances.
 func (p *pool) checked() bool { return !p.dynamic && p.handler.HealthChecks.Active.IsEnabled() }
 
-// healthLog has the log say when health checks find an instance down, and when it is up
-// again. Caddy logs only each check that fails.
-type healthLog struct{ h *Handler }
+// healthTick is how often the log may say that an instance is down or up.
+const healthTick = time.Second
 
-// watchHealth subscribes to what reverse_proxy tells of the pools.
-func (h *Handler) watchHealth(ctx caddy.Context) error {
-	app, err := ctx.App("events")
-	if err != nil {
-		return fmt.Errorf("getting events app: %w", err)
-	}
-	for _, event := range []string{"healthy", "unhealthy"} {
-		if err := app.(*caddyevents.App).On(event, healthLog{h}); err != nil {
-			return fmt.Errorf("subscribing to %s: %w", event, err)
+// watchHealth logs when an instance goes down and when it is up again, until ctx ends: Caddy
+// logs only each check that fails. It looks at the instances, because one cannot subscribe
+// to Caddy's events safely while the checks of another handler run.
+func (h *Handler) watchHealth(ctx context.Context) {
+	down := make(map[*reverseproxy.Upstream]bool)
+	ticker := time.NewTicker(healthTick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, p := range h.pools() {
+			p.logHealth(down)
 		}
 	}
-	return nil
 }
 
-// Handle implements caddyevents.Handler.
-func (l healthLog) Handle(_ context.Context, e caddy.Event) error {
-	if e.Origin() != caddy.Module(l.h) {
-		return nil // another handler's upstream
-	}
-	address, _ := e.Data["host"].(string)
-	for _, p := range l.h.pools() {
-		if !p.has(address) {
+// logHealth logs what has changed, and keeps who is down.
+func (p *pool) logHealth(down map[*reverseproxy.Upstream]bool) {
+	for _, u := range p.handler.Upstreams {
+		isDown := p.checked() && !u.Healthy()
+		if isDown == down[u] {
 			continue
 		}
-		fields := []zap.Field{zap.String("upstream", p.place(address)), zap.String("address", address)}
-		if e.Name() == "healthy" {
-			l.h.logger.Info("instance is up", fields...)
+		down[u] = isDown
+		fields := []zap.Field{zap.String("upstream", p.place(u.String())), zap.String("address", u.String())}
+		if isDown {
+			p.logger.Warn("instance is down", fields...)
 		} else {
-			l.h.logger.Warn("instance is down", fields...)
+			p.logger.Info("instance is up", fields...)
 		}
 	}
-	return nil
 }
-
-// has reports whether one of the upstreams has this address.
-func (p *pool) has(address string) bool {
-	return slices.ContainsFunc(p.handler.Upstreams, func(u *reverseproxy.Upstream) bool { return u.String() == address })
-}
-
-// Interface guard
-var _ caddyevents.Handler = healthLog{}

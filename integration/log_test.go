@@ -137,19 +137,20 @@ func TestHealth(t *testing.T) {
 	become(503, "unhealthy", "healthy", "healthy")
 	e.decode[0].Kill()
 	become(503, "unhealthy", "healthy", "degraded")
-	assert.NoError(t, e.encode[0].Restart())
-	assert.NoError(t, e.encode[1].Restart())
-	assert.NoError(t, e.decode[0].Restart())
-	become(200, "healthy", "healthy", "healthy")
-
-	// the log has both ends of each outage
-	for upstream, engine := range map[string]*fakevllm.Engine{"encode#1": e.encode[0], "encode#2": e.encode[1], "decode#1": e.decode[0]} {
-		for msg, level := range map[string]string{"instance is down": "warn", "instance is up": "info"} {
+	logged := func(msg, level string) {
+		t.Helper()
+		for upstream, engine := range map[string]*fakevllm.Engine{"encode#1": e.encode[0], "encode#2": e.encode[1], "decode#1": e.decode[0]} {
 			assert.Len(t, c.entries(t, 1, func(e entry) bool {
 				return e.str("msg") == msg && e.str("level") == level && e.str("upstream") == upstream && e.str("address") == engine.Addr()
 			}), 1)
 		}
 	}
+	logged("instance is down", "warn")
+	assert.NoError(t, e.encode[0].Restart())
+	assert.NoError(t, e.encode[1].Restart())
+	assert.NoError(t, e.decode[0].Restart())
+	become(200, "healthy", "healthy", "healthy")
+	logged("instance is up", "info")
 
 	// it says what is known, and asks nobody
 	checks := e.encode[0].HealthChecks()
