@@ -136,6 +136,7 @@ func (x *exchange) release() {
 func (x *exchange) findRoom(pools ...*pool) *apiError {
 	for _, p := range pools {
 		if p != nil && p.queue.full(p.handler.Upstreams) {
+			stageFailures.WithLabelValues(p.stage, string(crowded)).Inc()
 			e := overloaded(p.stage)
 			return &e
 		}

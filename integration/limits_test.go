@@ -132,6 +132,7 @@ func TestQueueIsBounded(t *testing.T) {
 					}
 				}
 				assert.Equal(t, size, waited)
+				c.metrics(t).has(t, map[string]float64{`stage_failures_total{reason="overloaded",stage="` + stage + `"}`: float64(cap(replies))})
 				if size == 0 {
 					e.assertRequests(t, encode, prefill, decode)
 				}

@@ -66,7 +66,7 @@ func startProxy(dir, block string) (*proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	adminPort, err := usualPort(2019)
+	adminPort, err := usualPort(2020) // 2019 is the port of a Caddy of the user's own
 	if err != nil {
 		return nil, err
 	}

@@ -93,11 +93,11 @@ func TestUsualPortsTaken(t *testing.T) {
 			for _, port := range []int{8001, 8002, 8101, 8201, 8202} {
 				take(t, "tcp", port)
 			}
-			take(t, "tcp", 2019)
+			take(t, "tcp", 2020)
 			take(t, network, 8443)
 			p := start(t)
 			text := p.await(t, regexp.QuoteMeta(up), 1)
-			assert.NotRegexp(t, `:(8001|8002|8101|8201|8202|8443|2019)\b`, text)
+			assert.NotRegexp(t, `:(8001|8002|8101|8201|8202|8443|2020)\b`, text)
 			send(t, commandLine(t, text))
 			p.await(t, way, 1)
 			p.stop(t)
