@@ -168,6 +168,7 @@ type Handler struct {
 	sources   []source          // MediaSources
 	consumers map[string]*ranks // ECConsumers, nil if there are none
 
+	ctx    caddy.Context // done when another configuration has taken over
 	logger *zap.Logger
 }
 
@@ -181,7 +182,7 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets the defaults and provisions the pools.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	h.logger = ctx.Logger()
+	h.ctx, h.logger = ctx, ctx.Logger()
 	headroom()
 	if err := showMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)

@@ -79,6 +79,11 @@ var notFound = route{api: apiOther}
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	x := &exchange{h: h, w: w, r: r, id: requestID(r.Header)}
 	w.Header()["X-Request-Id"] = []string{x.id}
+	if r.ProtoMajor == 2 && h.ctx.Err() != nil {
+		// Go's server sends GOAWAY at a reload, but not on connections whose handshake ends
+		// after it. This makes it send one: else a busy client would stay here for good.
+		w.Header()["Connection"] = []string{"close"}
+	}
 	route, ok := routes[r.URL.Path]
 	if !ok || route.enabled != nil && !route.enabled(h) {
 		route = notFound

@@ -2,9 +2,12 @@ package integration
 
 import (
 	"bytes"
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -180,6 +183,31 @@ func TestReloadUnderLoad(t *testing.T) {
 			c.reload(t, halves[n%2].block())
 		}
 	}
+}
+
+// An HTTP/2 connection whose TLS handshake ends only after a reload, so that the server does
+// not tell it to go away, keeps its client at the old instances for one request only.
+func TestReloadAmidHandshake(t *testing.T) {
+	t.Parallel()
+	before, after := startEngines(t, 1, 0, 1), startEngines(t, 1, 0, 1)
+	c := startCaddy(t, before.block())
+	early, err := net.Dial("tcp", c.addr)
+	require.NoError(t, err)
+	c.reload(t, after.block())
+
+	client := c.client(t, true)
+	tr := client.Transport.(*http.Transport)
+	dial := tr.DialTLSContext
+	tr.DialTLSContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		tr.DialTLSContext = dial
+		conn := tls.Client(early, tr.TLSClientConfig)
+		return conn, conn.HandshakeContext(ctx)
+	}
+	for n := range 4 {
+		require.NoError(t, c.check(t, client, mixed(n)))
+	}
+	assert.Equal(t, 1, len(before.decode[0].Requests()))
+	assert.Equal(t, 3, len(after.decode[0].Requests()))
 }
 
 // Engines that die and come back under load make nobody fail, except in streams
