@@ -3,7 +3,9 @@ package epdhandler
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
@@ -55,6 +57,12 @@ func (h *Handler) consumersFit() error {
 		}
 		if len(addresses) == 0 {
 			return fmt.Errorf("ec_consumers has no address for '%s'; write one such as tcp://host:port for each data-parallel rank", upstream)
+		}
+		for _, address := range addresses {
+			hostport, ok := strings.CutPrefix(address, "tcp://")
+			if host, port, err := net.SplitHostPort(hostport); !ok || err != nil || host == "" || port == "" {
+				return fmt.Errorf("ec_consumers has '%s' for '%s', which is no address of a consumer; write tcp://host:port", address, upstream)
+			}
 		}
 	}
 	for _, u := range pool.Upstreams {

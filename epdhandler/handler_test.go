@@ -56,6 +56,8 @@ func TestProvisionRefuses(t *testing.T) {
 		"consumers of decode": {`{"ec_consumers":{"localhost:2":["tcp://x:1"]},"encode":` + one + `,"prefill":` + one + `,"decode":{"upstreams":[{"dial":"localhost:2"}]}}`, "ec_consumers names 'localhost:2', which is no upstream of the prefill pool"},
 		"a silent consumer":   {`{"ec_consumers":{"localhost:1":["tcp://x:1"]},"encode":` + one + `,"decode":{"upstreams":[{"dial":"localhost:1"},{"dial":"localhost:2"}]}}`, "ec_consumers has no address for 'localhost:2' of the decode pool"},
 		"no address":          {`{"ec_consumers":{"localhost:1":[]},"encode":` + one + `,"decode":` + one + `}`, "ec_consumers has no address for 'localhost:1'"},
+		"no scheme":           {`{"ec_consumers":{"localhost:1":["tcp://x:1","x:2"]},"encode":` + one + `,"decode":` + one + `}`, "ec_consumers has 'x:2' for 'localhost:1', which is no address of a consumer; write tcp://host:port"},
+		"no port":             {`{"ec_consumers":{"localhost:1":["tcp://x"]},"encode":` + one + `,"decode":` + one + `}`, "ec_consumers has 'tcp://x' for 'localhost:1', which is no address of a consumer; write tcp://host:port"},
 		"unknown consumers":   {`{"ec_consumers":{"localhost:1":["tcp://x:1"]},"encode":` + one + `,"decode":{"dynamic_upstreams":{"source":"a","name":"localhost","port":"1"}}}`, "ec_consumers needs to know the upstreams of the decode pool; it cannot be dynamic"},
 		"a queue for nobody":  {`{"queue_timeout":1,"encode":` + one + `,"decode":` + one + `}`, "queue_timeout has no effect without encode_limit, prefill_limit or decode_limit"},
 		"a salt for nothing":  {`{"uuid_salt":"x","encode":` + one + `,"decode":` + one + `}`, "uuid_salt has no effect without references or ec_consumers"},
