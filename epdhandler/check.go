@@ -137,6 +137,8 @@ func whyNoReply(err error) string {
 		{"context deadline exceeded", "no answer within " + checkTimeout.String() + ": is it still starting, or stuck?"},
 		{"not look like a TLS handshake", "does not speak TLS: write http://"},
 		{"malformed HTTP", "does not speak HTTP: does it want https://?"},
+		{"EOF", "closes the connection before it has answered: does it want https://?"}, // uvicorn with TLS does so
+		{"connection reset", "closes the connection before it has answered: does it want https://?"},
 	} {
 		if strings.Contains(text, known.words) {
 			return known.why

@@ -73,6 +73,7 @@ func TestCheck(t *testing.T) {
 		"another key":           {change: withKey, args: []string{"--api-key", "other"}, env: []string{"VLLM_API_KEY=secret"}, want: allOf("answers 401: it has another --api-key")},
 		"not healthy":           {after: func(e *engines) { e.decode[0].SetFault(fakevllm.Fault{Kind: fakevllm.Status, Code: 503}) }, want: map[string]string{"decode0": "/v1/models answers 503: is that vLLM's API server?"}},
 		"cut off":               {after: func(e *engines) { e.prefill[0].SetFault(fakevllm.Fault{Kind: fakevllm.Garbage}) }, want: map[string]string{"prefill0": "/v1/models lists no models: is that vLLM's API server?"}},
+		"hangs up":              {after: func(e *engines) { e.prefill[0].SetFault(fakevllm.Fault{Kind: fakevllm.CutBefore}) }, want: map[string]string{"prefill0": "/v1/models: closes the connection before it has answered: does it want https://?"}},
 		"no TLS":                {block: []string{"prefill transport http {\ntls\n}"}, want: map[string]string{"prefill0": "does not speak TLS: write http://"}},
 		"mixed": {change: func(o *fakevllm.Options) {
 			switch o.Name {
