@@ -191,6 +191,9 @@ func tooOld(findings []finding) (lines []string) {
 func inSeveral(findings []finding) (lines []string) {
 	stages := make(map[string]string)
 	for _, f := range findings {
+		if f.upstream == nil {
+			continue // the pool has no instances to be found
+		}
 		if stage, known := stages[f.address()]; known && stage != f.pool.stage {
 			lines = append(lines, fmt.Sprintf("%s is in the pools %s and %s, but an engine has one role", f.address(), stage, f.pool.stage))
 		}

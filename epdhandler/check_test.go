@@ -31,6 +31,7 @@ func TestMismatches(t *testing.T) {
 		"in two pools": {[]string{"encode e1 m 1", "encode e1 m 1", "decode e1 m 1", "decode d1 m 1"}, []string{
 			"e1 is in the pools encode and decode, but an engine has one role",
 		}},
+		"nobody in two pools": {[]string{"encode - - -", "decode - - -"}, nil},
 		"everything": {[]string{"encode e1 m 1", "encode e2 n 2", "prefill p1 m 1", "decode d1 n 1"}, []string{
 			"the instances of encode serve different models: m (e1), n (e2)",
 			"the pools serve different models: m (prefill), n (decode)",
@@ -42,10 +43,11 @@ func TestMismatches(t *testing.T) {
 			for _, e := range tc.engines {
 				f := strings.Fields(e)
 				said := func(s string) string { return strings.Trim(s, "-") }
-				findings = append(findings, finding{
-					target: target{pool: &pool{stage: f[0]}, upstream: &reverseproxy.Upstream{Dial: f[1]}},
-					models: said(f[2]), version: said(f[3]),
-				})
+				at := target{pool: &pool{stage: f[0]}}
+				if dial := said(f[1]); dial != "" {
+					at.upstream = &reverseproxy.Upstream{Dial: dial}
+				}
+				findings = append(findings, finding{target: at, models: said(f[2]), version: said(f[3])})
 			}
 			assert.Equal(t, tc.want, mismatches(findings))
 		})
