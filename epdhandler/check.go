@@ -129,6 +129,7 @@ func printable(s string) string {
 // words, because the errors of a transport's dialer hide what they wrap.
 func whyNoReply(err error) string {
 	text := err.Error()
+	const hangsUp = "closes the connection before it has answered: does it want https://?" // uvicorn with TLS does so
 	for _, known := range []struct{ words, why string }{
 		{"connection refused", "connection refused: is it running, and at this address and port?"},
 		{"no such host", "there is no host of this name: is it spelled right?"},
@@ -137,8 +138,8 @@ func whyNoReply(err error) string {
 		{"context deadline exceeded", "no answer within " + checkTimeout.String() + ": is it still starting, or stuck?"},
 		{"not look like a TLS handshake", "does not speak TLS: write http://"},
 		{"malformed HTTP", "does not speak HTTP: does it want https://?"},
-		{"EOF", "closes the connection before it has answered: does it want https://?"}, // uvicorn with TLS does so
-		{"connection reset", "closes the connection before it has answered: does it want https://?"},
+		{"EOF", hangsUp},
+		{"connection reset", hangsUp},
 	} {
 		if strings.Contains(text, known.words) {
 			return known.why

@@ -59,8 +59,7 @@ func (h *Handler) consumersFit() error {
 			return fmt.Errorf("ec_consumers has no address for '%s'; write one such as tcp://host:port for each data-parallel rank", upstream)
 		}
 		for _, address := range addresses {
-			hostport, ok := strings.CutPrefix(address, "tcp://")
-			if host, port, err := net.SplitHostPort(hostport); !ok || err != nil || host == "" || port == "" {
+			if !isConsumerAddress(address) {
 				return fmt.Errorf("ec_consumers has '%s' for '%s', which is no address of a consumer; write tcp://host:port", address, upstream)
 			}
 		}
@@ -71,4 +70,11 @@ func (h *Handler) consumersFit() error {
 		}
 	}
 	return nil
+}
+
+// isConsumerAddress reports whether encoders can push to an address: tcp://host:port.
+func isConsumerAddress(address string) bool {
+	hostport, isTCP := strings.CutPrefix(address, "tcp://")
+	host, port, err := net.SplitHostPort(hostport)
+	return isTCP && err == nil && host != "" && port != ""
 }

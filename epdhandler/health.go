@@ -83,7 +83,9 @@ func (h *Handler) watchHealth(ctx context.Context) {
 		case <-ticker.C:
 		}
 		for _, p := range h.pools() {
-			p.logHealth(down)
+			if p.checked() {
+				p.logHealth(down)
+			}
 		}
 	}
 }
@@ -91,7 +93,7 @@ func (h *Handler) watchHealth(ctx context.Context) {
 // logHealth logs what has changed, and keeps who is down.
 func (p *pool) logHealth(down map[*reverseproxy.Upstream]bool) {
 	for _, u := range p.handler.Upstreams {
-		isDown := p.checked() && !u.Healthy()
+		isDown := !u.Healthy()
 		if isDown == down[u] {
 			continue
 		}

@@ -17,7 +17,7 @@ type limit struct {
 type silence struct {
 	timer       *time.Timer // nil: there is no limit
 	first, next limit
-	begun       bool
+	running     limit // one of them
 }
 
 // watch returns a context that ends, as if by its deadline, when the engine has been
@@ -27,9 +27,10 @@ func watch(ctx context.Context, first, next limit) (context.Context, *silence, c
 	ctx, cancel := context.WithCancelCause(ctx)
 	s := &silence{
 		// reverse_proxy takes only this cause for a time-out
-		timer: time.AfterFunc(first.time, func() { cancel(context.DeadlineExceeded) }),
-		first: first,
-		next:  next,
+		timer:   time.AfterFunc(first.time, func() { cancel(context.DeadlineExceeded) }),
+		first:   first,
+		next:    next,
+		running: first,
 	}
 	return ctx, s, func() {
 		s.timer.Stop()
@@ -45,24 +46,22 @@ func (s *silence) stop() {
 }
 
 func (s *silence) start() {
-	if s.timer != nil {
-		s.timer.Reset(s.first.time)
-	}
+	s.run(s.first)
 }
 
 // heard notes that the stream is not silent.
 func (s *silence) heard() {
+	s.run(s.next)
+}
+
+func (s *silence) run(l limit) {
 	if s.timer != nil {
-		s.timer.Reset(s.next.time)
-		s.begun = true
+		s.running = l
+		s.timer.Reset(l.time)
 	}
 }
 
 // expired is the error of a limit that has passed.
 func (s *silence) expired() error {
-	passed := s.first
-	if s.begun {
-		passed = s.next
-	}
-	return fmt.Errorf("nothing came for %s (%s)", passed.time, passed.option)
+	return fmt.Errorf("nothing came for %s (%s)", s.running.time, s.running.option)
 }
