@@ -7,6 +7,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // maxAnswer bounds what is kept of an encoder's or prefill's answer. It is far
@@ -14,15 +15,19 @@ import (
 // long prompt.
 const maxAnswer = 64 << 20
 
-var errAnswerTooLarge = errors.New("the answer is too large")
+// Why an answer is not taken.
+var (
+	errAnswerTooLarge = errors.New("the answer is too large")
+	errCompressed     = errors.New("the stream is compressed, which it must not be: the request has Accept-Encoding: identity")
+)
 
 // answer is an engine's answer, kept in memory. It is the http.ResponseWriter of
 // a sub-request whose answer the client does not get to see as it is.
 type answer struct {
-	status   int // 0: none yet
-	header   http.Header
-	body     bytes.Buffer
-	tooLarge bool
+	status  int // 0: none yet
+	header  http.Header
+	body    bytes.Buffer
+	refused error // why it is not taken; nil if it is
 }
 
 // Header implements http.ResponseWriter.
@@ -44,27 +49,29 @@ func (a *answer) WriteHeader(status int) {
 func (a *answer) Write(p []byte) (int, error) {
 	a.WriteHeader(http.StatusOK)
 	if a.body.Len()+len(p) > maxAnswer {
-		a.tooLarge = true
-		return 0, errAnswerTooLarge
+		a.refused = errAnswerTooLarge
+	}
+	if a.refused != nil {
+		return 0, a.refused
 	}
 	return a.body.Write(p)
 }
 
 // response is the http.ResponseWriter of decode. It holds an answer back until
-// its status is accepted, and the opening of a stream that may be nothing but an error.
+// its status is accepted, and the opening of a stream until that says something.
 // From then on all goes to the client, as it comes.
 type response struct {
 	client http.ResponseWriter
 	conn   *http.ResponseController // of client
 	id     string                   // x-request-id for the client
 	accept func(status int) bool    // whether the client gets an answer of this status
-	needy  bool                     // whether the engine may lack what others should have given it
+	plain  bool                     // the client wants a stream, and the engine was told not to compress it
 	begins func()                   // called with each piece of a stream
 	done   func()                   // called when an answer is accepted: there is no further attempt
 	stop   func()                   // ends the answer of an engine that nobody reads any more
 
 	held      answer   // what was not accepted
-	opening   *opening // of a stream; nil if it need not be held back
+	opening   *opening // of a stream; nil if there is none, or it has begun
 	silence   *silence
 	keepalive *keepalive
 	committed bool     // the client has the status
@@ -86,19 +93,19 @@ func (w *response) Header() http.Header {
 // WriteHeader implements http.ResponseWriter. Informational answers are not
 // passed on: the client hears nothing before decode has answered.
 func (w *response) WriteHeader(status int) {
-	if w.committed || status < 200 {
-		return
-	}
-	if w.needy && status == http.StatusOK && isStream(w.held.header) {
+	switch {
+	case w.committed || status < 200:
+	case status == http.StatusOK && isStream(w.held.header):
 		w.held.WriteHeader(status)
 		w.opening = new(opening)
-		return
-	}
-	if !w.accept(status) || w.keepalive.end() && (status != http.StatusOK || !isStream(w.held.header)) {
+	case status == http.StatusOK && w.plain && isEvents(w.held.header):
 		w.held.WriteHeader(status)
-		return
+		w.held.refused = errCompressed
+	case !w.accept(status) || w.keepalive.end():
+		w.held.WriteHeader(status)
+	default:
+		w.commit(status, w.held.header)
 	}
-	w.commit(status, w.held.header)
 }
 
 // commit gives the client the status and the header.
@@ -120,10 +127,20 @@ func (w *response) commit(status int, header http.Header) {
 
 const eventStream = "text/event-stream"
 
+// isEvents reports whether an answer is a stream of events.
+func isEvents(header http.Header) bool {
+	typ, _, _ := mime.ParseMediaType(header.Get("Content-Type"))
+	return typ == eventStream
+}
+
 // isStream reports whether an answer is a stream of events that is not compressed.
 func isStream(header http.Header) bool {
-	typ, _, _ := mime.ParseMediaType(header.Get("Content-Type"))
-	return typ == eventStream && header.Get("Content-Encoding") == ""
+	return isEvents(header) && isIdentity(header.Get("Content-Encoding"))
+}
+
+// isIdentity reports whether a Content-Encoding is none.
+func isIdentity(encoding string) bool {
+	return encoding == "" || strings.EqualFold(encoding, "identity")
 }
 
 // deliver gives the client an answer that was held back.
@@ -135,9 +152,7 @@ func (w *response) deliver(a *answer) {
 // Write implements http.ResponseWriter.
 func (w *response) Write(p []byte) (int, error) {
 	if w.opening != nil {
-		if w.opening.add(p) {
-			w.begin()
-		}
+		w.open(p)
 		return len(p), nil
 	}
 	if !w.committed {
@@ -168,19 +183,49 @@ func (w *response) keepEnd(p []byte) {
 	copy(w.end[max(0, len(w.end)-n):], p[max(0, n-len(w.end)):])
 }
 
-// begin gives the client the opening that was held back, if there is one. An error
-// becomes an answer that was not accepted, with the status that it should have had.
+// lastWords is how long an engine may go on after an error that is its whole answer.
+const lastWords = time.Second
+
+// open takes a piece of the opening.
+func (w *response) open(p []byte) {
+	o, failed, said := w.opening, w.opening.failed, w.opening.said
+	switch begun := o.add(p); {
+	case begun:
+		w.begin()
+	case o.failed != failed:
+		w.silence.run(limit{time: lastWords})
+	case o.said > said: // a comment says nothing of the request
+		w.silence.heard()
+	}
+}
+
+// begin gives the client the opening that was held back.
 func (w *response) begin() {
 	o := w.opening
 	w.opening = nil
-	switch {
-	case o == nil:
-	case o.failed != nil:
-		w.held = *o.failed
-	default:
-		w.commit(http.StatusOK, w.held.header)
-		_, _ = w.Write(o.events) // never fails: see there
+	w.commit(http.StatusOK, w.held.header)
+	_, _ = w.Write(o.events) // never fails: see there
+}
+
+// close ends the opening of a stream that has not begun. If it is an error, that becomes
+// an answer with the status that it should have had, and close reports true. What
+// came after it does not matter, nor how that ended.
+func (w *response) close(cut bool) (failed bool) {
+	o := w.opening
+	if o == nil {
+		return false
 	}
+	if !cut {
+		o.end()
+	}
+	if o.failed != nil {
+		w.held, w.opening = *o.failed, nil
+		return true
+	}
+	if !cut {
+		w.begin()
+	}
+	return false
 }
 
 // endEvent sets what follows in a stream apart from an event that may have been cut.

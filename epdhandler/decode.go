@@ -20,12 +20,15 @@ func (x *exchange) decode() (f *failure) {
 	ctx, clock, cancel := x.watch(ctx)
 	defer cancel()
 	c := &call{
-		method:       http.MethodGet, // HEAD too: engines know only GET, and the server leaves the body out
-		path:         x.r.URL.Path,
-		id:           x.attemptID(x.decoding),
-		idHead:       x.engineID + "-",
-		keepEncoding: x.keepalive == nil,
-		clock:        clock,
+		method:   http.MethodGet, // HEAD too: engines know only GET, and the server leaves the body out
+		path:     x.r.URL.Path,
+		id:       x.attemptID(x.decoding),
+		idHead:   x.engineID + "-",
+		encoding: x.r.Header["Accept-Encoding"],
+		clock:    clock,
+	}
+	if x.streams() {
+		c.encoding = []string{"identity"} // what is compressed cannot be seen to be an error
 	}
 	if x.body != nil {
 		c.method = http.MethodPost
@@ -40,8 +43,8 @@ func (x *exchange) decode() (f *failure) {
 	}
 	err := x.do(ctx, x.h.decode, c, w)
 	x.decoding.note(c)
-	if err == nil {
-		w.begin() // with less than it takes to tell
+	if w.close(err != nil) {
+		ctx, err = x.r.Context(), nil
 	}
 	switch {
 	case !w.committed:
@@ -90,7 +93,7 @@ func (x *exchange) response() *response {
 		stop:      func() {},
 		begins:    x.report.begins,
 		done:      x.release,
-		needy:     x.body != nil && x.needy("decode"),
+		plain:     x.streams(),
 		accept: func(status int) bool {
 			// reverse_proxy says 499 for a client that went away
 			return status/100 != 3 && !x.decoding.repeatable(status) && x.r.Context().Err() == nil

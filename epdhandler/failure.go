@@ -88,8 +88,8 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 	case handler.StatusCode >= 400 && handler.StatusCode != http.StatusBadGateway:
 		// lb_retry_match gave up on an answer, or handle_response made an error
 		f.reason, f.status = badStatus, handler.StatusCode
-	case a.tooLarge:
-		f.reason, f.cause = broken, errAnswerTooLarge
+	case a.refused != nil:
+		f.reason, f.cause = broken, a.refused
 	default:
 		f.reason = broken
 		if err == nil {

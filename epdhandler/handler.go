@@ -62,7 +62,7 @@ type Handler struct {
 	// busy, and twice the work would make that worse. Default: 10m.
 	PrefillTimeout caddy.Duration `json:"prefill_timeout,omitempty"`
 
-	// How long it may take decode to send the first byte of a stream. An answer that is
+	// How long it may take decode to send the first event of a stream. An answer that is
 	// not streamed is one long silence, and has no limit. Default: 10m.
 	StreamStartTimeout caddy.Duration `json:"stream_start_timeout,omitempty"`
 

@@ -26,7 +26,7 @@ type call struct {
 	idHead       string         // what ids of further attempts begin with
 	body         *body.Segments // nil: none
 	renew        func()         // makes a body to send after the one before was; nil: the same may be sent
-	keepEncoding bool           // the client gets the answer's bytes and so says how they may be encoded
+	encoding     []string       // Accept-Encoding; nil: the transport asks for gzip by itself, and undoes it
 	skip         []string       // instances not to choose
 	turn         *turn          // in the pool's queue; nil: it does not wait
 	clock        *silence       // what the time limit goes by
@@ -111,9 +111,8 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 	if c.rank != "" {
 		r.Header["X-Data-Parallel-Rank"] = []string{c.rank}
 	}
-	if !c.keepEncoding {
-		// the transport then asks for gzip by itself, and undoes it
-		r.Header.Del("Accept-Encoding")
+	if r.Header.Del("Accept-Encoding"); c.encoding != nil {
+		r.Header["Accept-Encoding"] = c.encoding
 	}
 	inject(ctx, r.Header)
 	if c.body != nil {

@@ -73,6 +73,7 @@ func TestFailureAfterKeepalive(t *testing.T) {
 		"prefill":             {prefill, fault{Kind: fakevllm.Status, Code: 422, Message: "too long"}, `{"error":{"message":"too long",`, "rejected"},
 		"decode":              {decode, fault{Kind: fakevllm.Status, Code: 500, Message: "oom"}, `{"error":{"message":"oom",`, "failed"},
 		"decode, all of them": {decode, fault{Kind: fakevllm.Status, Code: 503, Message: "busy"}, `{"error":{"message":"busy",`, "failed"},
+		"decode, first event": {decode, fault{Kind: fakevllm.ErrorFirst, Code: 400, Message: "too long"}, `{"error":{"message":"too long",`, "rejected"},
 		"decode, no stream":   {decode, fault{Kind: fakevllm.Garbage}, `{"error":{"message":"the decode stage gave no valid answer",`, "failed"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -36,6 +36,11 @@ const (
 	// Code and with Message, and with [DONE].
 	ErrorWithin FaultKind = "error within"
 
+	// ErrorFirst answers as vLLM does when a request fails after its checks: Code, with
+	// Message, but a stream has the status 200 and the error as its first event (in a chat
+	// as the one after the role), and [DONE].
+	ErrorFirst FaultKind = "error first"
+
 	// Status answers Code, with Message in vLLM's error shape.
 	Status FaultKind = "status"
 
@@ -53,8 +58,8 @@ const (
 // ever, and does not count: a fault hides nothing but missing embeddings and KV.
 type Fault struct {
 	Kind    FaultKind
-	Code    int           // for Status and ErrorWithin; the default is 500
-	Message string        // for Status and ErrorWithin
+	Code    int           // for Status, ErrorWithin and ErrorFirst; the default is 500
+	Message string        // likewise
 	Header  http.Header   // for Status: more headers, such as Retry-After
 	Delay   time.Duration // for Slow
 
@@ -142,6 +147,11 @@ func (x *exchange) strike() (*answer, error) {
 		x.cut = (*answer).firstEvents
 	case ErrorWithin:
 		x.within = fault.error()
+	case ErrorFirst:
+		if x.members.is("stream", "true") {
+			return x.failingStream(fault.error()), nil
+		}
+		return fault.answer(), nil
 	case Garbage:
 		return jsonAnswer(http.StatusOK, []byte(`{"id":"chatcmpl-`)), nil
 	case Status:
