@@ -134,13 +134,17 @@ func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error)
 }
 
 // decodeBody is the client's body with what the stages before have left for
-// decode. A prefill has consumed the encoders' handles.
+// decode. A prefill has consumed the encoders' handles. Where it has handed nothing over,
+// decode computes the prompt without them, from the media as the client wrote them.
 func (x *exchange) decodeBody() *body.Segments {
-	handles := body.Remove(body.ECTransferParams)
+	b, handles := x.body, body.Remove(body.ECTransferParams)
 	if x.h.prefill == nil || x.h.KeepHandles {
 		handles = x.carry(body.ECTransferParams, x.handles)
 	}
-	return x.forConsumers().Rewrite(x.carry(body.KVTransferParams, x.kv), handles)
+	if x.h.prefill == nil || x.kv != nil {
+		b = x.forConsumers()
+	}
+	return b.Rewrite(x.carry(body.KVTransferParams, x.kv), handles)
 }
 
 // forConsumers is the body that those get who need the embeddings.

@@ -85,6 +85,9 @@ func (x *exchange) lost(f *failure) bool {
 
 // needy reports whether a stage cannot do without what other engines have made for it.
 func (x *exchange) needy(stage string) bool {
+	if stage == "decode" && x.h.prefill != nil {
+		return x.kv != nil // without it, decode gets the media themselves
+	}
 	return stage != "encode" && x.referred || stage == "decode" && x.transferred()
 }
 

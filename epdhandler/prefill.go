@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
@@ -14,12 +13,9 @@ import (
 // blocks for it.
 const kvStub = `{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}`
 
-// maxNumber is the longest number that is looked at. No engine takes a longer one.
-const maxNumber = 1000
-
 // prefill has the prompt prefilled, if there is a pool for it, with one attempt.
 func (x *exchange) prefill() (f *failure) {
-	if x.h.prefill == nil || x.prefilled {
+	if !x.prefills() || x.prefilled {
 		return nil
 	}
 	ctx, leave := x.enter(&x.report.prefill, x.prefilling)
@@ -63,18 +59,14 @@ func prefillBody(b *body.Body, handles body.Edit) *body.Segments {
 	edits := []body.Edit{
 		body.Set(body.Stream, "false"),
 		body.Remove(body.StreamOptions),
+		body.Remove(body.MinTokens), // vLLM refuses a request that must have more tokens than it may have
 		body.Set(body.MaxTokens, "1"),
 		body.Set(body.KVTransferParams, kvStub),
 		handles,
 	}
-	if b.Has(body.MaxCompletionTokens) {
-		edits = append(edits, body.Set(body.MaxCompletionTokens, "1"))
-	}
-	// vLLM refuses a request that must have more tokens than it may have
-	if v := b.Value(body.MinTokens); len(v) <= maxNumber {
-		v = bytes.Trim(v, `"`) // vLLM takes numbers in strings
-		if n, err := strconv.ParseFloat(string(v), 64); err == nil && n > 1 {
-			edits = append(edits, body.Remove(body.MinTokens))
+	for _, f := range []body.Field{body.MaxCompletionTokens, body.N} {
+		if b.Has(f) {
+			edits = append(edits, body.Set(f, "1"))
 		}
 	}
 	// a call of a tool does not fit in one token, and vLLM fails instead of stopping

@@ -22,8 +22,9 @@ type report struct {
 	begun                   time.Time // when the first byte of a stream was sent
 	duration                time.Duration
 	outcome                 string
-	parsed                  bool // there is a body, with so many
-	items                   int  // media items
+	parsed                  bool   // there is a body, with so many
+	items                   int    // media items
+	direct                  string // the member for which decode does without prefill
 	encode, prefill, decode stageReport
 }
 
@@ -94,6 +95,9 @@ func (r *report) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddDuration("duration", r.duration)
 	if r.parsed {
 		enc.AddInt("media_items", r.items)
+	}
+	if r.direct != "" {
+		enc.AddString("no_prefill", r.direct)
 	}
 	for i, s := range r.stages() {
 		if s.attempts == nil {

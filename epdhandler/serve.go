@@ -25,6 +25,8 @@ type exchange struct {
 	received bool   // the whole body has come
 	engineID string // x-request-id, for engines
 
+	direct string // the member for which decode does without prefill, empty if it does not
+
 	// What the stages have come to:
 	encoded   bool
 	consumers *body.Body // with references, nil if there are none
@@ -122,7 +124,12 @@ func (x *exchange) complete(chat bool) {
 		x.reject(e)
 		return
 	}
-	if len(x.body.Items) > 0 {
+	if x.h.prefill != nil {
+		x.direct = whyNoHandOver(x.body, chat)
+		x.report.direct = x.direct
+	}
+	x.encoded = !x.encodes()
+	if !x.encoded {
 		if e := x.findRoom(x.h.encode); e != nil {
 			x.reject(e)
 			return

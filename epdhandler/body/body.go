@@ -10,7 +10,7 @@ import (
 // passed on as they are.
 type Field uint8
 
-// The fields of requests and, for the last two, of engines' answers.
+// The fields of requests and, for the last four, of engines' answers.
 const (
 	Model Field = iota
 	Messages
@@ -25,27 +25,49 @@ const (
 	Priority
 	SessionID
 	VLLMXArgs
+	Prompt
+	PromptEmbeds
+	N
+	BestOf
+	UseBeamSearch
+	PromptLogprobs
+	Echo
+	Logprobs
+	TruncatePromptTokens
 	KVTransferParams
 	ECTransferParams
+	Usage
+	Choices
 	numFields
 )
 
 var fieldNames = [numFields]string{
-	Model:               "model",
-	Messages:            "messages",
-	Stream:              "stream",
-	StreamOptions:       "stream_options",
-	MaxTokens:           "max_tokens",
-	MaxCompletionTokens: "max_completion_tokens",
-	MinTokens:           "min_tokens",
-	ToolChoice:          "tool_choice",
-	MMProcessorKwargs:   "mm_processor_kwargs",
-	MediaIOKwargs:       "media_io_kwargs",
-	Priority:            "priority",
-	SessionID:           "session_id",
-	VLLMXArgs:           "vllm_xargs",
-	KVTransferParams:    "kv_transfer_params",
-	ECTransferParams:    "ec_transfer_params",
+	Model:                "model",
+	Messages:             "messages",
+	Stream:               "stream",
+	StreamOptions:        "stream_options",
+	MaxTokens:            "max_tokens",
+	MaxCompletionTokens:  "max_completion_tokens",
+	MinTokens:            "min_tokens",
+	ToolChoice:           "tool_choice",
+	MMProcessorKwargs:    "mm_processor_kwargs",
+	MediaIOKwargs:        "media_io_kwargs",
+	Priority:             "priority",
+	SessionID:            "session_id",
+	VLLMXArgs:            "vllm_xargs",
+	Prompt:               "prompt",
+	PromptEmbeds:         "prompt_embeds",
+	N:                    "n",
+	BestOf:               "best_of",
+	UseBeamSearch:        "use_beam_search",
+	PromptLogprobs:       "prompt_logprobs",
+	Echo:                 "echo",
+	Logprobs:             "logprobs",
+	TruncatePromptTokens: "truncate_prompt_tokens",
+	KVTransferParams:     "kv_transfer_params",
+	ECTransferParams:     "ec_transfer_params",
+	Usage:                "usage",
+	Choices:              "choices",
 }
 
 // String returns the member's name.
@@ -255,6 +277,20 @@ func Entries(object []byte) ([]Entry, error) {
 		return nil, err
 	}
 	return entries, s.end()
+}
+
+// IsSeveral reports whether a value, as a body holds it, is a list of several strings or
+// lists. Numbers, however many, are the tokens of one.
+func IsSeveral(value []byte) bool {
+	s := &scanner{b: value}
+	if s.peek() != '[' {
+		return false
+	}
+	s.i++
+	if c := s.peek(); c != '"' && c != '[' {
+		return false
+	}
+	return s.value() == nil && s.peek() == ','
 }
 
 // IsNull reports whether a value is the literal null.

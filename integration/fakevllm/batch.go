@@ -46,7 +46,7 @@ func (x *exchange) encodeBatch() (*answer, error) {
 	if err := x.engine.cluster.store(all); err != nil {
 		return nil, err
 	}
-	c := x.completion("", "length", 1)
+	c := x.completion("length", "")
 	c.ECTransferParams = entries
 	return jsonAnswer(http.StatusOK, marshal(c)), nil
 }

@@ -1,6 +1,9 @@
 package fakevllm
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"time"
+)
 
 // kvParams is a prefill engine's kv_transfer_params: where decode reads the blocks.
 type kvParams struct {
@@ -15,9 +18,10 @@ type kvParams struct {
 
 // prefillWork is one request's KV, held until decode has read it.
 type prefillWork struct {
-	engine      string // whose memory it is in
-	lost        bool   // with the engine
-	params      string // as issued, canonical
+	engine      string    // whose memory it is in
+	lost        bool      // with the engine
+	expires     time.Time // when the blocks are freed; zero: never
+	params      string    // as issued, canonical
 	blocks      []int64
 	fingerprint string
 }
@@ -25,15 +29,25 @@ type prefillWork struct {
 // blocksPerPrefill is more than one, so that a list of them is a list.
 const blocksPerPrefill = 3
 
-// hold keeps a prefilled request under fresh block ids, which it adds to the parameters.
-func (c *Cluster) hold(params kvParams, fingerprint string) kvParams {
+// hold keeps a prefilled request under fresh block ids, which it adds to the parameters,
+// for as long as they are leased. Unlike vLLM, which then lets others have them while decode
+// reads, it says when decode comes too late.
+func (c *Cluster) hold(params kvParams, fingerprint string, lease time.Duration) kvParams {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for range blocksPerPrefill {
 		c.lastBlock++
 		params.RemoteBlockIDs = append(params.RemoteBlockIDs, c.lastBlock)
 	}
-	work := &prefillWork{params.RemoteEngineID, false, canonical(marshal(params)), params.RemoteBlockIDs, fingerprint}
+	work := &prefillWork{
+		engine:      params.RemoteEngineID,
+		params:      canonical(marshal(params)),
+		blocks:      params.RemoteBlockIDs,
+		fingerprint: fingerprint,
+	}
+	if lease > 0 {
+		work.expires = time.Now().Add(lease)
+	}
 	for _, id := range work.blocks {
 		c.blocks[id] = work
 	}
@@ -50,6 +64,9 @@ func (c *Cluster) read(params json.RawMessage, fingerprint string) error {
 		return err
 	}
 	c.free(work)
+	if !work.expires.IsZero() && time.Now().After(work.expires) {
+		return engineFailure("unknown or already freed kv blocks: the lease is over")
+	}
 	if work.lost {
 		return lateFailure()
 	}

@@ -33,22 +33,33 @@ type message struct {
 }
 
 type usage struct {
-	PromptTokens     int `json:"prompt_tokens"`
-	CompletionTokens int `json:"completion_tokens"`
-	TotalTokens      int `json:"total_tokens"`
+	PromptTokens     int            `json:"prompt_tokens"`
+	TotalTokens      int            `json:"total_tokens"`
+	CompletionTokens int            `json:"completion_tokens"`
+	PromptDetails    *promptDetails `json:"prompt_tokens_details,omitempty"`
+}
+
+type promptDetails struct {
+	CachedTokens int `json:"cached_tokens"`
 }
 
 // completion is an answer that is not streamed.
-func (x *exchange) completion(text, finish string, tokens int) completion {
+func (x *exchange) completion(finish string, texts ...string) completion {
 	c := x.envelope()
-	c.Usage = x.usage(tokens)
+	c.Usage = x.usage(texts)
 	c.KVTransferParams = json.RawMessage("null") // as vLLM, which has the member in all answers but not in chunks
+	c.Object = "text_completion"
 	if x.isChat() {
 		c.Object = "chat.completion"
-		c.Choices = []choice{{Message: &message{Role: "assistant", Content: &text}, FinishReason: &finish}}
-	} else {
-		c.Object = "text_completion"
-		c.Choices = []choice{{Text: &text, FinishReason: &finish}}
+	}
+	for n := range texts {
+		own := choice{Index: n, FinishReason: &finish}
+		if x.isChat() {
+			own.Message = &message{Role: "assistant", Content: &texts[n]}
+		} else {
+			own.Text = &texts[n]
+		}
+		c.Choices = append(c.Choices, own)
 	}
 	return c
 }
@@ -68,8 +79,19 @@ func (x *exchange) envelope() completion {
 	}
 }
 
-// usage counts four bytes of the body as a token.
-func (x *exchange) usage(completionTokens int) *usage {
-	prompt := len(x.body) / 4
-	return &usage{prompt, completionTokens, prompt + completionTokens}
+// usage counts four bytes of the body as a token. What has come from a prefill counts as
+// cached, all of it but one token.
+func (x *exchange) usage(texts []string) *usage {
+	prompt, completion := len(x.body)/4, 0
+	for _, text := range texts {
+		completion += len(tokens(text))
+	}
+	u := &usage{prompt, prompt + completion, completion, nil}
+	if o := x.engine.options; o.PromptDetails {
+		u.PromptDetails = &promptDetails{o.CachedTokens}
+		if x.bringsKV() && o.Role == Decode {
+			u.PromptDetails.CachedTokens = prompt - 1
+		}
+	}
+	return u
 }

@@ -13,23 +13,43 @@ func (x *exchange) decode() (*answer, error) {
 	if err := pause(x.context(), x.engine.options.Delay); err != nil {
 		return nil, err
 	}
-	text := x.prompt.answer(x.members)
+	texts := x.prompt.answers(x.members)
 	if x.members.is("stream", "true") {
-		return x.stream(text), nil
+		return x.stream(texts...), nil
 	}
-	return jsonAnswer(http.StatusOK, marshal(x.completion(text, "stop", len(tokens(text))))), nil
+	return jsonAnswer(http.StatusOK, marshal(x.completion("stop", texts...))), nil
 }
 
 // obtainKV reads the KV that the request brings, or consumes the embeddings to
-// compute it here.
+// compute it here. Each part reads: the second one finds the blocks freed.
 func (x *exchange) obtainKV() error {
-	if x.bringsKV() {
-		return x.engine.cluster.read(x.members["kv_transfer_params"], x.fingerprint())
+	if !x.bringsKV() {
+		return x.computeKV()
 	}
-	if x.engine.options.RequireKV {
+	if x.scoresPrompt() {
+		return engineFailure("there are no log probabilities of a prompt whose KV was computed elsewhere")
+	}
+	for _, part := range parts(x.members) {
+		if err := x.engine.cluster.read(x.members["kv_transfer_params"], x.fingerprint(part)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// computeKV computes the prompt here. Where there is a prefill, this engine has no way to
+// get embeddings, and encodes what media there are itself.
+func (x *exchange) computeKV() error {
+	if !x.engine.options.RequireKV {
+		return x.consume()
+	}
+	if x.handsOver() {
 		return engineFailure("kv_transfer_params missing: this engine does not prefill")
 	}
-	return x.consume()
+	if x.members.has("ec_transfer_params") || x.referred {
+		return engineFailure("this engine consumes no embeddings")
+	}
+	return nil
 }
 
 // bringsKV reports whether there was a prefill. Empty parameters are none.

@@ -24,7 +24,7 @@ func (x *exchange) encode() (*answer, error) {
 	if x.engine.options.Modern {
 		return x.encodeBatch()
 	}
-	i, c := x.prompt.items[0], x.completion("", "length", 1)
+	i, c := x.prompt.items[0], x.completion("length", "")
 	if x.engine.options.Handles {
 		t := newTransfer(i.kind, x.engine.port)
 		x.engine.cluster.offer(i.hash, t)

@@ -43,9 +43,22 @@ type Options struct {
 	// ChunkDelay is the time between two events of a stream.
 	ChunkDelay time.Duration
 
-	// RequireKV makes a decode engine fail requests without kv_transfer_params:
-	// the deployment has a prefill stage.
+	// RequireKV makes a decode engine fail requests without kv_transfer_params, unless
+	// there can be none: the deployment has a prefill stage. It consumes no embeddings.
 	RequireKV bool
+
+	// KVLease is how long a prefill engine keeps KV blocks that nobody reads: by default for ever.
+	KVLease time.Duration
+
+	// NoHandOver makes a prefill engine one without a connector: it answers, and hands
+	// nothing over.
+	NoHandOver bool
+
+	// PromptDetails makes an engine say in usage how many tokens of the prompt were cached
+	// (vLLM's --enable-prompt-tokens-details): CachedTokens, and at decode what a prefill
+	// has handed over.
+	PromptDetails bool
+	CachedTokens  int
 
 	// Handles makes an encode engine answer with ec_transfer_params. What it
 	// encodes can then be consumed only with the handle in there, once.

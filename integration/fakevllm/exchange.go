@@ -14,17 +14,18 @@ var errCut = errors.New("connection cut")
 
 // exchange is one request and its answer.
 type exchange struct {
-	engine  *Engine
-	w       http.ResponseWriter
-	r       *http.Request
-	id      string
-	body    []byte
-	members object                // of the body, once it is checked
-	prompt  prompt                // likewise
-	target  target                // likewise
-	cut     func(*answer) *answer // what a connection lets through before it is reset
-	within  *apiError             // what a stream ends with after its first events
-	started bool                  // the client has got something
+	engine   *Engine
+	w        http.ResponseWriter
+	r        *http.Request
+	id       string
+	body     []byte
+	members  object                // of the body, once it is checked
+	prompt   prompt                // likewise
+	target   target                // likewise
+	referred bool                  // it has references
+	cut      func(*answer) *answer // what a connection lets through before it is reset
+	within   *apiError             // what a stream ends with after its first events
+	started  bool                  // the client has got something
 }
 
 func (x *exchange) context() context.Context { return x.r.Context() }

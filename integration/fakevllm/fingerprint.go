@@ -24,13 +24,13 @@ func fingerprint(o object) string {
 	return digest(values...)
 }
 
-// fingerprint counts a reference of a request to a modern engine as the item
+// fingerprint is that of one part of a request. It counts a reference of a request to a modern engine as the item
 // that it stands for, so media are the same however they are written.
-func (x *exchange) fingerprint() string {
+func (x *exchange) fingerprint(part object) string {
 	if !x.engine.options.Modern || !x.members.has("messages") {
-		return fingerprint(x.members)
+		return fingerprint(part)
 	}
-	o := maps.Clone(x.members)
+	o := maps.Clone(part)
 	o["messages"] = withItems(x.members["messages"], x.prompt.items)
 	return fingerprint(o)
 }

@@ -1,8 +1,8 @@
 package fakevllm
 
 import (
-	"encoding/json"
 	"net/http"
+	"slices"
 )
 
 // prefillStub is the kv_transfer_params of a prefill request, canonical: the KV
@@ -10,7 +10,19 @@ import (
 const prefillStub = `{"do_remote_decode":true,"do_remote_prefill":false,"remote_block_ids":null,` +
 	`"remote_engine_id":null,"remote_host":null,"remote_port":null}`
 
-// prefill computes the KV of a request and keeps it for a decode engine.
+// hold keeps the KV of one part of a request.
+func (e *Engine) hold(id, fingerprint string) kvParams {
+	return e.cluster.hold(kvParams{
+		DoRemotePrefill: true,
+		RemoteEngineID:  e.uuid,
+		RemoteRequestID: id,
+		RemoteHost:      "127.0.0.1",
+		RemotePort:      e.port,
+	}, fingerprint, e.options.KVLease)
+}
+
+// prefill computes the KV of a request and keeps it for a decode engine. As in vLLM, each
+// part has blocks, but the answer tells only those of the first.
 func (x *exchange) prefill() (*answer, error) {
 	if err := x.resolve(); err != nil {
 		return nil, err
@@ -21,14 +33,13 @@ func (x *exchange) prefill() (*answer, error) {
 	if err := pause(x.context(), x.engine.options.Delay); err != nil {
 		return nil, err
 	}
-	c := x.completion("g", "length", 1)
-	c.KVTransferParams = x.engine.cluster.hold(kvParams{
-		DoRemotePrefill: true,
-		RemoteEngineID:  x.engine.uuid,
-		RemoteRequestID: c.ID,
-		RemoteHost:      "127.0.0.1",
-		RemotePort:      x.engine.port,
-	}, x.fingerprint())
+	c := x.completion("length", slices.Repeat([]string{"g"}, len(parts(x.members)))...)
+	for n, part := range parts(x.members) {
+		params := x.engine.hold(c.ID, x.fingerprint(part))
+		if n == 0 && !x.beams() && !x.engine.options.NoHandOver {
+			c.KVTransferParams = params
+		}
+	}
 	return jsonAnswer(http.StatusOK, marshal(c)), nil
 }
 
@@ -49,25 +60,11 @@ func (x *exchange) checkPrefill() error {
 	if o.has("max_completion_tokens") && !o.is("max_completion_tokens", "1") {
 		return badRequest("max_completion_tokens of a prefill request must be 1, got %s", o["max_completion_tokens"])
 	}
-	if err := checkMinTokens(o); err != nil {
-		return err
+	if n := lax(o["min_tokens"]); n > 1 {
+		return badRequest("min_tokens must be less than or equal to max_tokens=1, got %d.", n)
 	}
 	if o.is("tool_choice", `"required"`) || len(o["tool_choice"]) > 0 && o["tool_choice"][0] == '{' {
 		return engineFailure("tool_choice %s: guided output cannot finish in one token", o["tool_choice"])
-	}
-	return nil
-}
-
-func checkMinTokens(o object) error {
-	if !o.has("min_tokens") {
-		return nil
-	}
-	var n int
-	if err := json.Unmarshal(o["min_tokens"], &n); err != nil {
-		return badRequest("min_tokens: %v", err)
-	}
-	if n > 1 {
-		return badRequest("min_tokens must be less than or equal to max_tokens=1, got %d.", n)
 	}
 	return nil
 }

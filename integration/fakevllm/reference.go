@@ -106,6 +106,7 @@ func (x *exchange) resolve() error {
 		if !i.reference() {
 			continue
 		}
+		x.referred = true
 		original, err := x.engine.cluster.refer(i)
 		if err != nil {
 			return err

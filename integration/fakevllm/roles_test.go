@@ -207,7 +207,7 @@ func TestPrefillContract(t *testing.T) {
 		{"no max_tokens", chat, body(`"stream":false,` + stub), bad, "max_tokens of a prefill request must be 1"},
 		{"max_completion_tokens", chat, with(textPrefill, "max_completion_tokens", "16"), bad, "max_completion_tokens of a prefill request must be 1, got 16"},
 		{"min_tokens", chat, with(textPrefill, "min_tokens", "5"), bad, "min_tokens must be less than or equal to max_tokens=1, got 5."},
-		{"min_tokens no number", chat, with(textPrefill, "min_tokens", `"5"`), bad, "min_tokens"},
+		{"min_tokens in a string", chat, with(textPrefill, "min_tokens", `" 5 "`), bad, "min_tokens"},
 		{"tool_choice required", chat, with(textPrefill, "tool_choice", `"required"`), failed, "guided output cannot finish in one token"},
 		{"tool_choice named", chat, with(textPrefill, "tool_choice", `{"type":"function","function":{"name":"f"}}`), failed, "guided output cannot finish in one token"},
 		{"unknown transfers", chat, with(textPrefill, "ec_transfer_params", `{"a":{}}`), failed, "ec_transfer_params: a is no item"},

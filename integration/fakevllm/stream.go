@@ -6,14 +6,14 @@ import (
 )
 
 // stream answers with server-sent events, in pieces that do not respect them.
-func (x *exchange) stream(text string) *answer {
+func (x *exchange) stream(texts ...string) *answer {
 	header := http.Header{}
 	header.Set("Content-Type", "text/event-stream; charset=utf-8")
-	return &answer{http.StatusOK, header, pieces(x.events(text))}
+	return &answer{http.StatusOK, header, pieces(x.events(texts...))}
 }
 
 // events are the chunks of a stream up to and including [DONE].
-func (x *exchange) events(text string) [][]byte {
+func (x *exchange) events(texts ...string) [][]byte {
 	var events [][]byte
 	created := x.envelope()
 	add := func(choices []choice, u *usage) {
@@ -25,18 +25,21 @@ func (x *exchange) events(text string) [][]byte {
 	if x.isChat() {
 		created.Object = "chat.completion.chunk"
 		empty := ""
-		add([]choice{{Delta: &message{Role: "assistant", Content: &empty}}}, nil)
+		for n := range texts {
+			add([]choice{{Index: n, Delta: &message{Role: "assistant", Content: &empty}}}, nil)
+		}
 	}
-	tokens := tokens(text)
-	for _, token := range tokens {
-		add([]choice{x.delta(token)}, nil)
+	for n, text := range texts {
+		for _, token := range tokens(text) {
+			add([]choice{x.delta(n, token)}, nil)
+		}
+		stop := "stop"
+		last := x.delta(n, "")
+		last.FinishReason = &stop
+		add([]choice{last}, nil)
 	}
-	stop := "stop"
-	last := x.delta("")
-	last.FinishReason = &stop
-	add([]choice{last}, nil)
 	if x.includeUsage() {
-		add([]choice{}, x.usage(len(tokens)))
+		add([]choice{}, x.usage(texts))
 	}
 	return append(events, event([]byte("[DONE]")))
 }
@@ -55,11 +58,11 @@ func (x *exchange) failingStream(e *apiError) *answer {
 	return a
 }
 
-func (x *exchange) delta(text string) choice {
+func (x *exchange) delta(n int, text string) choice {
 	if x.isChat() {
-		return choice{Delta: &message{Content: &text}}
+		return choice{Index: n, Delta: &message{Content: &text}}
 	}
-	return choice{Text: &text}
+	return choice{Index: n, Text: &text}
 }
 
 func (x *exchange) includeUsage() bool {

@@ -1,6 +1,7 @@
 package fakevllm
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +14,8 @@ const greeting = "größe 你好 👋🏽"
 
 // Answer is the text with which a decode engine answers a client's body, if the
 // proxy does everything right: a greeting, every text of the request, kind and
-// key of every media item, the number of tools, and the user.
+// key of every media item, the number of tools, and the user. Of a request with several
+// choices it is those of all, one a line.
 func Answer(body []byte) (string, error) {
 	o, err := parseBody(body)
 	if err != nil {
@@ -23,7 +25,7 @@ func Answer(body []byte) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("answer to a body: %w", err)
 	}
-	return p.answer(o), nil
+	return strings.Join(p.answers(o), "\n"), nil
 }
 
 func (p prompt) answer(o object) string {
@@ -43,54 +45,61 @@ func (p prompt) answer(o object) string {
 // Text puts the text of a decode engine's response together again. A stream
 // must have ended with [DONE].
 func Text(response []byte, stream bool) (string, error) {
+	choices := make(map[int]string)
 	if !stream {
-		return chunkText(response)
+		err := addChunk(choices, response)
+		return joined(choices), err
 	}
 	data, complete := strings.CutSuffix(string(response), "data: [DONE]\n\n")
 	if !complete {
 		return "", fmt.Errorf("stream has no [DONE] at its end: %q", tail(response))
 	}
-	var text strings.Builder
 	for event := range strings.SplitAfterSeq(data, "\n\n") {
 		if event == "" { // after the last
 			continue
 		}
-		t, err := eventText(event)
-		if err != nil {
+		if err := addEvent(choices, event); err != nil {
 			return "", err
 		}
-		text.WriteString(t)
 	}
-	return text.String(), nil
+	return joined(choices), nil
 }
 
-func eventText(event string) (string, error) {
+// joined is the text of all choices, one a line.
+func joined(choices map[int]string) string {
+	texts := make([]string, len(choices))
+	for n := range texts {
+		texts[n] = choices[n]
+	}
+	return strings.Join(texts, "\n")
+}
+
+func addEvent(choices map[int]string, event string) error {
 	data, isData := strings.CutPrefix(event, "data: ")
 	data, isWhole := strings.CutSuffix(data, "\n\n")
 	if !isData || !isWhole {
-		return "", fmt.Errorf("not an event: %q", event)
+		return fmt.Errorf("not an event: %q", event)
 	}
-	return chunkText([]byte(data))
+	return addChunk(choices, []byte(data))
 }
 
-// chunkText is the text in a completion, or in one chunk of a stream.
-func chunkText(raw []byte) (string, error) {
+// addChunk adds the text in a completion, or in one chunk of a stream.
+func addChunk(choices map[int]string, raw []byte) error {
 	var c completion
 	if err := json.Unmarshal(raw, &c); err != nil {
-		return "", fmt.Errorf("%w: %q", err, raw)
+		return fmt.Errorf("%w: %q", err, raw)
 	}
-	if len(c.Choices) == 0 && c.Usage != nil { // a stream's usage
-		return "", nil
+	if len(c.Choices) == 0 && c.Usage == nil { // else it is a stream's usage
+		return fmt.Errorf("want one choice at least: %q", raw)
 	}
-	if len(c.Choices) != 1 {
-		return "", fmt.Errorf("want one choice: %q", raw)
-	}
-	for _, text := range c.Choices[0].texts() {
-		if text != nil {
-			return *text, nil
+	for _, own := range c.Choices {
+		text := cmp.Or(own.texts()...)
+		if text == nil {
+			return errors.New("choice without text: " + string(raw))
 		}
+		choices[own.Index] += *text
 	}
-	return "", errors.New("choice without text: " + string(raw))
+	return nil
 }
 
 func (c choice) texts() []*string {

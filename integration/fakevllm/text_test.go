@@ -38,8 +38,10 @@ func TestAnswer(t *testing.T) {
 		" audio_embeds:" + digest("audio_embeds", `"AA"`, "nullnull")[:8] +
 		" tools:2 user:züli"
 	assert.Equal(t, want, answerTo(t, body))
-	assert.Equal(t, "größe 你好 👋🏽 a b", answerTo(t, `{"prompt":["a","b"],"tools":[]}`))
-	assert.Equal(t, "größe 你好 👋🏽 [1,2]", answerTo(t, `{"prompt":[[1, 2]]}`))
+	assert.Equal(t, "größe 你好 👋🏽 a\ngröße 你好 👋🏽 b", answerTo(t, `{"prompt":["a","b"],"tools":[]}`))
+	assert.Equal(t, "größe 你好 👋🏽 1 2", answerTo(t, `{"prompt":[[1, 2]]}`))
+	assert.Equal(t, "größe 你好 👋🏽 1 2", answerTo(t, `{"prompt":[1, 2],"n":"1"}`))
+	assert.Equal(t, strings.Repeat("größe 你好 👋🏽 a\n", 2)+"größe 你好 👋🏽 a", answerTo(t, `{"prompt":["a"],"n":3.0}`))
 }
 
 func TestAnswerKeysItems(t *testing.T) {

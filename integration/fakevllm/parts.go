@@ -1,0 +1,71 @@
+package fakevllm
+
+import (
+	"encoding/json"
+	"maps"
+	"strconv"
+	"strings"
+)
+
+// parts are the requests that vLLM makes of one, in the order of their choices: one for
+// each prompt of a completion, and for each of n samples. Each has KV blocks of its own.
+func parts(o object) []object {
+	var all []object
+	for _, prompt := range prompts(o["prompt"]) {
+		part := maps.Clone(o)
+		if prompt != nil {
+			part["prompt"] = prompt
+		}
+		for range max(1, lax(o["n"])) {
+			all = append(all, part)
+		}
+	}
+	return all
+}
+
+// prompts are those of a completion: a list of numbers is one. There is always one at least.
+func prompts(raw json.RawMessage) []json.RawMessage {
+	list, err := array(raw)
+	if err != nil || len(list) == 0 || isNumber(list[0]) {
+		return []json.RawMessage{raw}
+	}
+	return list
+}
+
+// lax reads a number as pydantic does, 0 if it is none.
+func lax(raw json.RawMessage) int {
+	text := strings.Trim(string(raw), `"`)
+	n, _ := strconv.ParseFloat(strings.TrimSpace(text), 64)
+	return int(n)
+}
+
+// scoresPrompt reports whether log probabilities of the prompt are wanted: only who
+// computes the prompt has them. In a chat, echo is enough, for top_logprobs is 0 by default.
+func (x *exchange) scoresPrompt() bool {
+	o := x.members
+	echo := o.has("echo") && !o.is("echo", "false") && (x.isChat() || o.has("logprobs"))
+	return o.has("prompt_logprobs") || echo
+}
+
+// beams reports whether there is a beam search, whose requests have no transfer parameters.
+func (x *exchange) beams() bool {
+	return x.members.has("use_beam_search") && !x.members.is("use_beam_search", "false")
+}
+
+// handsOver reports whether decode can have the prompt from a prefill.
+func (x *exchange) handsOver() bool {
+	o := x.members
+	return len(parts(o)) == 1 && lax(o["best_of"]) <= 1 && !x.scoresPrompt() && !x.beams() &&
+		!o.has("truncate_prompt_tokens") && !o.has("prompt_embeds")
+}
+
+// answers are the texts of the choices.
+func (p prompt) answers(o object) (texts []string) {
+	for _, part := range parts(o) {
+		if own, err := readPrompt(part); err == nil && !o.has("messages") {
+			p = own
+		}
+		texts = append(texts, p.answer(o))
+	}
+	return texts
+}
