@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/stretchr/testify/require"
 
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
@@ -48,4 +49,11 @@ func engine(t testing.TB, answer http.HandlerFunc) string {
 	s := httptest.NewServer(answer)
 	t.Cleanup(s.Close)
 	return s.Listener.Addr().String()
+}
+
+// newExchange is a request of a client, as Caddy's server hands it to a handler.
+func newExchange(h *Handler, r *http.Request) *exchange {
+	w := httptest.NewRecorder()
+	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server))
+	return &exchange{h: h, w: w, r: r, id: "test", header: r.Header, report: newReport("test", apiChat)}
 }

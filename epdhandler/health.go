@@ -98,11 +98,11 @@ func (p *pool) logHealth(down map[*reverseproxy.Upstream]bool) {
 			continue
 		}
 		down[u] = isDown
-		fields := []zap.Field{zap.String("upstream", p.place(u.String())), zap.String("address", u.String())}
+		upstream := zap.String("upstream", p.name(u.String()))
 		if isDown {
-			p.logger.Warn("instance is down", fields...)
+			p.logger.Warn("instance is down", upstream)
 		} else {
-			p.logger.Info("instance is up", fields...)
+			p.logger.Info("instance is up", upstream)
 		}
 	}
 }

@@ -22,6 +22,7 @@ import (
 // call is one sub-request: an attempt of a stage at an instance of its pool.
 type call struct {
 	method, path string
+	query        string         // the client's, which engines do not get
 	id           string         // x-request-id
 	idHead       string         // what ids of further attempts begin with
 	body         *body.Segments // nil: none
@@ -95,10 +96,11 @@ var noHandler = caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) e
 // client's request or with other calls: Caddy's variables, for one, are a plain
 // map in the request's context.
 func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) *http.Request {
+	c.query = x.r.URL.RawQuery
 	r := &http.Request{
 		Method:     c.method,
-		URL:        &url.URL{Path: c.path},
-		RequestURI: c.path,
+		URL:        &url.URL{Path: c.path, RawQuery: x.r.URL.RawQuery}, // for policies and placeholders: engines get no query
+		RequestURI: x.r.RequestURI,
 		Proto:      x.r.Proto,
 		ProtoMajor: x.r.ProtoMajor,
 		ProtoMinor: x.r.ProtoMinor,
@@ -147,16 +149,20 @@ func (x *exchange) request(ctx context.Context, c *call, w http.ResponseWriter) 
 }
 
 // What of a client's headers no engine gets: what describes a body, a connection or
-// a conversation that is not the one with the engine and, unless clients are
-// trusted, by what routers (vLLM's, llm-d's) tell engines what to do.
+// a conversation that is not the one with the engine; what our transport would act on
+// (net/http repeats a POST that has an Idempotency-Key as often as connections end);
+// and, unless clients are trusted, what tells engines and routers (of vLLM, llm-d,
+// Dynamo, SGLang) what to do.
 var (
 	notEndToEnd = headerNames{
-		names:    []string{"Digest", "Repr-Digest", "Transfer-Encoding", "Trailer", "Te", "Expect", "Connection", "Upgrade", "Http2-Settings", "Incremental", "Range"},
-		prefixes: []string{"Content-", "If-"},
+		names: []string{"Digest", "Repr-Digest", "Transfer-Encoding", "Trailer", "Te", "Expect", "Connection", "Upgrade", "Http2-Settings", "Incremental", "Range",
+			"Idempotency-Key", "X-Idempotency-Key"},
+		prefixes: []string{"Content-", "If-", ":"},
 	}
 	steering = headerNames{
-		names:    []string{"X-Data-Parallel-Rank", "X-Data-Parallel-Host-Port", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "X-Kv-Cache-Source-Host-Port", "Epp-Profile"},
-		prefixes: []string{"X-Llm-D-"},
+		names: []string{"X-Vllm-Priority", "X-Data-Parallel-Rank", "X-Data-Parallel-Host-Port", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "X-Kv-Cache-Source-Host-Port", "Epp-Profile",
+			"X-Dp-Rank", "X-Prefill-Dp-Rank", "X-Worker-Instance-Id", "X-Prefill-Instance-Id"},
+		prefixes: []string{"X-Llm-D-", "X-Dynamo-", "X-Smg-", "X-Gateway-Destination-Endpoint"},
 	}
 )
 

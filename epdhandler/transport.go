@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -129,8 +130,13 @@ func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
 	if c.body != nil && r.Body != nil {
 		r.GetBody = func() (io.ReadCloser, error) { return c.body.Reader(), nil }
 		r.Body, _ = r.GetBody()
-		_, t.large = r.Body.(*body.Reader)
+		if r.Header["Expect"] == nil { // else net/http waits for an answer between header and body
+			_, t.large = r.Body.(*body.Reader)
+		}
 		r.ContentLength = c.body.Len()
+	}
+	if r.URL.RawQuery == c.query { // unless the pool's options have changed it
+		r.URL = &url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path, RawPath: r.URL.RawPath}
 	}
 	return r
 }

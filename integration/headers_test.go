@@ -25,7 +25,9 @@ func TestHeaders(t *testing.T) {
 		"Range: bytes=0-1", "If-None-Match: x", "If-Match: x", "If-Modified-Since: x", "If-Unmodified-Since: x", "If-Range: x",
 		"Content-Md5: x", "Digest: x", "Content-Digest: x", "Repr-Digest: x", "Incremental: ?1", "Accept-Encoding: br, gzip", "Http2-Settings: x",
 		"Content-Range: x", "Content-Language: x", "X-Data-Parallel-Host-Port: x", "X-Kv-Cache-Source-Host-Port: x", "X-Llm-D-Prefiller-Host-Port: x",
-		"X-Forwarded-For: 6.6.6.6", "X-Forwarded-Host: evil")
+		"X-Forwarded-For: 6.6.6.6", "X-Forwarded-Host: evil", "Idempotency-Key: x", "X-Idempotency-Key: x",
+		"X-Vllm-Priority: -1", "X-Dp-Rank: 1", "X-Prefill-Dp-Rank: 1", "X-Worker-Instance-Id: 1", "X-Prefill-Instance-Id: 1", "X-Dynamo-Dp-Rank: 1", "X-Smg-Target-Worker: 1",
+		"X-Gateway-Destination-Endpoint: evil:1")
 	assertAnswer(t, body, r)
 	for _, engine := range e.all() {
 		require.Len(t, engine.Requests(), 1)
@@ -38,6 +40,8 @@ func TestHeaders(t *testing.T) {
 		for _, name := range []string{"X-Data-Parallel-Rank", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "Epp-Profile", "Connection", "X-Listed", "Keep-Alive", "Te", "Trailer",
 			"Upgrade", "Expect", "Range", "If-None-Match", "If-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest",
 			"Content-Range", "Content-Language", "X-Data-Parallel-Host-Port", "X-Kv-Cache-Source-Host-Port", "X-Llm-D-Prefiller-Host-Port",
+			"Idempotency-Key", "X-Idempotency-Key", "X-Vllm-Priority", "X-Dp-Rank", "X-Prefill-Dp-Rank", "X-Worker-Instance-Id", "X-Prefill-Instance-Id",
+			"X-Dynamo-Dp-Rank", "X-Smg-Target-Worker", "X-Gateway-Destination-Endpoint",
 			"Incremental", "Http2-Settings", "Transfer-Encoding", "Content-Encoding"} {
 			assert.Empty(t, got[name], "%s at %s", name, engine.Name())
 		}

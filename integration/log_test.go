@@ -139,9 +139,9 @@ func TestHealth(t *testing.T) {
 	become(503, "unhealthy", "healthy", "degraded")
 	logged := func(msg, level string) {
 		t.Helper()
-		for upstream, engine := range map[string]*fakevllm.Engine{"encode#1": e.encode[0], "encode#2": e.encode[1], "decode#1": e.decode[0]} {
+		for _, upstream := range []string{"encode#1", "encode#2", "decode#1"} {
 			assert.Len(t, c.entries(t, 1, func(e entry) bool {
-				return e.str("msg") == msg && e.str("level") == level && e.str("upstream") == upstream && e.str("address") == engine.Addr()
+				return e.str("msg") == msg && e.str("level") == level && e.str("upstream") == upstream
 			}), 1)
 		}
 	}

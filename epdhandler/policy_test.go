@@ -1,0 +1,87 @@
+package epdhandler
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+)
+
+// named starts decode engines that answer with their number, the target that they got, and a header.
+func named(t *testing.T, n int) (addresses []string) {
+	for i := range n {
+		addresses = append(addresses, engine(t, func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			_, _ = fmt.Fprintf(w, "%d %s %s", i, r.RequestURI, r.Header.Get("X-Seen"))
+		}))
+	}
+	return addresses
+}
+
+// upstreamsOf are a pool's upstreams, as JSON.
+func upstreamsOf(addresses []string) string {
+	return `"upstreams":[{"dial":"` + strings.Join(addresses, `"},{"dial":"`) + `"}]`
+}
+
+// Policies and placeholders see the client's request as in reverse_proxy, with its query;
+// engines get none.
+func TestPoliciesSeeTheRequest(t *testing.T) {
+	addresses := named(t, 8)
+	for policy, key := range map[string]string{
+		`{"policy":"query","key":"user"}`:         "?user=%d",
+		`{"policy":"uri_hash"}`:                   "?user=%d",
+		`{"policy":"header","field":"X-Session"}`: "X-Session: %d",
+		`{"policy":"header","field":"Host"}`:      "",
+		`{"policy":"ip_hash"}`:                    "",
+		`{"policy":"client_ip_hash"}`:             "",
+	} {
+		port := freePort(t)
+		serve(t, port, fmt.Sprintf(`,"decode":{%s,"load_balancing":{"selection_policy":%s},
+			"headers":{"request":{"set":{"X-Seen":["{http.request.uri.query.user} {http.request.uri}"]}}}}`, upstreamsOf(addresses), policy), pools{"encode": addresses[:1]})
+		chosen := map[string]bool{}
+		for user := range 20 {
+			path, headers := chatPath, []string(nil)
+			switch {
+			case strings.HasPrefix(key, "?"):
+				path += fmt.Sprintf(key, user)
+			case key != "":
+				headers = []string{fmt.Sprintf(key, user)}
+			}
+			_, first, _ := post(t, port, path, "x", headers...)
+			for range 3 {
+				_, again, _ := post(t, port, path, "x", headers...)
+				assert.Equal(t, first, again, policy)
+			}
+			fields := strings.Fields(first)
+			assert.Equal(t, chatPath, fields[1], policy)
+			if strings.HasPrefix(key, "?") {
+				assert.Equal(t, fmt.Sprintf("%d %s", user, path), strings.Join(fields[2:], " "), policy)
+			}
+			chosen[fields[0]] = true
+		}
+		if key == "" {
+			assert.Len(t, chosen, 1, policy)
+		} else {
+			assert.Greater(t, len(chosen), 3, policy)
+		}
+	}
+}
+
+// What a pool's block makes of the target is what its engines get.
+func TestRewriteInAPool(t *testing.T) {
+	addresses := named(t, 1)
+	for rewrite, want := range map[string]string{
+		`{"uri":"/engine{http.request.uri.path}"}`:                         "/engine" + chatPath,
+		`{"uri":"/engine{http.request.uri}"}`:                              "/engine" + chatPath,
+		`{"uri":"/engine{http.request.uri.path}?key=k"}`:                   "/engine" + chatPath + "?key=k",
+		`{"uri":"{http.request.uri.path}?{http.request.uri.query}&key=k"}`: chatPath + "?user=1&key=k",
+	} {
+		port := freePort(t)
+		serve(t, port, fmt.Sprintf(`,"decode":{%s,"rewrite":%s}`, upstreamsOf(addresses), rewrite), pools{"encode": addresses})
+		_, answer, _ := post(t, port, chatPath+"?user=1", "x")
+		assert.Equal(t, want, strings.Fields(answer)[1], rewrite)
+	}
+}
