@@ -3,6 +3,7 @@ package epdhandler
 import (
 	"net/http"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -18,36 +19,38 @@ type attempts struct {
 	turn     *turn
 	left     int      // further attempts that may be made
 	late     int      // further attempts that may be made after a time limit
-	repeats  []int    // statuses that lead to another attempt
-	failed   []string // instances that failed
+	skip     []string // instances that are not asked again
 	made     int
-	reached  int // attempts that an engine may have seen
+	reached  int  // attempts that an engine may have seen
+	paid     bool // the attempt that is made is one of the retry budget
+	suspect  int  // attempts that may have failed because of what was asked
 	upstream string
 	last     *failure
 }
 
 func (x *exchange) attempts(p *pool) *attempts {
-	a := &attempts{pool: p, turn: new(turn), left: *x.h.Retries, repeats: gatewayErrors}
-	switch p.stage {
-	case "encode":
+	a := &attempts{pool: p, turn: new(turn), left: *x.h.Retries}
+	if p.stage == "encode" {
 		a.late = 1
-		a.repeats = serverErrors
-	case "prefill":
-		a.repeats = serverErrors
 	}
 	return a
 }
 
-var (
-	gatewayErrors = []int{http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
-	serverErrors  = append([]int{http.StatusInternalServerError}, gatewayErrors...)
-)
+// repeated are the statuses that lead to another attempt. An instance that answers 429 is
+// busy, and another one may not be.
+var repeated = []int{
+	http.StatusTooManyRequests, http.StatusInternalServerError,
+	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
+}
 
 // begin notes that an attempt is made with c.
 func (a *attempts) begin(c *call) {
+	if a.made == 0 {
+		a.pool.earn(time.Now())
+	}
 	a.made++
 	c.attempt = a.made
-	c.skip = a.failed
+	c.skip = a.skip
 	c.turn = a.turn
 }
 
@@ -64,35 +67,35 @@ func (a *attempts) note(c *call) {
 // avoid has the next attempt made elsewhere than the last one, if there is anybody. Nobody
 // knows that of dynamic upstreams before they are asked for.
 func (a *attempts) avoid() {
-	failed := append(slices.Clip(a.failed), a.upstream)
-	if !a.pool.dynamic && a.pool.othersThan(failed) {
-		a.failed = failed
+	skip := append(slices.Clip(a.skip), a.upstream)
+	if !a.pool.dynamic && a.pool.othersThan(skip) {
+		a.skip = skip
 	}
 }
 
 // repeatable reports whether an answer of this status would lead to another
 // attempt if another instance were available.
 func (a *attempts) repeatable(status int) bool {
-	return a.left > 0 && slices.Contains(a.repeats, status)
+	return a.left > 0 && slices.Contains(repeated, status)
 }
 
 // settle decides after a failed attempt whether there is another one, and logs the
 // failure. If it was the last one, f becomes what the client gets.
 func (x *exchange) settle(a *attempts, f *failure) {
-	countFailure(f)
+	a.fails(f)
 	nobody := f.reason == unavailable
 	if nobody && a.last != nil {
 		*f = *a.last // says more than that there is nobody else
 	}
 	a.last = f
-	failed := append(slices.Clip(a.failed), f.call.chosen...)
-	others := a.pool.othersThan(failed)
+	skip := append(slices.Clip(a.skip), f.call.chosen...)
+	others := a.pool.othersThan(skip)
 	if others || !x.lost(f) { // an embedding can be made again for the same instance
-		a.failed = failed
+		a.skip = skip
 	}
 	f.final = nobody || !a.may(f) || !others && !x.lost(f)
-	if !f.final && (f.reason != refused || f.call.pinned != "") {
-		a.left--
+	if free := f.reason == refused && f.call.pinned == ""; !f.final && !free {
+		a.spend(f)
 	}
 	if !f.final && f.reason == timedOut {
 		a.late--
@@ -100,7 +103,34 @@ func (x *exchange) settle(a *attempts, f *failure) {
 	if !f.final {
 		stageRetries.WithLabelValues(f.stage).Inc()
 	}
-	x.logFailure(f, a)
+	if !f.final || !x.mayBeOptional(f) { // else encode knows what becomes of the request
+		x.logFailure(f, a)
+	}
+}
+
+// fails counts a failed attempt.
+func (a *attempts) fails(f *failure) {
+	countFailure(f)
+	if f.isEngines() || f.reason == canceled && f.call.reached {
+		a.suspect++
+	}
+	if a.paid && (f.isEngines() || f.status == http.StatusTooManyRequests) {
+		a.paid = false
+		a.pool.charge(time.Now())
+	}
+}
+
+// succeeds notes that an attempt has done what was asked.
+func (a *attempts) succeeds() { a.paid, a.suspect = false, 0 }
+
+// spend makes the next attempt one of the retry budget. If that is spent, there is none.
+func (a *attempts) spend(f *failure) {
+	if !a.pool.mayRetry(time.Now()) {
+		f.final, f.unpaid = true, true
+		return
+	}
+	a.left--
+	a.paid = true
 }
 
 // may reports whether a failure is one after which another attempt makes sense.
@@ -137,10 +167,13 @@ func (x *exchange) logFailure(f *failure, a *attempts) {
 	if f.item != "" {
 		fields = append(fields, zap.String("item", f.item))
 	}
+	if f.unpaid {
+		fields = append(fields, zap.String("retry_budget", "spent"))
+	}
 	switch {
 	case !f.final:
 		x.h.logger.Warn("attempt failed", fields...)
-	case x.optional(f):
+	case f.optional:
 		x.h.logger.Warn("going on without encoders", fields...)
 	case f.verdict.status < http.StatusInternalServerError:
 		x.h.logger.Warn("request failed", fields...)

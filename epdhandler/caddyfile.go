@@ -20,6 +20,7 @@ func (h *Handler) options() caddyfile.Options {
 		"decode":  caddyfile.Pool(&h.Decode),
 
 		"retries":              caddyfile.OptionalInt(&h.Retries),
+		"retry_budget":         caddyfile.OptionalInt(&h.RetryBudget),
 		"encode_concurrency":   caddyfile.Int(&h.EncodeConcurrency),
 		"encode_optional":      caddyfile.Flag(&h.EncodeOptional),
 		"encode_timeout":       caddyfile.Duration(&h.EncodeTimeout),
@@ -61,6 +62,7 @@ func (h *Handler) options() caddyfile.Options {
 //		}
 //
 //		retries              <number>
+//		retry_budget         <percent>
 //		encode_concurrency   <number>
 //		encode_optional
 //		encode_timeout       <duration>

@@ -58,7 +58,7 @@ func (x *exchange) chooseConsumer() *failure {
 	if p == x.h.prefill {
 		a = x.prefilling
 	}
-	c := &call{method: http.MethodPost, path: x.r.URL.Path, id: x.engineID, clock: new(silence), skip: a.failed, turn: a.turn}
+	c := &call{method: http.MethodPost, path: x.r.URL.Path, id: x.engineID, clock: new(silence), skip: a.skip, turn: a.turn}
 	w := new(answer)
 	ctx := x.r.Context()
 	u := p.handler.LoadBalancing.SelectionPolicy.Select(p.handler.Upstreams, x.request(ctx, c, w), w)

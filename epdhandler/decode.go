@@ -77,14 +77,14 @@ func (x *exchange) noteError(c *call, status int, cause error) *failure {
 		reason: badStatus, status: status, stage: "decode", call: c, final: true,
 		cause: cause, verdict: apiError{status: status},
 	}
-	countFailure(f)
+	x.decoding.fails(f)
 	x.logFailure(f, x.decoding)
 	return f
 }
 
 // response is the way to the client.
 func (x *exchange) response() *response {
-	return &response{
+	w := &response{
 		client:    x.w,
 		conn:      http.NewResponseController(x.w),
 		id:        x.id,
@@ -92,13 +92,19 @@ func (x *exchange) response() *response {
 		silence:   new(silence),
 		stop:      func() {},
 		begins:    x.report.begins,
-		done:      x.release,
 		plain:     x.streams(),
 		accept: func(status int) bool {
 			// reverse_proxy says 499 for a client that went away
 			return status/100 != 3 && !x.decoding.repeatable(status) && x.r.Context().Err() == nil
 		},
 	}
+	w.done = func() {
+		if w.status/100 == 2 {
+			x.decoding.succeeds()
+		}
+		x.release()
+	}
+	return w
 }
 
 // watch limits the silence of a stream.

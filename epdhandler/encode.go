@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -31,18 +32,23 @@ func (x *exchange) encode() (f *failure) {
 	var (
 		once    sync.Once
 		first   *failure
+		failing *attempts // of the first failure
 		entries = make([][]body.Entry, len(x.batches))
 		known   = make([]encoded, len(x.body.Items))
 	)
 	each(len(x.batches), x.h.EncodeConcurrency, func(i int) bool {
 		var f *failure
 		if entries[i], f = x.encodeBatch(ctx, i, known); f != nil {
-			once.Do(func() { first = f })
+			once.Do(func() { first, failing = f, x.encoding[i] })
 			cancel()
 		}
 		return f == nil
 	})
-	if first != nil && !x.optional(first) {
+	if first != nil && x.mayBeOptional(first) {
+		first.optional = x.harmless()
+		x.logFailure(first, failing)
+	}
+	if first != nil && !first.optional {
 		return first
 	}
 	x.encoded = true
@@ -56,10 +62,17 @@ func (x *exchange) encode() (f *failure) {
 	return nil
 }
 
-// optional reports whether a request goes on after a failure: its consumer then
-// encodes the media items itself.
-func (x *exchange) optional(f *failure) bool {
-	return x.h.EncodeOptional && f.stage == "encode" && (f.reason == unavailable || f.reason == refused)
+// mayBeOptional reports whether a request may go on after a failure, which ends the attempts
+// of an item: its consumer then encodes the media itself. That is not for encoders that are
+// only busy, as the consumers would be then.
+func (x *exchange) mayBeOptional(f *failure) bool {
+	return x.h.EncodeOptional && f.stage == "encode" && (f.reason == unavailable || f.reason == refused || f.isEngines())
+}
+
+// harmless reports whether no item may have made two encoders fail, which it would do to its
+// consumer as well. With one, the consumer is the further attempt, if retries allows it.
+func (x *exchange) harmless() bool {
+	return !slices.ContainsFunc(x.encoding, func(a *attempts) bool { return a.suspect > min(1, *x.h.Retries) })
 }
 
 // encodeBatch has a batch of media items encoded and returns the entries of the answer's
@@ -104,6 +117,8 @@ func (x *exchange) tryEncode(ctx context.Context, i int, known []encoded) ([]bod
 		var err error
 		if entries, err = x.understand(a.body.Bytes(), b, known); err != nil {
 			f = brokenAnswer("encode", c, err)
+		} else {
+			x.encoding[i].succeeds()
 		}
 		for n, id := range ids {
 			known[b[n]].transfer = id

@@ -37,15 +37,17 @@ var reasons = []reason{timedOut, unavailable, crowded, refused, broken, badStatu
 // failure is why an attempt, or the whole request, failed, and what the client
 // gets if it is the last word.
 type failure struct {
-	reason  reason
-	stage   string
-	item    string // the media item, in encode
-	call    *call
-	final   bool    // there is no further attempt
-	cause   error   // for the log; never holds content
-	status  int     // of a badStatus
-	engine  *answer // the engine's answer, if there was one
-	verdict apiError
+	reason   reason
+	stage    string
+	item     string // the media item, in encode
+	call     *call
+	final    bool    // there is no further attempt
+	unpaid   bool    // because the retry budget is spent
+	optional bool    // the request goes on without the stage
+	cause    error   // for the log; never holds content
+	status   int     // of a badStatus
+	engine   *answer // the engine's answer, if there was one
+	verdict  apiError
 }
 
 // why is the reason as operators get to know it.
@@ -54,6 +56,18 @@ func (f *failure) why() reason {
 		return rejected
 	}
 	return f.reason
+}
+
+// isEngines reports whether an engine has failed at what it was asked: it was reached, is not
+// only busy, and does not say that the request is at fault.
+func (f *failure) isEngines() bool {
+	switch f.reason {
+	case timedOut, broken:
+		return true
+	case badStatus:
+		return f.status >= http.StatusInternalServerError
+	}
+	return false
 }
 
 // judge returns why a call failed, nil if it was answered with 2xx.

@@ -1,6 +1,10 @@
 package epdhandler
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // gauges are metrics that are known elsewhere and looked up when they are asked for.
 type gauges struct{}
@@ -11,6 +15,7 @@ var (
 	queueSizeDesc        = desc("queue_size", "How many requests may wait for a stage, if it has a limit.", "stage")
 	heldDesc             = desc("body_bytes_held", "Memory that the bodies of requests hold.")
 	limitDesc            = desc("body_bytes_limit", "Memory that the bodies of requests may hold.")
+	budgetDesc           = desc("retry_budget_tokens", "How many further attempts of a stage may fail; below 1, none is made. Of the pool that has the fewest.", "stage")
 	upstreamInFlightDesc = desc("upstream_requests_in_flight", "Requests that are at an instance.", "stage", "upstream")
 	upstreamHealthyDesc  = desc("upstream_healthy", "Whether an instance is up, as health checks see it.", "stage", "upstream")
 )
@@ -22,7 +27,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (gauges) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		inFlightDesc, waitingDesc, queueSizeDesc, heldDesc, limitDesc, upstreamInFlightDesc, upstreamHealthyDesc,
+		inFlightDesc, waitingDesc, queueSizeDesc, heldDesc, limitDesc, budgetDesc, upstreamInFlightDesc, upstreamHealthyDesc,
 	} {
 		to <- d
 	}
@@ -35,10 +40,17 @@ func (gauges) Collect(to chan<- prometheus.Metric) {
 	}
 	handlers := liveHandlers()
 	inFlight, waiting, queues := make(map[string]int), waitingByStage(), make(map[string]int)
-	isUp := make(map[instance]bool)
+	isUp, tokens := make(map[instance]bool), make(map[string]float64)
+	now := time.Now()
 	busy := busyInstances()
 	for _, h := range handlers { // what a newer one says counts
 		for _, p := range h.pools() {
+			if p.budget != nil {
+				least, ok := tokens[p.stage]
+				if tokens[p.stage] = p.budget.add(now, 0); ok {
+					tokens[p.stage] = min(tokens[p.stage], least)
+				}
+			}
 			if p.queue.limit > 0 {
 				queues[p.stage] += p.queue.size
 			}
@@ -61,6 +73,9 @@ func (gauges) Collect(to chan<- prometheus.Metric) {
 	for _, stage := range stages {
 		send(inFlightDesc, float64(inFlight[stage]), stage)
 		send(waitingDesc, float64(waiting[stage]), stage)
+		if n, ok := tokens[stage]; ok {
+			send(budgetDesc, n, stage)
+		}
 		if size, ok := queues[stage]; ok {
 			send(queueSizeDesc, float64(size), stage)
 		}

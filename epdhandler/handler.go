@@ -51,6 +51,13 @@ type Handler struct {
 	// dials do not count. Default: 1. 0 turns this off.
 	Retries *int `json:"retries,omitempty"`
 
+	// How many further attempts of a pool may fail as well, in percent of its requests
+	// (encode: of its media items or batches), plus one per second, and ten at once. When
+	// that is spent, there are no further attempts, so that a pool in which nothing works
+	// does not get twice the load. Failed dials do not count. Default: 20. 0 turns the
+	// limit off.
+	RetryBudget *int `json:"retry_budget,omitempty"`
+
 	// How many media items of one request are encoded at the same time. Default: 16.
 	EncodeConcurrency int `json:"encode_concurrency,omitempty"`
 
@@ -98,8 +105,10 @@ type Handler struct {
 	QueueTimeout caddy.Duration `json:"queue_timeout,omitempty"`
 
 	// Let prefill or decode encode the media items of a request by themselves when no
-	// encoder can be reached, instead of answering 503. Their engines must be able to:
-	// they need the encoder's weights, and the time. Default: false.
+	// encoder can be reached, or the only one that can be reached fails, instead of
+	// answering 502, 503 or 504. Not if two encoders have failed at the same item, which
+	// may be what kills them. The engines must be able to: they need the encoder's
+	// weights, and the time. Default: false.
 	EncodeOptional bool `json:"encode_optional,omitempty"`
 
 	// How many images of one request may go to an encoder together, in one request. They
@@ -206,15 +215,15 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	h.setDefaults()
 	var err error
-	if h.encode, err = newPool(ctx, h.queue("encode", h.EncodeLimit), h.Encode); err != nil {
+	if h.encode, err = newPool(ctx, h.queue("encode", h.EncodeLimit), h.Encode, *h.RetryBudget); err != nil {
 		return err
 	}
 	if h.Prefill != nil {
-		if h.prefill, err = newPool(ctx, h.queue("prefill", h.PrefillLimit), h.Prefill); err != nil {
+		if h.prefill, err = newPool(ctx, h.queue("prefill", h.PrefillLimit), h.Prefill, *h.RetryBudget); err != nil {
 			return err
 		}
 	}
-	if h.decode, err = newPool(ctx, h.queue("decode", h.DecodeLimit), h.Decode); err != nil {
+	if h.decode, err = newPool(ctx, h.queue("decode", h.DecodeLimit), h.Decode, *h.RetryBudget); err != nil {
 		return err
 	}
 	h.loadConsumers()
@@ -228,7 +237,7 @@ func (h *Handler) queue(stage string, limit int) *queue {
 }
 
 func (h *Handler) setDefaults() {
-	for n, value := range map[**int]int{&h.Retries: 1, &h.QueueSize: 1000} {
+	for n, value := range map[**int]int{&h.Retries: 1, &h.RetryBudget: 20, &h.QueueSize: 1000} {
 		if *n == nil {
 			*n = &value
 		}
@@ -269,6 +278,7 @@ func (h *Handler) Validate() error {
 		value int64
 	}{
 		{"retries", int64(*h.Retries)},
+		{"retry_budget", int64(*h.RetryBudget)},
 		{"encode_concurrency", int64(h.EncodeConcurrency)},
 		{"encode_timeout", int64(h.EncodeTimeout)},
 		{"prefill_timeout", int64(h.PrefillTimeout)},

@@ -33,6 +33,8 @@ var (
 
 	stageRetries = counter("stage_retries_total", "Further attempts of a stage, after one that has failed.", "stage")
 
+	budgetSpent = counter("retry_budget_exhausted_total", "Further attempts of a stage that were not made because the retry budget was spent.", "stage")
+
 	stageWait = histogram("stage_wait_seconds", "Time that requests waited for an instance to have room, of those that had to.",
 		stageBuckets, "stage")
 
@@ -59,6 +61,7 @@ func init() {
 			stageFailures.WithLabelValues(stage, string(reason))
 		}
 		stageRetries.WithLabelValues(stage)
+		budgetSpent.WithLabelValues(stage)
 		stageDuration.WithLabelValues(stage)
 		stageWait.WithLabelValues(stage)
 	}

@@ -49,9 +49,6 @@ func (x *exchange) pass() *failure {
 		if f := x.prefill(); f != nil {
 			return f
 		}
-		if x.decoding.repeats = gatewayErrors; x.needy("decode") {
-			x.decoding.repeats = serverErrors
-		}
 	}
 	return x.decode()
 }

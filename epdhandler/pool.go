@@ -23,10 +23,14 @@ type pool struct {
 	dynamic bool // upstreams come from a source and are not known beforehand
 	queue   *queue
 	logger  *zap.Logger
+
+	budget      *budget // nil: there is none
+	budgetKey   budgetKey
+	budgetShare float64 // of a token that a request brings
 }
 
 // newPool provisions a pool. It leaves nothing behind if that fails.
-func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler) (*pool, error) {
+func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler, retryBudget int) (*pool, error) {
 	stage := q.stage
 	p := &pool{stage: stage, handler: handler, dynamic: handler.DynamicUpstreamsRaw != nil, queue: q, logger: ctx.Logger()}
 	if len(handler.Upstreams) == 0 && !p.dynamic {
@@ -39,7 +43,9 @@ func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler) (*pool,
 	if err := p.loadTransport(ctx); err != nil {
 		return nil, fmt.Errorf("provisioning %s pool: %w", stage, err)
 	}
+	p.useBudget(retryBudget)
 	if err := handler.Provision(ctx); err != nil {
+		p.leaveBudget()
 		// It may have failed before or after it counted its hosts, all of them
 		// at once, and Cleanup of what was not counted would take them away
 		// from other handlers.
@@ -58,7 +64,10 @@ func writePool(stage, upstreams string) string {
 	return fmt.Sprintf(`write "%s %s" in the epd_proxy block (JSON: "%s": {"upstreams": [{"dial": "host:port"}]})`, stage, upstreams, stage)
 }
 
-func (p *pool) cleanup() error { return p.handler.Cleanup() }
+func (p *pool) cleanup() error {
+	p.leaveBudget()
+	return p.handler.Cleanup()
+}
 
 // setHealthDefaults turns active health checks on, unless they are configured to
 // be off: with an empty object in JSON.

@@ -35,6 +35,7 @@ func (x *exchange) prefill() (f *failure) {
 	if f == nil {
 		kv, err := transferParams(a.body.Bytes())
 		if err == nil {
+			x.prefilling.succeeds()
 			x.prefilled, x.kv = true, kv
 			return nil
 		}

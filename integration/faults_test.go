@@ -280,6 +280,36 @@ func TestDecodeAnswersForItself(t *testing.T) {
 	e.assertRequests(t, 1, 0, 2)
 }
 
+// An instance that is busy and says so does not answer for the others; if they all do, the
+// client gets to know when to come back.
+func TestBusyInstanceIsNotTheOnlyOne(t *testing.T) {
+	busy := fault{Kind: fakevllm.Status, Code: 429, Message: "slow down", Header: http.Header{"Retry-After": {"7"}}}
+	for _, role := range []fakevllm.Role{fakevllm.Encode, fakevllm.Prefill, fakevllm.Decode} {
+		t.Run(string(role), func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 2, 2, 2, func(o *fakevllm.Options) { o.Handles = true })
+			c := startCaddy(t, e.block("encode lb_policy first", "prefill lb_policy first", "decode lb_policy first"))
+			list := e.of(role)
+			list[0].SetFault(busy)
+			body := chat("", image("AAAA"))
+			for _, body := range []string{body, stream(body)} {
+				assertAnswer(t, body, c.post(t, body))
+			}
+			c.metrics(t).has(t, map[string]float64{upstream("upstream_failures_total", string(role), list[0]): 0})
+			assert.NotEmpty(t, list[0].Requests())
+
+			list[1].SetFault(busy)
+			e.reset()
+			r := c.post(t, body)
+			assert.Equal(t, http.StatusTooManyRequests, r.StatusCode)
+			assert.Equal(t, "7", r.Header.Get("Retry-After"))
+			assert.Equal(t, "slow down", r.apiError(t)["message"])
+			assert.Equal(t, []int{1, 1}, []int{len(list[0].Requests()), len(list[1].Requests())})
+			e.assertContract(t)
+		})
+	}
+}
+
 func TestRetryAfterOfEncodersIsKept(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -465,23 +495,82 @@ func TestSilentStreams(t *testing.T) {
 	})
 }
 
-// With the option, a request whose media nobody can encode goes on to its consumer.
+// With the option, a request whose media nobody can encode goes on to its consumer, unless an
+// encoder says that it is at fault, or its media may be what makes engines fail.
 func TestEncodersAreOptional(t *testing.T) {
-	t.Parallel()
-	for _, prefills := range []int{0, 1} {
-		e := startEngines(t, 2, prefills, 1)
-		c := startCaddy(t, e.block("encode_optional"))
-		for _, engine := range e.encode {
-			engine.Kill()
+	cut := fault{Kind: fakevllm.CutBefore}
+	for name, tc := range map[string]struct {
+		encoders int
+		dead     int
+		fault    fault
+		option   string
+		code     any // of the error; nil: the request goes on
+	}{
+		"dead":                      {encoders: 2, dead: 2},
+		"one dies, others are dead": {encoders: 3, dead: 2, fault: cut},
+		"the only one dies":         {encoders: 1, fault: cut},
+		"it fails":                  {encoders: 1, fault: fault{Kind: fakevllm.Status, Code: 500, Message: "out of memory"}},
+		"it makes no sense":         {encoders: 1, fault: fault{Kind: fakevllm.Garbage}},
+		"it hangs":                  {encoders: 1, fault: fault{Kind: fakevllm.Hang}, option: "encode_timeout 300ms"},
+		"two die":                   {encoders: 2, fault: cut, code: "encode_failed"},
+		"two of three die":          {encoders: 3, fault: cut, option: "retries 2", code: "encode_failed"},
+		"no retries":                {encoders: 1, fault: cut, option: "retries 0", code: "encode_failed"},
+		"dead, no retries":          {encoders: 1, dead: 1, option: "retries 0"},
+		"it refuses":                {encoders: 2, fault: fault{Kind: fakevllm.Status, Code: 400, Message: "too large"}, code: 400.0},
+		"it is busy":                {encoders: 1, fault: fault{Kind: fakevllm.Status, Code: 429, Message: "slow down"}, code: 429.0},
+	} {
+		for _, prefills := range []int{0, 1} {
+			t.Run(fmt.Sprintf("%s, %d prefills", name, prefills), func(t *testing.T) {
+				t.Parallel()
+				e := startEngines(t, tc.encoders, prefills, 1)
+				c := startCaddy(t, e.block("encode_optional", "encode "+noKeepalive, "encode health_fails 1000", tc.option))
+				setFault(tc.fault, e.encode...)
+				for _, engine := range e.encode[:tc.dead] {
+					engine.Kill()
+				}
+				r := c.post(t, chat("", image("AAAA")))
+				consumer := e.of(consuming(prefills))[0]
+				c.access(t, r.id())
+				lines := c.failures(r.id())
+				if tc.code != nil {
+					assert.Equal(t, tc.code, r.apiError(t)["code"])
+					assert.Empty(t, consumer.Requests())
+					assert.Equal(t, "request failed", lines[len(lines)-1].str("msg"))
+					return
+				}
+				assert.Contains(t, r.apiError(t)["message"], "multimodal embedding missing", "not what the consumer says")
+				assert.NotEmpty(t, consumer.Requests())
+				going := 0
+				for _, line := range lines {
+					if line.str("msg") == "going on without encoders" {
+						going++
+					}
+				}
+				assert.Equal(t, 1, going, "%v", lines)
+			})
 		}
-		r := c.post(t, chat("", image("AAAA"), image("BBBB")))
-		assert.Equal(t, http.StatusInternalServerError, r.StatusCode)
-		assert.Contains(t, r.apiError(t)["message"], "multimodal embedding missing", "not what the consumer says")
+	}
+}
 
-		// an encoder that can be reached still has the last word
-		require.NoError(t, e.encode[0].Restart())
-		e.encode[0].SetFault(fault{Kind: fakevllm.Status, Code: 400, Message: "too large"})
-		assert.Equal(t, http.StatusBadRequest, c.post(t, chat("", image("AAAA"))).StatusCode)
+// An item that kills whoever gets it is no reason to go on, also if it is another one that
+// found nobody left.
+func TestPoisonIsNotOptional(t *testing.T) {
+	t.Parallel()
+	for range 5 {
+		e := startEngines(t, 2, 0, 1)
+		c := startCaddy(t, e.block("encode_optional", "encode health_fails 1000"))
+		setFault(fault{Kind: fakevllm.Crash, Match: "POISON"}, e.all()...)
+		c.post(t, chat("", image("AAAA"), image("POISON"), image("BBBB"), image("CCCC"), image("DDDD")))
+		met := 0
+		for _, engine := range e.all() {
+			for _, r := range engine.Requests() {
+				if strings.Contains(string(r.Body), "POISON") {
+					met++
+				}
+			}
+		}
+		assert.LessOrEqual(t, met, 2)
+		c.stop()
 	}
 }
 

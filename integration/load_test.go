@@ -296,8 +296,6 @@ func TestFaultsUnderLoad(t *testing.T) {
 				switch {
 				case role == fakevllm.Prefill && n[1] == 0, role == fakevllm.Decode && kind == "garbage": // who could tell
 					continue
-				case role == fakevllm.Decode && kind == "500": // may be the request's fault
-					status = http.StatusInternalServerError
 				case role != fakevllm.Encode && kind == "hangs": // may only be busy
 					status = http.StatusGatewayTimeout
 				}

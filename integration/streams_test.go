@@ -71,8 +71,9 @@ func TestErrorAsFirstEvent(t *testing.T) {
 		requests     int // at decode, of two
 	}{
 		"of the request": {400, 400, "rejected", 1},
+		"busy":           {429, 429, "rejected", 2},
 		"unknown":        {404, 404, "rejected", 1},
-		"of the engine":  {500, 500, "failed", 1},
+		"of the engine":  {500, 500, "failed", 2},
 		"overloaded":     {503, 503, "failed", 2},
 	} {
 		for _, prefills := range []int{0, 2} {
@@ -81,10 +82,6 @@ func TestErrorAsFirstEvent(t *testing.T) {
 					t.Parallel()
 					e := startEngines(t, 1, prefills, 2)
 					c := startCaddy(t, e.block("decode lb_policy first"))
-					requests := tc.requests
-					if prefills > 0 && tc.code == 500 {
-						requests = 2 // the blocks may be lost
-					}
 					setFault(fault{Kind: fakevllm.ErrorFirst, Code: tc.code, Message: "too long", Spend: true}, e.decode...)
 					for _, streamed := range []string{body, stream(body)} {
 						e.reset()
@@ -92,11 +89,11 @@ func TestErrorAsFirstEvent(t *testing.T) {
 						assert.Equal(t, tc.status, r.StatusCode)
 						assert.Equal(t, "too long", r.apiError(t).str("message"))
 						assert.Equal(t, tc.outcome, c.access(t, r.id()).str("epd", "outcome"))
-						assert.Len(t, c.failures(r.id()), requests)
+						assert.Len(t, c.failures(r.id()), tc.requests)
 						_, _, decodes := e.requests()
-						assert.Equal(t, requests, decodes)
+						assert.Equal(t, tc.requests, decodes)
 					}
-					if requests == 2 {
+					if tc.requests == 2 {
 						e.decode[1].SetFault(fault{})
 						r := c.do(t, http.MethodPost, path, stream(body))
 						assertAnswer(t, stream(body), r)
