@@ -8,13 +8,16 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,6 +35,10 @@ import (
 var binary, storage string
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if !isSet("test.parallel") { // most of them wait for something most of the time
+		_ = flag.Set("test.parallel", strconv.Itoa(4*runtime.GOMAXPROCS(0)))
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "epd_proxy")
 		if err != nil {
@@ -45,6 +52,11 @@ func TestMain(m *testing.M) {
 		}
 		return m.Run()
 	}())
+}
+
+func isSet(name string) (set bool) {
+	flag.Visit(func(f *flag.Flag) { set = set || f.Name == name })
+	return set
 }
 
 // starting is held until a Caddy serves: two that start on an empty storage would

@@ -18,6 +18,7 @@ import (
 
 // A client that goes away takes all that runs for it along, within a second.
 func TestClientGoesAway(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		role   fakevllm.Role
 		slow   func(*fakevllm.Options)

@@ -35,6 +35,7 @@ const patience = 40 * time.Second
 // Whatever engines, clients and the configuration do at the same time: every answer is
 // the right one, or cannot be taken for one, and when all is quiet nothing is left of it.
 func TestChaos(t *testing.T) {
+	t.Parallel()
 	from := *seed
 	if from == 0 {
 		from = rand.Uint64()

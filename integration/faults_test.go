@@ -35,6 +35,7 @@ const noKeepalive = "transport http {\nkeepalive off\n}"
 
 // What a client gets when a stage fails for good, and how often it was tried.
 func TestFailures(t *testing.T) {
+	t.Parallel()
 	picture := chat("", text("x"), image("AAAA"))
 	for name, tc := range map[string]struct {
 		role     fakevllm.Role
@@ -117,6 +118,7 @@ func TestFailures(t *testing.T) {
 
 // One instance that fails is nothing that a client sees.
 func TestFailover(t *testing.T) {
+	t.Parallel()
 	for name, f := range map[string]fault{
 		"500":             {Kind: fakevllm.Status, Code: 500},
 		"502":             {Kind: fakevllm.Status, Code: 502},
@@ -128,10 +130,10 @@ func TestFailover(t *testing.T) {
 		"hangs in encode": {Kind: fakevllm.Hang},
 		"dead":            {Kind: fakevllm.Crash},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			for _, handles := range []bool{false, true} {
-				for _, prefills := range []int{0, 2} {
+		for _, handles := range []bool{false, true} {
+			for _, prefills := range []int{0, 2} {
+				t.Run(fmt.Sprintf("%s, handles %v, %d prefills", name, handles, prefills), func(t *testing.T) {
+					t.Parallel()
 					e := startEngines(t, 2, prefills, 2, func(o *fakevllm.Options) { o.Handles = handles })
 					c := startCaddy(t, e.block("encode_timeout 2s")) // which the other encoder must keep on a busy machine
 					e.encode[0].SetFault(f)
@@ -152,16 +154,16 @@ func TestFailover(t *testing.T) {
 					}
 					assert.NotEmpty(t, e.encode[0].Requests(), "the fault was not met")
 					e.assertContract(t)
-					c.stop()
-				}
+				})
 			}
-		})
+		}
 	}
 }
 
 // A decode that got through has spent what it was given, one that could not be
 // reached has not.
 func TestWhatIsSpentIsMadeAgain(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		prefills int
 		handles  bool
@@ -208,6 +210,7 @@ func TestWhatIsSpentIsMadeAgain(t *testing.T) {
 // A prefill that dies before decode has read its KV blocks takes them with it. Of a stream
 // decode says so when it has begun; the client sees nothing of that.
 func TestPrefillDiesBeforeDecode(t *testing.T) {
+	t.Parallel()
 	const prompt = `{"model":"fake","prompt":"Once upon a time","max_tokens":7}`
 	for name, tc := range map[string]struct{ path, body string }{
 		"chat":               {chatPath, chat("", image("AAAA"))},
@@ -244,6 +247,7 @@ func TestPrefillDiesBeforeDecode(t *testing.T) {
 // Where the blocks were lost they may be lost again, so another instance gets the prefill, if
 // there is one.
 func TestPrefillThatLosesBlocksIsAvoided(t *testing.T) {
+	t.Parallel()
 	for prefills, want := range map[int][]int{1: {2}, 2: {1, 1}} {
 		t.Run(fmt.Sprint(prefills), func(t *testing.T) {
 			t.Parallel()
@@ -602,6 +606,7 @@ func TestOneIDTwiceInFlight(t *testing.T) {
 
 // What users configure in a pool works inside an attempt.
 func TestPoolOptions(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		fault   fault
 		kill    bool

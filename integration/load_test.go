@@ -48,6 +48,28 @@ func (c *caddy) crowdWith(t *testing.T, clients, each int, do func(n int) error)
 	wg.Wait()
 }
 
+// crowdUntil has clients do something over and over, until end is called, which waits for
+// what they are doing.
+func (c *caddy) crowdUntil(t *testing.T, clients int, do func(n int) error) (end func()) {
+	var (
+		wg   sync.WaitGroup
+		over atomic.Bool
+	)
+	for who := range clients {
+		wg.Go(func() {
+			for i := 0; !over.Load(); i++ {
+				if err := do(1000*who + i); !assert.NoErrorf(t, err, "client %d, request %d", who, i) {
+					return
+				}
+			}
+		})
+	}
+	return func() {
+		over.Store(true)
+		wg.Wait()
+	}
+}
+
 // These are answers that ended in their middle: a stream as it should then, and what
 // is no stream.
 var (
@@ -105,14 +127,15 @@ func mixed(n int) string {
 
 // Nothing gets mixed up between 64 clients at a time.
 func TestManyClients(t *testing.T) {
+	t.Parallel()
 	for name, n := range map[string][3]int{"E+PD": {2, 0, 2}, "E+P+D": {2, 2, 2}} {
 		for _, handles := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, handles %v", name, handles), func(t *testing.T) {
 				t.Parallel()
 				e := startEngines(t, n[0], n[1], n[2], func(o *fakevllm.Options) { o.Handles = handles })
 				c := startCaddy(t, e.block())
-				c.crowd(t, c.client(t, true), 32, 8, mixed)
-				c.crowd(t, c.client(t, false), 64, 8, mixed)
+				c.crowd(t, c.client(t, true), 32, 4, mixed)
+				c.crowd(t, c.client(t, false), 64, 4, mixed)
 				e.assertContract(t)
 				c.assertNoLeaks(t)
 			})
@@ -121,8 +144,8 @@ func TestManyClients(t *testing.T) {
 			t.Parallel()
 			e, options := everything(t, n[0], n[1], n[2])
 			c := startCaddy(t, e.block(options...))
-			c.crowd(t, c.client(t, true), 32, 8, medley)
-			c.crowd(t, c.client(t, false), 64, 8, medley)
+			c.crowd(t, c.client(t, true), 32, 4, medley)
+			c.crowd(t, c.client(t, false), 64, 4, medley)
 			e.assertContract(t)
 			c.assertNoLeaks(t)
 		})
@@ -141,7 +164,7 @@ func TestStaleConnections(t *testing.T) {
 		wg.Go(func() {
 			pace := time.NewTicker(idle)
 			defer pace.Stop()
-			for i := range 400 {
+			for i := range 200 {
 				if err := c.check(t, client, chat("", text(fmt.Sprint(who, i)), image(fmt.Sprintf("%d%04d", who, i)), image("BBBB"))); !assert.NoError(t, err) {
 					return
 				}
@@ -164,25 +187,17 @@ func TestReloadUnderLoad(t *testing.T) {
 		{encode: e.encode[2:], prefill: e.prefill, decode: e.decode[2:]},
 	}
 	c := startCaddy(t, halves[0].block())
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		c.crowd(t, c.client(t, true), 16, 40, mixed)
-	}()
-	for n := 1; ; n++ {
-		select {
-		case <-over:
-			assert.Greater(t, n, 3)
-			for _, engine := range e.all() {
-				assert.NotEmpty(t, engine.Requests(), engine.Name())
-			}
-			e.assertContract(t)
-			c.assertNoLeaks(t)
-			return
-		default:
-			c.reload(t, halves[n%2].block())
-		}
+	client := c.client(t, true)
+	over := c.crowdUntil(t, 16, func(n int) error { return c.check(t, client, mixed(n)) })
+	for n := range 8 {
+		c.reload(t, halves[(n+1)%2].block())
 	}
+	over()
+	for _, engine := range e.all() {
+		assert.NotEmpty(t, engine.Requests(), engine.Name())
+	}
+	e.assertContract(t)
+	c.assertNoLeaks(t)
 }
 
 // An HTTP/2 connection whose TLS handshake ends only after a reload, so that the server does
@@ -214,7 +229,8 @@ func TestReloadAmidHandshake(t *testing.T) {
 // that have begun. One dies at a time, and the next one only when no request is
 // left that has met the last death: each may have one attempt too many, not two.
 func TestEnginesDieUnderLoad(t *testing.T) {
-	const clients, each = 64, 36
+	t.Parallel()
+	const clients = 32
 	for name, n := range map[string][3]int{"E+PD": {2, 0, 2}, "E+P+D": {2, 2, 2}, "E+PD, all options": {2, 0, 2}, "E+P+D, all options": {2, 2, 2}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -233,52 +249,59 @@ func TestEnginesDieUnderLoad(t *testing.T) {
 			const patient = "health_fails 1000"
 			c := startCaddy(t, e.block(append(options, "encode "+patient, "prefill "+patient, "decode "+patient)...))
 			client := c.client(t, true)
-			sent, over := make(chan int), make(chan struct{})
-			go func() {
-				defer close(over)
-				c.crowdWith(t, clients, each, func(n int) error {
-					sent <- n / each
-					err := c.check(t, client, request(n))
-					if errors.Is(err, errBrokeOff) {
-						return nil // the first byte had been sent
-					}
-					return err
-				})
-			}()
-			// pass waits until every client has begun another request
-			pass := func() bool {
-				for begun := make(map[int]bool); len(begun) < clients; {
-					select {
-					case who := <-sent:
-						begun[who] = true
-					case <-over:
-						return false
-					}
+			var begun turns
+			over := c.crowdUntil(t, clients, func(n int) error {
+				begun.take(n / 1000)
+				err := c.check(t, client, request(n))
+				if errors.Is(err, errBrokeOff) {
+					return nil // the first byte had been sent
 				}
-				return true
-			}
-			deaths := 0
-			for pass() {
-				engine := e.all()[deaths%len(e.all())]
+				return err
+			})
+			for _, engine := range append(e.all(), e.all()[0]) {
+				begun.pass(t, clients)
 				engine.Kill()
-				deaths++
-				more := pass()
+				begun.pass(t, clients)
 				require.NoError(t, engine.Restart())
-				if !more {
-					break
-				}
 			}
-			<-over
-			assert.Greater(t, deaths, len(e.all()))
+			over()
 			e.assertContract(t)
 			c.assertNoLeaks(t)
 		})
 	}
 }
 
+// turns counts those who have had a turn.
+type turns struct {
+	mu   sync.Mutex
+	seen map[int]bool
+}
+
+func (t *turns) take(who int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.seen != nil {
+		t.seen[who] = true
+	}
+}
+
+// pass waits until so many have had another turn.
+func (t *turns) pass(tb testing.TB, n int) {
+	tb.Helper()
+	t.mu.Lock()
+	t.seen = make(map[int]bool)
+	t.mu.Unlock()
+	require.Eventually(tb, func() bool {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return len(t.seen) == n
+	}, time.Minute, tick)
+}
+
 // One instance that fails, in whatever way, is nothing that 64 clients see, except
 // where nothing can be done.
 func TestFaultsUnderLoad(t *testing.T) {
+	t.Parallel()
 	const clients, each = 64, 1
 	kinds := map[string]fault{
 		"500":        {Kind: fakevllm.Status, Code: 500, Message: "no"},

@@ -40,6 +40,7 @@ type sight struct {
 
 // The official clients of the OpenAI API get along with us: streams, images, errors.
 func TestOpenAIClients(t *testing.T) {
+	t.Parallel()
 	for name, client := range map[string]struct {
 		sdk string // below EPD_CLIENTS, if it is no module of Go
 		use func(*testing.T, *caddy) seen

@@ -54,7 +54,7 @@ func TestReferences(t *testing.T) {
 					t.Parallel()
 					e := startEngines(t, n[0], n[1], n[2], modern, change)
 					c := startCaddy(t, e.block(options...))
-					c.crowd(t, c.client(t, true), 16, 8, medley)
+					c.crowd(t, c.client(t, true), 16, 4, medley)
 					e.assertContract(t)
 					c.assertNoLeaks(t)
 				})
@@ -288,7 +288,7 @@ func TestPush(t *testing.T) {
 					role := consuming(n[1])
 					e := startEngines(t, n[0], n[1], n[2], modern, consumers(role, ranks))
 					c := startCaddy(t, e.block(append(options, e.pushing(role, ranks))...))
-					c.crowd(t, c.client(t, true), 16, 6, medley)
+					c.crowd(t, c.client(t, true), 16, 3, medley)
 					e.assertContract(t)
 					for _, engine := range e.of(role) {
 						assert.NotEmpty(t, engine.Requests(), "embeddings go to one instance only")

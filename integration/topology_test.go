@@ -44,6 +44,7 @@ func stream(body string) string {
 }
 
 func TestTopologies(t *testing.T) {
+	t.Parallel()
 	for _, n := range [][3]int{{1, 0, 1}, {1, 1, 1}, {2, 0, 2}, {2, 2, 2}} {
 		name := fmt.Sprintf("%de%dp%dd", n[0], n[1], n[2])
 		t.Run(name, func(t *testing.T) {

@@ -109,31 +109,43 @@ func TestParseSeesEveryPosition(t *testing.T) {
 	}
 }
 
-// Only the body itself may be large: what is counted when many bodies come is that.
+// Only the body itself may be large: what is counted when many bodies come is that. Names
+// are kept while they are compared, and there is a limit to them.
 func TestScanTakesLittleMemory(t *testing.T) {
-	const size = 8 << 20
-	fill := func(before, unit, after string) []byte {
-		return []byte(before + strings.TrimSuffix(strings.Repeat(unit, size/len(unit)), ",") + after)
+	const (
+		size   = 1 << 20
+		little = size / 4
+	)
+	fill := func(before, unit, after string) string {
+		return before + strings.TrimSuffix(strings.Repeat(unit, (size-1000)/len(unit)), ",") + after
 	}
-	for name, in := range map[string][]byte{
-		"parts":             fill(`{"messages":[{"content":[`, `{},`, `]}]}`),
-		"parts of a type":   fill(`{"messages":[{"content":[`, `{"type":"x","x":{}},`, `]}]}`),
-		"parts with a uuid": fill(`{"messages":[{"content":[`, `{"uuid":0,"a":0},`, `]}]}`),
-		"messages":          fill(`{"messages":[`, `{"content":[]},`, `]}`),
-		"members":           fill(`{"messages":[],"a":{`, `"a":0,`, `}}`),
-		"escaped members":   fill(`{"messages":[],"a":{`, `"\n":0,`, `}}`),
-		"a name":            fill(`{"`, `x`, `":0}`),
-		"an escaped name":   fill(`{"`, `\n`, `":0}`),
-		"names":             fill(`{`, `"`+strings.Repeat(`\n`, size/40)+`":0,`, `}`),
-		"a deep name":       fill(`{"messages":[],"a":{"`, `\n`, `":0}}`),
-		"a type":            fill(`{"messages":[{"content":[{"type":"`, `\u0000`, `"}]}]}`),
-		"a tool choice":     fill(`{"messages":[],"tool_choice":"`, `\n`, `"}`),
-		"xargs":             fill(`{"messages":[],"vllm_xargs":{"`, `\n`, `":0}}`),
-		"a URL":             fill(`{"messages":[{"content":[{"image_url":"`, `\n`, `"}]}]}`),
-		"a number":          fill(`{"messages":[],"seed":`, `1`, `}`),
-		"lists":             fill(`{"messages":[],"a":[`, strings.Repeat("[", MaxDepth-2)+strings.Repeat("]", MaxDepth-2)+",", `]}`),
+	names := "{"
+	for i := range 500 {
+		names += fmt.Sprintf(`"%s%d":0,`, strings.Repeat(`\n`, size/1100), i)
+	}
+	for name, tc := range map[string]struct {
+		in    string
+		most  uint64
+		fails string
+	}{
+		"parts":           {fill(`{"messages":[{"content":[`, `{},`, `]}]}`), little, ""},
+		"parts of a type": {fill(`{"messages":[{"content":[`, `{"type":"x","x":{}},`, `]}]}`), little, ""},
+		"messages":        {fill(`{"messages":[`, `{"content":[]},`, `]}`), little, ""},
+		"members":         {fill(`{"messages":[],"a":{`, `"a":0,`, `}}`), little, ""},
+		"escaped members": {fill(`{"messages":[],"a":{`, `"\n":0,`, `}}`), little, ""},
+		"a name":          {fill(`{"messages":[],"`, `x`, `":0}`), little, ""},
+		"an escaped name": {fill(`{"messages":[],"`, `\n`, `":0}`), 2 * maxNames, ""},
+		"names":           {names + `"messages":[]}`, 2 * maxNames, ""},
+		"too long a name": {fill(`{"messages":[],"`, `\n`, strings.Repeat("x", 2000)+`":0}`), little, "names of an object's members"},
+		"a deep name":     {fill(`{"messages":[],"a":{"`, `\n`, `":0}}`), little, ""},
+		"a type":          {fill(`{"messages":[{"content":[{"type":"`, `\u0000`, `"}]}]}`), little, ""},
+		"a tool choice":   {fill(`{"messages":[],"tool_choice":"`, `\n`, `"}`), little, ""},
+		"xargs":           {fill(`{"messages":[],"vllm_xargs":{"`, `\n`, `":0}}`), 2 * maxNames, ""},
+		"a URL":           {fill(`{"messages":[{"content":[{"image_url":"`, `\n`, `"}]}]}`), little, ""},
+		"lists":           {fill(`{"messages":[],"a":[`, strings.Repeat("[", MaxDepth-2)+strings.Repeat("]", MaxDepth-2)+",", `]}`), little, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
+			in := []byte(tc.in)
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
 			b, err := ParseChat(in, 128, false)
@@ -145,7 +157,12 @@ func TestScanTakesLittleMemory(t *testing.T) {
 				}
 			}
 			runtime.ReadMemStats(&after)
-			assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(size/4))
+			assert.Less(t, after.TotalAlloc-before.TotalAlloc, tc.most)
+			if tc.fails != "" {
+				assert.ErrorContains(t, err, tc.fails)
+			} else {
+				assert.NoError(t, err)
+			}
 		})
 	}
 }

@@ -9,9 +9,15 @@ import (
 
 // plain finds what is not plain wherever it is, whatever comes behind it.
 func TestPlain(t *testing.T) {
-	var lengths []int
-	for n := range 1500 {
-		lengths = append(lengths, n, maxBlock+n, 3*maxBlock+n)
+	var lengths []int // all short ones, and those around where plainLong takes another block
+	for n := range 300 {
+		lengths = append(lengths, n)
+	}
+	for border, block := longRun, 2*longRun; border+block <= 2*maxBlock; block = min(2*block, maxBlock) {
+		border += block
+		for n := border - 70; n <= border+70; n++ {
+			lengths = append(lengths, n)
+		}
 	}
 	for _, special := range []string{"", `"`, `\`, "\n", "\x00", "\x1f", "\x80", "é", "\xff"} {
 		for _, behind := range []string{"", "A", `A"`, `\"`, "é", string(bytes.Repeat([]byte("A\"\\\x01é"), 40))} {
