@@ -94,7 +94,7 @@ func TestWhatTheRetryBudgetPaysFor(t *testing.T) {
 		"400":      {fail(badStatus, 400, "b:1"), 0},
 		"refused":  {fail(refused, 0, "b:1"), 0},
 		"canceled": {fail(canceled, 0, "b:1"), 0},
-		"no room":  {fail(crowded, 0, "b:1"), 0},
+		"no room":  {fail(overloaded, 0, "b:1"), 0},
 		"nobody":   {fail(unavailable, 0, "b:1"), 0},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -52,10 +52,12 @@ func (x *exchange) decode() (f *failure) {
 		if f == nil {
 			f = brokenAnswer("decode", c, errors.New("no stream"))
 		}
+		c.end(f)
 		x.settle(x.decoding, f)
 		return f
 	case (err != nil || w.gone) && !w.ended():
 		told = x.abort(ctx, c, w, err)
+		c.end(told)
 		panic(http.ErrAbortHandler)
 	case w.status >= http.StatusBadRequest:
 		x.report.outcome = outcomeOf(w.status)
@@ -68,6 +70,7 @@ func (x *exchange) decode() (f *failure) {
 	default:
 		x.report.outcome = outcomeOK
 	}
+	c.end(told)
 	return nil
 }
 
@@ -124,7 +127,7 @@ func (x *exchange) watch(ctx context.Context) (context.Context, *silence, contex
 func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error) *failure {
 	if w.gone || x.r.Context().Err() != nil {
 		x.report.outcome = outcomeClientClosed
-		return nil
+		return &failure{reason: canceled}
 	}
 	x.report.outcome = outcomeBrokeOff
 	f := judge(ctx, "decode", c, new(answer), cause)

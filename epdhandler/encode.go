@@ -149,7 +149,9 @@ func (x *exchange) ask(ctx context.Context, a *attempts, c *call) (*answer, *fai
 	defer a.note(c)
 	answer := new(answer)
 	err := x.do(ctx, a.pool, c, answer)
-	return answer, judge(ctx, a.pool.stage, c, answer, err)
+	f := judge(ctx, a.pool.stage, c, answer, err)
+	c.end(f)
+	return answer, f
 }
 
 // encodeBody is the request that has media items encoded, given as content parts (vLLM

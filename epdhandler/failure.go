@@ -24,7 +24,7 @@ const (
 	canceled    reason = "canceled"    // by the client, or because a sibling failed
 	timedOut    reason = "timeout"     // a time limit of ours or of the transport
 	unavailable reason = "unavailable" // no instance is up, so there was nobody to ask
-	crowded     reason = "overloaded"  // no instance is free, and the queue full, or the wait too long
+	overloaded  reason = "overloaded"  // no instance is free, and the queue full, or the wait too long
 	refused     reason = "refused"     // dial or handshake failed, the engine knows nothing
 	broken      reason = "broken"      // no answer at all, half of one, or nonsense
 	badStatus   reason = "bad_status"  // anything but 2xx
@@ -32,7 +32,7 @@ const (
 )
 
 // reasons are those of failures. That somebody canceled is none.
-var reasons = []reason{timedOut, unavailable, crowded, refused, broken, badStatus, rejected}
+var reasons = []reason{timedOut, unavailable, overloaded, refused, broken, badStatus, rejected}
 
 // failure is why an attempt, or the whole request, failed, and what the client
 // gets if it is the last word.
@@ -92,7 +92,7 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 		f.reason, f.status, f.engine = badStatus, a.status, a
 		f.cause = statusError(a.status)
 	case c.crowded != nil:
-		f.reason, f.cause = crowded, c.crowded
+		f.reason, f.cause = overloaded, c.crowded
 	case len(c.chosen) == 0:
 		f.reason = unavailable
 	case err != nil && !c.reached:
@@ -138,8 +138,8 @@ func (f *failure) explain() apiError {
 		return serverError(http.StatusGatewayTimeout, f.stage+"_timeout", "the %s stage did not answer in time", f.stage)
 	case unavailable, refused:
 		return serverError(http.StatusServiceUnavailable, f.stage+"_unavailable", "no instance of the %s stage can be reached", f.stage)
-	case crowded:
-		return overloaded(f.stage)
+	case overloaded:
+		return overloadedError(f.stage)
 	case badStatus:
 		return engineError(f.stage, f.status, f.engine)
 	}
@@ -165,9 +165,9 @@ func serverError(status int, code, format string, args ...any) apiError {
 	return apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "server_error", Code: code}
 }
 
-// overloaded is for requests that found no room. It is 503, not 429: the engines have
+// overloadedError is for requests that found no room. It is 503, not 429: the engines have
 // too much to do, whoever it comes from.
-func overloaded(stage string) apiError {
+func overloadedError(stage string) apiError {
 	e := serverError(http.StatusServiceUnavailable, stage+"_overloaded", "all instances of the %s stage are busy; try again later", stage)
 	e.header = retryLater()
 	return e

@@ -132,7 +132,7 @@ func countFailure(f *failure) {
 	}
 	why := f.why()
 	stageFailures.WithLabelValues(f.stage, string(why)).Inc()
-	if address := f.call.upstream(); address != "" && why != rejected && why != crowded {
+	if address := f.call.upstream(); address != "" && why != rejected && why != overloaded {
 		historyOf(instance{f.stage, address}).failed(why)
 	}
 }

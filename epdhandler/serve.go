@@ -148,8 +148,8 @@ func (x *exchange) release() {
 func (x *exchange) findRoom(pools ...*pool) *apiError {
 	for _, p := range pools {
 		if p != nil && p.queue.full(p.handler.Upstreams) {
-			stageFailures.WithLabelValues(p.stage, string(crowded)).Inc()
-			e := overloaded(p.stage)
+			stageFailures.WithLabelValues(p.stage, string(overloaded)).Inc()
+			e := overloadedError(p.stage)
 			return &e
 		}
 	}

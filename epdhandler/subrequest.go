@@ -38,6 +38,7 @@ type call struct {
 
 	// What came of it, besides the answer:
 	stage   string
+	span    trace.Span
 	status  int      // of the engine's last answer, 0 if there was none
 	chosen  []string // the instances that the load balancing chose, the last one answered
 	reached bool     // a connection was there, so an engine may have got the request
@@ -63,11 +64,10 @@ func callOf(ctx context.Context) *call {
 }
 
 // do sends a call to a pool and writes the answer to w. The error is that of the
-// pool's handler, or errBroke.
+// pool's handler, or errBroke. The call ends when it is known what came of it.
 func (x *exchange) do(ctx context.Context, p *pool, c *call, w http.ResponseWriter) (err error) {
 	c.stage = p.stage
-	ctx, span := startSpan(ctx, c.method+" "+c.path, trace.SpanKindClient)
-	defer func() { endCall(ctx, span, c, err) }()
+	ctx, c.span = startSpan(ctx, c.method+" "+c.path, trace.SpanKindClient)
 	defer freeSlot(c)
 	defer func() {
 		// On a goroutine of ours a panic would end the process.

@@ -46,8 +46,9 @@ func endStage(span trace.Span, f *failure) {
 	span.End()
 }
 
-// endCall ends the span of a sub-request, with what came of it.
-func endCall(ctx context.Context, span trace.Span, c *call, err error) {
+// end ends the span of a sub-request, with the failure that came of it, if there was one.
+func (c *call) end(f *failure) {
+	span := c.span
 	defer span.End()
 	if !span.IsRecording() {
 		return
@@ -66,7 +67,6 @@ func endCall(ctx context.Context, span trace.Span, c *call, err error) {
 	if c.status != 0 {
 		span.SetAttributes(attribute.Int("http.response.status_code", c.status))
 	}
-	f := judge(ctx, c.stage, c, &answer{status: c.status}, err)
 	switch {
 	case f == nil:
 	case f.reason == canceled:

@@ -131,6 +131,10 @@ func TestTracesOfFailures(t *testing.T) {
 		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
 	}
+	within := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		_, _ = w.Write([]byte(`data: {"choices":[{"delta":{"content":"a"}}]}` + "\n\n" + `data: {"error":{"code":500}}` + "\n\n"))
+	}
 	nobody := fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	for name, tc := range map[string]struct {
 		encode, decode string
@@ -144,6 +148,7 @@ func TestTracesOfFailures(t *testing.T) {
 		"refusal":          {engine(t, status(400)), engine(t, fine), "encode", "400", "rejected", outcomeRejected},
 		"decode fails":     {engine(t, fine), engine(t, status(500)), "decode", "500", "bad_status", outcomeFailed},
 		"decode redirects": {engine(t, fine), engine(t, status(302)), "decode", "302", "bad_status", outcomeFailed},
+		"decode says so":   {engine(t, fine), engine(t, within), "decode", "500", "bad_status", outcomeBrokeOff},
 		"decode breaks":    {engine(t, fine), engine(t, half), "decode", "broken", "broken", outcomeBrokeOff},
 	} {
 		t.Run(name, func(t *testing.T) {
