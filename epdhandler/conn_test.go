@@ -36,6 +36,7 @@ func TestHeadersAndBodiesOfAnySize(t *testing.T) {
 			body += strings.Repeat("x", size-len(body)-2) + `"}`
 			r, err := http.NewRequest(http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d%s", port, chatPath), strings.NewReader(body))
 			require.NoError(t, err)
+			r.Header.Set("Content-Type", "application/json")
 			r.Header.Set("X-Filler", strings.Repeat("f", filler))
 			res, err := client.Do(r)
 			require.NoError(t, err)

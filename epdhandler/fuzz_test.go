@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"bytes"
 	"encoding/json"
 	"maps"
 	"testing"
@@ -100,7 +101,7 @@ func params(answer []byte, name string) (m map[string]any, fit bool) {
 		return nil, false
 	}
 	var top map[string]json.RawMessage
-	if json.Unmarshal(answer, &top) != nil {
+	if json.Unmarshal(bytes.TrimPrefix(answer, []byte("\ufeff")), &top) != nil {
 		return nil, false
 	}
 	if _, err := body.Entries(top[name]); top[name] != nil && string(top[name]) != "null" && err != nil {

@@ -79,6 +79,7 @@ func TestNoBytesOfOthers(t *testing.T) {
 				body := fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":[%s,%s]}]}`, image, image)
 				r, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d%s", port, chatPath), strings.NewReader(body))
 				require.NoError(t, err)
+				r.Header.Set("Content-Type", "application/json")
 				r.Header.Set("X-Request-Id", mark)
 				if res, err := client.Do(r); err == nil {
 					_, _ = io.Copy(io.Discard, res.Body)

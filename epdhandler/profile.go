@@ -83,6 +83,10 @@ func (h *Handler) mayProfile() bool { return h.Profiling }
 
 // profile answers a client, who may be anybody: it gets to know no addresses.
 func (x *exchange) profile() {
+	if !fromHere(x.r) {
+		x.reject(badRequest(http.StatusForbidden, "origin_not_allowed", "a page of another site must not do this"))
+		return
+	}
 	_, e := x.readRaw() // engines do not look at it; to its end, so that we see when the client leaves
 	x.release()
 	if e != nil {
@@ -108,6 +112,21 @@ func (x *exchange) profile() {
 	for _, s := range p.all() {
 		x.logProfiled(s)
 	}
+}
+
+// fromHere reports whether no page of another site has sent a request. A browser sends
+// one that needs no body without asking first (CORS), but says where it comes from.
+func fromHere(r *http.Request) bool {
+	origins := r.Header["Origin"]
+	if len(origins) == 0 {
+		return true
+	}
+	scheme, port := "http", ":80"
+	if r.TLS != nil {
+		scheme, port = "https", ":443"
+	}
+	here := scheme + "://" + strings.TrimSuffix(r.Host, port)
+	return len(origins) == 1 && strings.EqualFold(origins[0], here)
 }
 
 func (x *exchange) logProfiled(s profiled) {

@@ -69,6 +69,9 @@ func (x *exchange) readRaw() ([]byte, *apiError) {
 // readBody reads the client's body and indexes it. On error it returns what the
 // client is to be told.
 func (x *exchange) readBody(chat bool) *apiError {
+	if !isJSON(x.r.Header) {
+		return badRequest(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be JSON, with the header Content-Type: application/json")
+	}
 	raw, e := x.readRaw()
 	if e != nil {
 		return e
@@ -87,6 +90,11 @@ func (x *exchange) readBody(chat bool) *apiError {
 		return e
 	}
 	x.body.Memory = x.memory
+	if v := x.body.Value(body.Stream); v != nil && !body.IsNull(v) && !body.IsBool(v) {
+		e := badRequest(http.StatusBadRequest, "invalid_body", "'stream' must be true, false or null")
+		e.Param = body.Stream.String()
+		return e
+	}
 	x.report.parsed, x.report.items = true, len(x.body.Items)
 	if chat {
 		x.countItems()
@@ -100,6 +108,17 @@ func (x *exchange) readBody(chat bool) *apiError {
 		return e
 	}
 	return nil
+}
+
+// isJSON reports whether a request says that its body is JSON. A page of another site can have a
+// browser send any other type without asking first (CORS).
+func isJSON(h http.Header) bool {
+	types := h["Content-Type"]
+	if len(types) != 1 {
+		return false
+	}
+	typ, _, _ := strings.Cut(types[0], ";")
+	return strings.EqualFold(strings.Trim(typ, " \t"), "application/json")
 }
 
 // smuggles reports whether the body has, where vLLM would look for them next, the

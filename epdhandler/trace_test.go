@@ -51,6 +51,7 @@ func TestTraces(t *testing.T) {
 		w := httptest.NewRecorder()
 		r := httptest.NewRequest(http.MethodPost, chatPath, strings.NewReader(
 			`{"messages":[{"content":[{"image_url":"data:,a"},{"image_url":"data:,b"}]}]}`))
+		r.Header.Set("Content-Type", "application/json")
 		r.Header.Set("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 		if traced {
 			ctx, span := provider.Tracer("test").Start(r.Context(), "request")
@@ -163,6 +164,7 @@ func TestTracesOfFailures(t *testing.T) {
 
 			w := httptest.NewRecorder()
 			r := httptest.NewRequest(http.MethodPost, chatPath, strings.NewReader(`{"stream":true,"messages":[{"content":[{"image_url":"data:,a"}]}]}`))
+			r.Header.Set("Content-Type", "application/json")
 			ctx, span := provider.Tracer("test").Start(r.Context(), "request")
 			r = caddyhttp.PrepareRequest(r.WithContext(ctx), caddy.NewReplacer(), w, &caddyhttp.Server{})
 			func() {

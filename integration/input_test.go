@@ -43,6 +43,11 @@ func TestBadInput(t *testing.T) {
 		"media from elsewhere":      {body: chat("", picture, `{"type":"video_url","video_url":{"url":"http:\/\/169.254.169.254/latest"}}`), status: 400, message: "the media of part 1 of message 0 come from a source that is not allowed", param: "messages[0].content[1]", code: "media_source"},
 		"smuggled params":           {body: chat(`,"vllm_xargs":{"a":1,"kv_transfer\u005fparams":"x"}`), status: 400, message: "vllm_xargs must not have kv_transfer_params or ec_transfer_params", param: "vllm_xargs", code: "invalid_body"},
 		"smuggled by a duplicate":   {body: chat(`,"vllm_xargs":{"a":1,"a":2,"kv_transfer_params":"x"}`), status: 400, message: "the member 'a' at byte 78 is given twice in one object", code: "invalid_body"},
+		"stream in a string":        {body: chat(`,"stream":"true"`), status: 400, message: "'stream' must be true, false or null", param: "stream", code: "invalid_body"},
+		"stream as a number":        {body: chat(`,"stream":1`), status: 400, message: "'stream' must be true, false or null", param: "stream", code: "invalid_body"},
+		"stream by another name":    {body: chat(`,"str\u0065am":1.0`), status: 400, message: "'stream' must be true, false or null", param: "stream", code: "invalid_body"},
+		"stream of a completion":    {path: "/v1/completions", body: `{"prompt":"a","stream":"yes"}`, status: 400, message: "'stream' must be true, false or null", param: "stream", code: "invalid_body"},
+		"UTF-16":                    {body: "\xff\xfe{\x00}\x00", status: 400, message: "the body is not in UTF-8, but in UTF-16 or UTF-32; send JSON in UTF-8", code: "invalid_body"},
 		"completions, not JSON":     {path: "/v1/completions", body: `x`, status: 400, message: "the body is not valid JSON: unexpected character at byte 0", code: "invalid_body"},
 		"unknown path":              {path: "/v1/embeddings", body: `{}`, status: 404, message: "there is no such route", code: "not_found"},
 		"administrative path":       {path: "/shutdown", body: `{}`, status: 404, message: "there is no such route", code: "not_found"},
@@ -83,6 +88,86 @@ func TestBadInput(t *testing.T) {
 	e.assertRequests(t, 0, 0, 0)
 }
 
+// What engines could not read, or a page of another site could have a browser send, no
+// engine gets.
+func TestContentTypes(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1)
+	c := startCaddy(t, e.block())
+	for path, body := range map[string]string{chatPath: chat("", text("x")), "/v1/completions": `{"model":"fake","prompt":"Once"}`} {
+		for name, tc := range map[string]struct {
+			types  []string
+			status int
+		}{
+			"JSON":                   {[]string{"application/json"}, 200},
+			"with a parameter":       {[]string{"application/json; charset=utf-8"}, 200},
+			"a space before it":      {[]string{"application/json ; charset=utf-8"}, 200},
+			"an odd parameter":       {[]string{"application/json;"}, 200},
+			"in capitals":            {[]string{"Application/JSON"}, 200},
+			"none":                   {nil, 415},
+			"empty":                  {[]string{""}, 415},
+			"text":                   {[]string{"text/plain"}, 415},
+			"text, with JSON's name": {[]string{"text/plain; application/json"}, 415},
+			"text and JSON":          {[]string{"text/plain, application/json"}, 415},
+			"two headers":            {[]string{"application/json", "text/plain"}, 415},
+			"a form":                 {[]string{"application/x-www-form-urlencoded"}, 415}, // what curl -d says
+			"parts of a form":        {[]string{"multipart/form-data; boundary=x"}, 415},
+			"like JSON":              {[]string{"application/vnd.api+json"}, 415},
+			"begins like JSON":       {[]string{"application/jsonp"}, 415},
+		} {
+			for _, http2 := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s, %s, http2 %v", path, name, http2), func(t *testing.T) {
+					e.reset()
+					r, err := http.NewRequest(http.MethodPost, c.URL+path, strings.NewReader(body))
+					require.NoError(t, err)
+					r.Header["Content-Type"] = tc.types
+					res, err := c.client(t, http2).Do(r)
+					require.NoError(t, err)
+					defer res.Body.Close()
+					got := &reply{Response: res}
+					got.body, got.err = io.ReadAll(res.Body)
+					assert.Equal(t, tc.status, res.StatusCode)
+					if tc.status == http.StatusOK {
+						e.assertRequests(t, 0, 1, 1)
+						return
+					}
+					assert.Equal(t, "unsupported_media_type", got.apiError(t)["code"])
+					assert.Contains(t, got.apiError(t)["message"], "Content-Type: application/json")
+					e.assertRequests(t, 0, 0, 0)
+				})
+			}
+		}
+	}
+}
+
+// A byte order mark, which some clients write, is no part of what engines get.
+func TestByteOrderMark(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1)
+	c := startCaddy(t, e.block())
+	body := chat("", text("x"), image("AAAA"))
+	for _, body := range []string{body, stream(body)} {
+		assertAnswer(t, body, c.post(t, "\ufeff"+body))
+	}
+	e.assertRequests(t, 2, 2, 2)
+	for _, engine := range e.all() {
+		assert.True(t, strings.HasPrefix(string(engine.Requests()[0].Body), "{"))
+	}
+	e.assertContract(t)
+}
+
+// Python converts integers of up to 4,300 digits.
+func TestLongIntegers(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, e.block())
+	r := c.post(t, chat(`,"x":[{"y":-`+strings.Repeat("7", 4301)+`}]`, text("x")))
+	assert.Equal(t, http.StatusBadRequest, r.StatusCode)
+	assert.Equal(t, "the integer at byte 94 has more than 4300 digits", r.apiError(t)["message"])
+	e.assertRequests(t, 0, 0, 0)
+	assert.Equal(t, http.StatusOK, c.post(t, chat(`,"x":[{"y":-`+strings.Repeat("7", 4300)+`}]`, text("x"))).StatusCode)
+}
+
 // What arrives on the connection itself: bodies that were announced, but end
 // early, and such that are too large although nobody announced their size.
 func TestBodiesOnTheWire(t *testing.T) {
@@ -106,7 +191,7 @@ func TestBodiesOnTheWire(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			conn := c.dial(t)
-			_, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n%s", chatPath, tc.framing, tc.body)
+			_, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n%s\r\n\r\n%s", chatPath, tc.framing, tc.body)
 			require.NoError(t, err)
 			if tc.status == http.StatusBadRequest {
 				require.NoError(t, conn.CloseWrite()) // the end; a client that is done does not say so
@@ -140,14 +225,14 @@ func TestRefusedBodiesAreNoRequests(t *testing.T) {
 		"no such route":         {"POST /nowhere HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 404},
 		"no such route, small":  {"POST /nowhere HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 10), 404},
 		"wrong method":          {"PUT /v1/models HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 405},
-		"compressed":            {"POST " + chatPath + " HTTP/1.1\r\nContent-Encoding: br\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 415},
-		"too large":             {"POST " + chatPath + " HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 40_000), 413},
-		"chunked, too large":    {"POST " + chatPath + " HTTP/1.1\r\nTransfer-Encoding: chunked\r\nX-Size: %d", chunked(strings.Repeat("x", 2<<20)) + hidden, 413},
+		"compressed":            {"POST " + chatPath + " HTTP/1.1\r\nContent-Type: application/json\r\nContent-Encoding: br\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 415},
+		"too large":             {"POST " + chatPath + " HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d", strings.Repeat(hidden, 40_000), 413},
+		"chunked, too large":    {"POST " + chatPath + " HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nX-Size: %d", chunked(strings.Repeat("x", 2<<20)) + hidden, 413},
 		"announced, not sent":   {"POST /nowhere HTTP/1.1\r\nX-Size: %d\r\nContent-Length: 99999999999", hidden, 404},
 		"small, not sent":       {"POST /nowhere HTTP/1.1\r\nX-Size: %d\r\nContent-Length: 9999", hidden, 404},
 		"expects a continue":    {"POST /nowhere HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 404},
 		"a body where none is":  {"GET /health HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 200},
-		"memory for none of it": {"POST " + chatPath + " HTTP/1.1\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 400},
+		"memory for none of it": {"POST " + chatPath + " HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d", strings.Repeat(hidden, 8_000), 400},
 	} {
 		t.Run(name, func(t *testing.T) {
 			conn := c.dial(t)

@@ -119,6 +119,45 @@ func TestProfileWhereSomeCannot(t *testing.T) {
 	assert.Equal(t, []string{e.decode[0].Addr() + " 500 the disk is full"}, said(t, r)["decode"])
 }
 
+// A page of another site can have a browser send a request without a body, but not so that
+// it starts or stops profiles.
+func TestProfileIsForNoOtherSite(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1, profiling)
+	c := startCaddy(t, e.block("profiling"))
+	port := c.URL[len("https://localhost:"):]
+	for name, tc := range map[string]struct {
+		headers []string
+		status  int
+	}{
+		"none":            {nil, 200},
+		"its own":         {[]string{"Origin: " + c.URL}, 200},
+		"in capitals":     {[]string{"Origin: HTTPS://LocalHost:" + port}, 200},
+		"another site":    {[]string{"Origin: https://evil.example"}, 403},
+		"another port":    {[]string{"Origin: https://localhost:" + port + "1"}, 403},
+		"no port":         {[]string{"Origin: https://localhost"}, 403},
+		"another scheme":  {[]string{"Origin: http://localhost:" + port}, 403},
+		"a path":          {[]string{"Origin: " + c.URL + "/"}, 403},
+		"a hidden one":    {[]string{"Origin: null"}, 403},
+		"empty":           {[]string{"Origin: "}, 403},
+		"a site below":    {[]string{"Origin: https://localhost.evil.example:" + port}, 403},
+		"two, one is his": {[]string{"Origin: " + c.URL, "Origin: https://evil.example"}, 403},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e.reset()
+			for _, path := range []string{"/start_profile", "/stop_profile"} {
+				r := c.do(t, http.MethodPost, path, "", tc.headers...)
+				assert.Equal(t, tc.status, r.StatusCode)
+				if tc.status == http.StatusForbidden {
+					assert.Equal(t, "origin_not_allowed", r.apiError(t)["code"])
+				}
+			}
+			want := map[int]int{200: 2, 403: 0}[tc.status]
+			e.assertRequests(t, want, 0, want)
+		})
+	}
+}
+
 // Without the option there are no such routes but the admin endpoint's.
 func TestProfileIsForOperators(t *testing.T) {
 	t.Parallel()

@@ -28,7 +28,7 @@ func (c *caddy) dial(t *testing.T) *tls.Conn {
 // announce sends the head of a request.
 func announce(t *testing.T, conn io.Writer, id string, size int) {
 	t.Helper()
-	_, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: %s\r\nContent-Length: %d\r\n\r\n", chatPath, id, size)
+	_, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Request-Id: %s\r\nContent-Length: %d\r\n\r\n", chatPath, id, size)
 	require.NoError(t, err)
 }
 
@@ -64,6 +64,7 @@ func TestSlowUploads(t *testing.T) {
 	req, err := http.NewRequest(http.MethodPost, c.URL+chatPath, half)
 	require.NoError(t, err)
 	req.Header.Set("X-Request-Id", "slow")
+	req.Header.Set("Content-Type", "application/json")
 	res, err := c.Client.Do(req)
 	if err == nil {
 		_ = res.Body.Close()

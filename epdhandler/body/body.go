@@ -143,6 +143,9 @@ func ParseChat(b []byte, maxItems int, keepUUIDs bool) (*Body, error) {
 func parse(b []byte, media *mediaParser) (*Body, error) {
 	s := &scanner{b: b}
 	body := &Body{bytes: b}
+	if err := s.encoding(); err != nil {
+		return nil, err
+	}
 	if s.peek() != '{' {
 		return nil, notAnObject(s)
 	}
@@ -292,6 +295,9 @@ func IsSeveral(value []byte) bool {
 	}
 	return s.value() == nil && s.peek() == ','
 }
+
+// IsBool reports whether a value is true or false.
+func IsBool(value []byte) bool { return string(value) == "true" || string(value) == "false" }
 
 // IsNull reports whether a value is the literal null.
 func IsNull(value []byte) bool { return bytes.Equal(value, []byte("null")) }

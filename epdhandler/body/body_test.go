@@ -25,12 +25,25 @@ func TestParseAccepts(t *testing.T) {
 		"nested as deep as may":  `{"a":` + strings.Repeat("[", MaxDepth-1) + strings.Repeat("]", MaxDepth-1) + `}`,
 		"names that differ":      `{"Model":1,"model":2,"MODEL":3}`,
 		"more names than a list": manyNames(100),
+		"byte order mark":        "\ufeff {}",
+		"longest integers":       `{"a":` + strings.Repeat("1", 4300) + `,"b":-` + strings.Repeat("9", 4300) + `}`,
+		"longer, but no integer": `{"a":[` + strings.Repeat("1", 5000) + `.0,0.` + strings.Repeat("1", 5000) + `,1e` + strings.Repeat("0", 5000) + `1,` + strings.Repeat("1", 5000) + `E1]}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Parse([]byte(in))
 			require.NoError(t, err)
-			assert.True(t, json.Valid([]byte(in)), "the test itself is wrong")
+			assert.True(t, json.Valid([]byte(strings.TrimPrefix(in, "\ufeff"))), "the test itself is wrong")
 		})
+	}
+}
+
+// What is made of a body has no byte order mark, whatever is changed.
+func TestByteOrderMarkIsLeftOut(t *testing.T) {
+	for _, edits := range [][]Edit{nil, {Set(Stream, "false")}, {Remove(Model)}, {Set(MaxTokens, "1"), Remove(Stream)}} {
+		b, err := Parse([]byte("\ufeff" + ` {"model":"m","stream":true} `))
+		require.NoError(t, err)
+		assert.Equal(t, "{", string(b.Rewrite(edits...).Bytes()[:1]))
+		assert.Equal(t, "true", string(b.Value(Stream)))
 	}
 }
 
@@ -39,7 +52,20 @@ func TestParseRefuses(t *testing.T) {
 		"nothing":               {"", "the body is empty"},
 		"only space":            {" \n", "the body is empty"},
 		"text":                  {"hello", "not valid JSON: unexpected character at byte 0"},
-		"byte order mark":       {"\ufeff{}", "not valid JSON"},
+		"byte order mark alone": {"\ufeff", "the body is empty"},
+		"two byte order marks":  {"\ufeff\ufeff{}", "unexpected character at byte 3"},
+		"space before the mark": {" \ufeff{}", "unexpected character at byte 1"},
+		"mark in two":           {"\xef\xbb", "unexpected character at byte 0"},
+		"UTF-16":                {"{\x00}\x00", "not in UTF-8, but in UTF-16 or UTF-32"},
+		"UTF-16, big":           {"\x00{\x00}", "not in UTF-8"},
+		"UTF-16 with a mark":    {"\xff\xfe{\x00}\x00", "not in UTF-8"},
+		"UTF-16, big, a mark":   {"\xfe\xff\x00{\x00}", "not in UTF-8"},
+		"UTF-32":                {"{\x00\x00\x00}\x00\x00\x00", "not in UTF-8"},
+		"UTF-32, big, a mark":   {"\x00\x00\xfe\xff\x00\x00\x00{\x00\x00\x00}", "not in UTF-8"},
+		"integer too long":      {`{"a":` + strings.Repeat("1", 4301) + `}`, "the integer at byte 5 has more than 4300 digits"},
+		"negative, too long":    {`{"a":{"b":[0,-` + strings.Repeat("1", 4301) + `]}}`, "the integer at byte 13 has more than 4300 digits"},
+		"too long, at the end":  {`{"a":` + strings.Repeat("1", 4301), "the integer at byte 5 has more than 4300 digits"},
+		"zeros":                 {`{"a":00}`, "expected ',' or '}'"},
 		"list":                  {"[]", "must be a JSON object"},
 		"number":                {"1", "must be a JSON object"},
 		"list with a tail":      {"[] x", "unexpected data after the object"},

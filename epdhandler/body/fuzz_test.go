@@ -1,6 +1,7 @@
 package body
 
 import (
+	"bytes"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -22,6 +23,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		b, err := Parse(in)
+		in = bytes.TrimPrefix(in, []byte("\ufeff"))
 		valid := json.Valid(in) && utf8.Valid(in)
 		if err == nil {
 			require.True(t, valid, "accepted %q", in)
@@ -37,7 +39,7 @@ func FuzzParse(f *testing.F) {
 		if !valid || !strings.HasPrefix(strings.TrimLeft(string(in), " \t\r\n"), "{") || strings.Contains(e.Message, "nested deeper") {
 			return
 		}
-		require.Contains(t, e.Message, "given twice", "refused %q", in)
+		require.Regexp(t, "given twice|more than 4300 digits", e.Message, "refused %q", in)
 	})
 }
 
@@ -51,7 +53,7 @@ func FuzzRewrite(f *testing.F) {
 			return
 		}
 		var want map[string]json.RawMessage
-		require.NoError(t, json.Unmarshal(in, &want))
+		require.NoError(t, json.Unmarshal(bytes.TrimPrefix(in, []byte("\ufeff")), &want))
 		var edits []Edit
 		for field := range numFields {
 			switch {
@@ -91,7 +93,7 @@ func FuzzChat(f *testing.F) {
 			require.Error(t, err)
 			return
 		}
-		require.NoError(t, json.Unmarshal(in, &whole))
+		require.NoError(t, json.Unmarshal(bytes.TrimPrefix(in, []byte("\ufeff")), &whole))
 		messages, isList := whole["messages"].([]any)
 		var items []any
 		bad := !isList

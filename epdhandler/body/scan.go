@@ -1,7 +1,9 @@
 package body
 
 import (
+	"bytes"
 	"fmt"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -35,6 +37,19 @@ func (s *scanner) syntaxError(what string) error {
 		return &Error{Message: fmt.Sprintf("the body is not valid JSON: it ends early, at byte %d", len(s.b))}
 	}
 	return &Error{Message: fmt.Sprintf("the body is not valid JSON: %s at byte %d", what, s.i)}
+}
+
+// encoding steps over the byte order mark of UTF-8, which some editors and clients write,
+// and refuses UTF-16 and UTF-32: Python, and so an engine, would read them.
+func (s *scanner) encoding() error {
+	begin := string(s.b[:min(2, len(s.b))])
+	if begin == "\xff\xfe" || begin == "\xfe\xff" || strings.Contains(begin, "\x00") {
+		return &Error{Message: "the body is not in UTF-8, but in UTF-16 or UTF-32; send JSON in UTF-8"}
+	}
+	if bytes.HasPrefix(s.b, []byte("\ufeff")) {
+		s.i = len("\ufeff")
+	}
+	return nil
 }
 
 // peek steps over white space and returns the byte behind it, 0 at the end.
@@ -196,19 +211,29 @@ func (s *scanner) literal(l string) error {
 	return nil
 }
 
+// maxDigits is how many digits an integer may have: Python, and so an engine, converts no
+// longer one.
+const maxDigits = 4300
+
 func (s *scanner) number() error {
-	start := s.i
+	start, digits := s.i, 1
 	if s.at('-') {
 		s.i++
 	}
 	switch {
 	case s.at('0'):
 		s.i++
-	case s.digits() == 0:
+	default:
+		digits = s.digits()
+	}
+	if digits == 0 {
 		if s.i == start {
 			return s.syntaxError("unexpected character")
 		}
 		return s.syntaxError("malformed number")
+	}
+	if digits > maxDigits && !s.at('.') && !s.at('e') && !s.at('E') {
+		return &Error{Message: fmt.Sprintf("the integer at byte %d has more than %d digits", start, maxDigits)}
 	}
 	if s.at('.') {
 		s.i++

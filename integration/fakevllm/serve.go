@@ -8,6 +8,9 @@ import (
 // serve answers every request to the engine.
 func (e *Engine) serve(w http.ResponseWriter, r *http.Request) {
 	e.sign(w.Header())
+	if r.Header.Get("Origin") != "" { // as vLLM's middleware for CORS does
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+	}
 	if r.Method == http.MethodGet && r.URL.Path == "/health" {
 		e.health(r)
 		return
