@@ -31,6 +31,9 @@ type Segment struct {
 // Name is the name of the option.
 func (s *Segment) Name() string { return s.tokens[0].Text }
 
+// renamed are options of earlier versions, and what they are called now.
+var renamed = map[string]string{"keep_handles": "decode_has_embeddings"}
+
 // Parse reads the directive with its block. The required options must be given.
 func Parse(h httpcaddyfile.Helper, options Options, required ...string) error {
 	h.Next() // the directive's name
@@ -45,6 +48,8 @@ func Parse(h httpcaddyfile.Helper, options Options, required ...string) error {
 		switch {
 		case !ok && isPoolOption(h):
 			return h.Errf("'%s' is an option of a pool: write it in the block of encode, prefill or decode", name)
+		case !ok && renamed[name] != "":
+			return h.Errf("%s is called %s now", name, renamed[name])
 		case !ok:
 			return h.Errf("unrecognized option '%s'; the options of %s are: %s", name, start.Val(), strings.Join(slices.Sorted(maps.Keys(options)), ", "))
 		case given[name]:

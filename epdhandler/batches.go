@@ -17,19 +17,17 @@ func (x *exchange) plan() {
 	}
 	if x.h.References || x.h.consumers != nil {
 		x.uuids = x.identify()
-		x.named = x.body.Patched(x.names())
 	}
 	seen := make(map[string]int)
 	size := x.batchSize()
 	for i, item := range items {
 		x.original[i] = i
 		if x.uuids != nil && x.h.consumers == nil && item.UUID == "" { // each occurrence has a transfer; a client may be wrong
-			name := item.Kind + " " + x.uuids[i]
-			if first, ok := seen[name]; ok {
+			if first, ok := seen[x.uuids[i]]; ok {
 				x.original[i] = first
 				continue
 			}
-			seen[name] = i
+			seen[x.uuids[i]] = i
 		}
 		if item.Kind != "image_url" {
 			x.batches = append(x.batches, batch{i})
@@ -61,13 +59,13 @@ func (x *exchange) batchSize() int {
 	return max(1, min(x.h.EncodeBatch, (images+encoders-1)/encoders))
 }
 
-// content appends the content parts of a batch.
+// content appends the content parts of a batch, as an encoder takes them.
 func (x *exchange) content(parts [][]byte, b batch) [][]byte {
 	for n, i := range b {
 		if n > 0 {
 			parts = append(parts, []byte(","))
 		}
-		parts = x.withNames().AppendPieces(parts, x.body.Items[i].Range)
+		parts = x.body.AppendAlone(parts, x.body.Items[i], x.quotedUUID(i))
 	}
 	return parts
 }

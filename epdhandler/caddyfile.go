@@ -19,32 +19,32 @@ func (h *Handler) options() caddyfile.Options {
 		"prefill": caddyfile.OptionalPool(&h.Prefill),
 		"decode":  caddyfile.Pool(&h.Decode),
 
-		"retries":              caddyfile.OptionalInt(&h.Retries),
-		"retry_budget":         caddyfile.OptionalInt(&h.RetryBudget),
-		"encode_concurrency":   caddyfile.Int(&h.EncodeConcurrency),
-		"encode_optional":      caddyfile.Flag(&h.EncodeOptional),
-		"encode_timeout":       caddyfile.Duration(&h.EncodeTimeout),
-		"prefill_timeout":      caddyfile.Duration(&h.PrefillTimeout),
-		"stream_start_timeout": caddyfile.Duration(&h.StreamStartTimeout),
-		"stream_idle_timeout":  caddyfile.Duration(&h.StreamIdleTimeout),
-		"stream_keepalive":     caddyfile.Duration(&h.StreamKeepalive),
-		"encode_limit":         caddyfile.Int(&h.EncodeLimit),
-		"prefill_limit":        caddyfile.Int(&h.PrefillLimit),
-		"decode_limit":         caddyfile.Int(&h.DecodeLimit),
-		"queue_size":           caddyfile.OptionalInt(&h.QueueSize),
-		"queue_timeout":        caddyfile.Duration(&h.QueueTimeout),
-		"encode_batch":         caddyfile.Int(&h.EncodeBatch),
-		"references":           caddyfile.Flag(&h.References),
-		"uuid_salt":            caddyfile.String(&h.UUIDSalt, "{http.auth.user.id}"),
-		"ec_consumers":         caddyfile.Lists(&h.ECConsumers, "pd1:8003 tcp://pd1:14579"),
-		"keep_handles":         caddyfile.Flag(&h.KeepHandles),
-		"trust_clients":        caddyfile.Flag(&h.TrustClients),
-		"profiling":            caddyfile.Flag(&h.Profiling),
-		"media_sources":        caddyfile.List(&h.MediaSources, "data: https://*.example.com", func(s string) error { _, err := parseSource(s); return err }),
-		"max_memory":           caddyfile.Size(&h.MaxMemory),
-		"body_timeout":         caddyfile.Duration(&h.BodyTimeout),
-		"max_body_size":        caddyfile.Size(&h.MaxBodySize),
-		"max_media_items":      caddyfile.Int(&h.MaxMediaItems),
+		"retries":               caddyfile.OptionalInt(&h.Retries),
+		"retry_budget":          caddyfile.OptionalInt(&h.RetryBudget),
+		"encode_concurrency":    caddyfile.Int(&h.EncodeConcurrency),
+		"encode_optional":       caddyfile.Flag(&h.EncodeOptional),
+		"encode_timeout":        caddyfile.Duration(&h.EncodeTimeout),
+		"prefill_timeout":       caddyfile.Duration(&h.PrefillTimeout),
+		"stream_start_timeout":  caddyfile.Duration(&h.StreamStartTimeout),
+		"stream_idle_timeout":   caddyfile.Duration(&h.StreamIdleTimeout),
+		"stream_keepalive":      caddyfile.Duration(&h.StreamKeepalive),
+		"encode_limit":          caddyfile.Int(&h.EncodeLimit),
+		"prefill_limit":         caddyfile.Int(&h.PrefillLimit),
+		"decode_limit":          caddyfile.Int(&h.DecodeLimit),
+		"queue_size":            caddyfile.OptionalInt(&h.QueueSize),
+		"queue_timeout":         caddyfile.Duration(&h.QueueTimeout),
+		"encode_batch":          caddyfile.Int(&h.EncodeBatch),
+		"references":            caddyfile.Flag(&h.References),
+		"uuid_salt":             caddyfile.String(&h.UUIDSalt, "{http.auth.user.id}"),
+		"ec_consumers":          caddyfile.Lists(&h.ECConsumers, "pd1:8003 tcp://pd1:14579"),
+		"decode_has_embeddings": caddyfile.Flag(&h.DecodeHasEmbeddings),
+		"trust_clients":         caddyfile.Flag(&h.TrustClients),
+		"profiling":             caddyfile.Flag(&h.Profiling),
+		"media_sources":         caddyfile.List(&h.MediaSources, "data: https://*.example.com", func(s string) error { _, err := parseSource(s); return err }),
+		"max_memory":            caddyfile.Size(&h.MaxMemory),
+		"body_timeout":          caddyfile.Duration(&h.BodyTimeout),
+		"max_body_size":         caddyfile.Size(&h.MaxBodySize),
+		"max_media_items":       caddyfile.Int(&h.MaxMediaItems),
 	}
 }
 
@@ -81,7 +81,7 @@ func (h *Handler) options() caddyfile.Options {
 //		ec_consumers {
 //			<upstream> <control addresses...>
 //		}
-//		keep_handles
+//		decode_has_embeddings
 //		trust_clients
 //		profiling
 //		media_sources        <schemes or scheme://hosts...>

@@ -103,12 +103,17 @@ func (x *exchange) transfers(b batch) (ids []string, params []byte) {
 	type transfer struct {
 		ID string `json:"transfer_id"`
 	}
-	items := make([]transfer, len(b))
-	for n := range b {
+	var items []transfer
+	add := func() {
 		var id [16]byte
 		_, _ = rand.Read(id[:]) // never fails
 		ids = append(ids, hex.EncodeToString(id[:]))
-		items[n].ID = ids[n]
+		items = append(items, transfer{ids[len(ids)-1]})
+	}
+	for _, i := range b {
+		if add(); x.withSound(x.body.Items[i]) {
+			add()
+		}
 	}
 	params, _ = json.Marshal(map[string]any{"consumer_zmq": x.consumer.control, "ec_items": items}) // strings
 	return ids, params
@@ -116,15 +121,9 @@ func (x *exchange) transfers(b batch) (ids []string, params []byte) {
 
 // ecItems tells the consumer which transfers are for it, in the order of the media items.
 func ecItems(items []encoded) []body.Entry {
-	type transfer struct {
-		Hash json.RawMessage `json:"mm_hash"`
-		ID   string          `json:"transfer_id"`
-	}
 	var list []transfer
 	for _, item := range items {
-		if item.hash != nil && item.transfer != "" {
-			list = append(list, transfer{json.RawMessage(item.hash), item.transfer})
-		}
+		list = append(list, item.transfers...)
 	}
 	if list == nil {
 		return nil

@@ -143,17 +143,15 @@ func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error)
 }
 
 // decodeBody is the client's body with what the stages before have left for
-// decode. A prefill has consumed the encoders' handles. Where it has handed nothing over,
-// decode computes the prompt without them, from the media as the client wrote them.
+// decode. After a prefill it has no need of the embeddings, unless it is a consumer of them as
+// well. If it had to compute a part of the prompt again it could not get them, and would die of a
+// reference (vLLM 0.32). Where prefill has handed nothing over, it computes the prompt without them.
 func (x *exchange) decodeBody() *body.Segments {
-	b, handles := x.body, body.Remove(body.ECTransferParams)
-	if x.h.prefill == nil || x.h.KeepHandles {
-		handles = x.carry(body.ECTransferParams, x.handles)
+	kv := x.carry(body.KVTransferParams, x.kv)
+	if !x.decodeHasEmbeddings() {
+		return x.body.Rewrite(kv, body.Remove(body.ECTransferParams))
 	}
-	if x.h.prefill == nil || x.kv != nil {
-		b = x.forConsumers()
-	}
-	return b.Rewrite(x.carry(body.KVTransferParams, x.kv), handles)
+	return x.forConsumers().Rewrite(kv, x.carry(body.ECTransferParams, x.handles))
 }
 
 // forConsumers is the body that those get who need the embeddings.

@@ -3,6 +3,7 @@ package epdhandler
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -115,13 +116,10 @@ func (x *exchange) tryEncode(ctx context.Context, i int, known []encoded) ([]bod
 	var entries []body.Entry
 	if f == nil {
 		var err error
-		if entries, err = x.understand(a.body.Bytes(), b, known); err != nil {
+		if entries, err = x.understand(a.body.Bytes(), b, ids, known); err != nil {
 			f = brokenAnswer("encode", c, err)
 		} else {
 			x.encoding[i].succeeds()
-		}
-		for n, id := range ids {
-			known[b[n]].transfer = id
 		}
 	}
 	if f != nil && len(b) == 1 { // else nobody says which
@@ -131,12 +129,12 @@ func (x *exchange) tryEncode(ctx context.Context, i int, known []encoded) ([]bod
 }
 
 // understand reads an encoder's answer.
-func (x *exchange) understand(answer []byte, b batch, known []encoded) ([]body.Entry, error) {
+func (x *exchange) understand(answer []byte, b batch, ids []string, known []encoded) ([]body.Entry, error) {
 	entries, err := transferEntries(answer)
 	if err != nil || x.uuids == nil {
 		return entries, err
 	}
-	items, err := x.told(b, entries)
+	items, err := x.told(b, entries, ids)
 	for n := range items {
 		known[b[n]] = items[n]
 	}
@@ -157,7 +155,7 @@ func (x *exchange) ask(ctx context.Context, a *attempts, c *call) (*answer, *fai
 // encodeBody is the request that has media items encoded, given as content parts (vLLM
 // 0.11.1's contract for one, that of September 2026 for more). What decides how media are
 // processed goes along: with other options on both sides the consumer would not find the
-// embeddings.
+// embeddings. So does the template of a chat, which a model may not have itself.
 func encodeBody(b *body.Body, content [][]byte, push []byte) *body.Segments {
 	parts := make([][]byte, 0, 16+len(content))
 	parts = append(parts, []byte("{"))
@@ -167,7 +165,7 @@ func encodeBody(b *body.Body, content [][]byte, push []byte) *body.Segments {
 	parts = append(parts, []byte(`"messages":[{"role":"user","content":[`))
 	parts = append(parts, content...)
 	parts = append(parts, []byte(`]}],"max_tokens":1,"stream":false`))
-	for _, f := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs, body.Priority, body.SessionID} {
+	for _, f := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs, body.ChatTemplate, body.ChatTemplateKwargs, body.Priority, body.SessionID} {
 		if v := b.Value(f); v != nil {
 			parts = append(parts, []byte(`,"`+f.String()+`":`), v)
 		}
@@ -189,11 +187,10 @@ func transferEntries(answer []byte) ([]body.Entry, error) {
 	if params == nil || body.IsNull(params) {
 		return nil, nil
 	}
-	entries, err := body.Entries(params)
-	if err != nil {
-		return nil, fmt.Errorf("reading ec_transfer_params: %w", err)
+	if !body.IsObject(params) {
+		return nil, errors.New("ec_transfer_params is no object")
 	}
-	return entries, nil
+	return b.Options(body.ECTransferParams), nil
 }
 
 // ownEntries are the ec_transfer_params that a trusted client has sent itself.
@@ -201,8 +198,7 @@ func (x *exchange) ownEntries() []body.Entry {
 	if !x.h.TrustClients {
 		return nil
 	}
-	entries, _ := body.Entries(x.body.Value(body.ECTransferParams))
-	return entries
+	return x.body.Options(body.ECTransferParams)
 }
 
 // mergeEntries makes one object of the entries of all items, nil if there are

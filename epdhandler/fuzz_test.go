@@ -41,15 +41,20 @@ func FuzzStages(f *testing.F) {
 			require.Empty(t, handles)
 		}
 
-		for i, item := range b.Items {
-			want := map[string]any{"max_tokens": 1.0, "stream": false, "messages": []any{map[string]any{"role": "user", "content": []any{
-				client["messages"].([]any)[item.Message].(map[string]any)["content"].([]any)[item.Part]}}}}
-			for _, name := range []string{"model", "mm_processor_kwargs", "media_io_kwargs", "priority", "session_id"} {
+		for i, item := range b.Items { // the part is in TestAppendAlone
+			got := decoded(t, encodeBody(b, x.content(nil, batch{i}), nil).Bytes())
+			parts := got["messages"].([]any)[0].(map[string]any)["content"].([]any)
+			require.Len(t, parts, 1)
+			want := map[string]any{"max_tokens": 1.0, "stream": false, "messages": []any{map[string]any{"role": "user", "content": parts}}}
+			for _, name := range []string{"model", "mm_processor_kwargs", "media_io_kwargs", "chat_template", "chat_template_kwargs", "priority", "session_id"} {
 				if v, ok := client[name]; ok {
 					want[name] = v
 				}
 			}
-			require.Equal(t, want, decoded(t, encodeBody(b, x.content(nil, batch{i}), nil).Bytes()))
+			require.Equal(t, want, got)
+			if uuid, ok := parts[0].(map[string]any)["uuid"]; ok {
+				require.Equal(t, item.UUID, uuid)
+			}
 		}
 
 		want := maps.Clone(client)
@@ -104,8 +109,8 @@ func params(answer []byte, name string) (m map[string]any, fit bool) {
 	if json.Unmarshal(bytes.TrimPrefix(answer, []byte("\ufeff")), &top) != nil {
 		return nil, false
 	}
-	if _, err := body.Entries(top[name]); top[name] != nil && string(top[name]) != "null" && err != nil {
-		return nil, false // no object, or with a member given twice
+	if v := top[name]; v != nil && !body.IsNull(v) && !body.IsObject(v) {
+		return nil, false
 	}
 	_ = json.Unmarshal(top[name], &m)
 	return m, true

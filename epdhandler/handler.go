@@ -133,9 +133,11 @@ type Handler struct {
 	// Instance and rank are chosen before anything is encoded. Default: they do not push.
 	ECConsumers map[string][]string `json:"ec_consumers,omitempty"`
 
-	// Give decode the transfer handles of encoders too where a prefill has had them, for
-	// engines that want them. Default: false.
-	KeepHandles bool `json:"keep_handles,omitempty"`
+	// Give decode what prefill gets of the embeddings, the references and transfer handles, as
+	// well. Its engines must be consumers of the same embeddings then (`--ec-transfer-config`
+	// with the role of a consumer). Otherwise decode gets, after a prefill, the media as the
+	// client has sent them. Without a prefill pool it has no effect. Default: false.
+	DecodeHasEmbeddings bool `json:"decode_has_embeddings,omitempty"`
 
 	// Let clients say what engines do besides answering: pass on `kv_transfer_params`,
 	// `ec_transfer_params`, the `uuid` of media items, and the headers by which routers

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"fmt"
 	"runtime"
 
 	"github.com/caddyserver/caddy/v2"
@@ -26,10 +25,9 @@ func (x *exchange) identify() []string {
 		if uuids[i] = items[i].UUID; uuids[i] == "" {
 			h := hmac.New(sha256.New, salt)
 			for _, options := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs} {
-				v := x.body.Value(options)
-				_, _ = fmt.Fprintf(h, "%d:%s", len(v), v)
+				body.WriteField(h, x.body.Value(options))
 			}
-			x.body.WriteContent(h, items[i])
+			x.body.WriteMedia(h, items[i])
 			uuids[i] = hex.EncodeToString(h.Sum(nil))
 		}
 		return true
@@ -37,30 +35,31 @@ func (x *exchange) identify() []string {
 	return uuids
 }
 
-// names are what gives the media items uuids that have none of the client.
-func (x *exchange) names() []body.Patch {
+// withUUIDs is the client's body, whose media items have the uuids by which they were encoded.
+func (x *exchange) withUUIDs() *body.Body {
 	var patches []body.Patch
-	for i, item := range x.body.Items {
-		if item.UUID == "" {
-			patches = append(patches, item.Name(x.quotedUUID(i)))
-		}
+	for i := range x.body.Items {
+		patches = x.addUUID(patches, i)
+	}
+	return x.body.Patched(patches)
+}
+
+// addUUID appends the patch that gives an item its uuid, unless it has one of the client.
+func (x *exchange) addUUID(patches []body.Patch, i int) []body.Patch {
+	if item := x.body.Items[i]; item.UUID == "" {
+		patches = append(patches, item.SetUUID(x.quotedUUID(i)))
 	}
 	return patches
 }
 
-// withNames is the client's body, in which media items have uuids if engines get to know
-// them.
-func (x *exchange) withNames() *body.Body {
-	if x.named != nil {
-		return x.named
-	}
-	return x.body
-}
-
-// quotedUUID is the uuid of an item as JSON: the client's own exactly as written.
+// quotedUUID is the uuid of an item as JSON: the client's own exactly as written. It is nil if
+// there is none.
 func (x *exchange) quotedUUID(i int) []byte {
-	if item := x.body.Items[i]; item.UUID != "" {
+	switch item := x.body.Items[i]; {
+	case item.UUID != "":
 		return x.body.UUID(item)
+	case x.uuids == nil:
+		return nil
 	}
 	text, _ := json.Marshal(x.uuids[i]) // a string
 	return text

@@ -60,6 +60,11 @@ func (x *exchange) pass() *failure {
 func (x *exchange) restore(f *failure) {
 	spent := f.stage == "prefill" && x.handles != nil || f.stage == "decode" && x.transferred()
 	lost := x.lost(f)
+	if x.refers(f.stage) && (lost || f.reason == broken && f.call.reached) {
+		// an engine that lacks an embedding dies of a reference to it (vLLM 0.32): the
+		// next one gets the media
+		x.raw, x.referred, x.consumers = true, false, x.withUUIDs()
+	}
 	gone := x.consumer != nil && !x.prefilled // whom the embeddings are with
 	if (!spent && !lost || !f.call.reached) && !gone {
 		return
@@ -68,7 +73,7 @@ func (x *exchange) restore(f *failure) {
 		x.prefilling.avoid() // nobody else can have lost the blocks
 	}
 	x.prefilled, x.kv = false, nil
-	if x.handles != nil || lost && x.referred || x.consumer != nil {
+	if x.handles != nil || x.consumer != nil {
 		x.encoded, x.handles, x.consumers, x.referred = false, nil, nil, false
 		x.dropConsumer()
 	}
@@ -82,10 +87,18 @@ func (x *exchange) lost(f *failure) bool {
 
 // needy reports whether a stage cannot do without what other engines have made for it.
 func (x *exchange) needy(stage string) bool {
-	if stage == "decode" && x.h.prefill != nil {
-		return x.kv != nil // without it, decode gets the media themselves
-	}
-	return stage != "encode" && x.referred || stage == "decode" && x.transferred()
+	return x.refers(stage) || stage == "decode" && x.transferred()
+}
+
+// refers reports whether a stage gets references.
+func (x *exchange) refers(stage string) bool {
+	return x.referred && (stage == "prefill" || stage == "decode" && x.decodeHasEmbeddings())
+}
+
+// decodeHasEmbeddings reports whether decode gets the embeddings: because it does prefill as
+// well, or beside what a prefill has handed over.
+func (x *exchange) decodeHasEmbeddings() bool {
+	return x.h.prefill == nil || x.h.DecodeHasEmbeddings && x.kv != nil
 }
 
 // transferred reports whether decode gets something that serves only once.

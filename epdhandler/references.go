@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
@@ -18,103 +19,177 @@ var embedKinds = map[string]string{
 	"image_url": "image_embeds", "audio_url": "audio_embeds", "input_audio": "audio_embeds", "video_url": "video_embeds",
 }
 
+// soundOption makes of a video two media for an engine: the video and its sound.
+const soundOption = "use_audio_in_video"
+
 // encoded is what is known of a media item after it has been encoded.
 type encoded struct {
-	hash     []byte // the encoder's name for it, with quotes; nil if it has told none
-	shape    []byte // as a reference has it; nil if there can be none
-	transfer string // the id of the transfer to the consumer; empty if there is none
+	told      bool       // by an entry of the encoder's
+	reference []byte     // the members that stand in for the media; nil if nothing can
+	transfers []transfer // to the consumer
 }
 
-// refer returns the client's body with references, as far as encoders have told the
-// shapes. What stays as it is gets the uuid by which it was encoded, or engines would not
-// find that. A request with audio has references for all of its items, or for none.
+// A transfer is one embedding on its way to the consumer.
+type transfer struct {
+	Hash json.RawMessage `json:"mm_hash"` // the encoder's name for it
+	ID   string          `json:"transfer_id"`
+}
+
+// refer returns the client's body with references, as far as encoders have told what they
+// need. What stays as it is gets the uuid by which it was encoded, or engines would not
+// find that. An engine takes no references beside media of one modality, and vLLM's proxy makes
+// none beside media where there is audio, so all of those have one, or none has.
 func (x *exchange) refer(known []encoded) *body.Body {
-	items := x.body.Items
-	audio, all := false, x.h.References && !x.usesAudioInVideo()
-	some := all
-	for i, item := range items {
-		audio = audio || embedKinds[item.Kind] == "audio_embeds"
-		all = all && known[x.original[i]].shape != nil
+	raw := make(map[string]bool) // modalities
+	audio, all := x.hasSound(), x.h.References && !x.raw
+	for i, item := range x.body.Items {
+		referable := known[x.original[i]].reference != nil
+		kind := embedKinds[item.Kind]
+		raw[kind] = raw[kind] || !referable
+		audio = audio || kind == "audio_embeds"
+		all = all && referable
 	}
-	patches := make([]body.Patch, 0, len(items))
-	for i, item := range items {
-		shape := known[x.original[i]].shape
-		switch {
-		case shape != nil && (all || some && !audio):
-			kind := embedKinds[item.Kind]
-			with := fmt.Appendf(nil, `{"type":"%s","%s":%s,"uuid":%s}`, kind, kind, shape, x.quotedUUID(i))
-			patches = append(patches, body.Patch{Range: item.Range, With: with})
+	patches := make([]body.Patch, 0, 2*len(x.body.Items))
+	x.referred = false
+	for i, item := range x.body.Items {
+		kind := embedKinds[item.Kind]
+		if all || x.h.References && !x.raw && !audio && !raw[kind] {
+			patches = append(patches, item.Refer(kind, known[x.original[i]].reference)...)
 			x.referred = true
-		case item.UUID == "":
-			patches = append(patches, item.Name(x.quotedUUID(i)))
 		}
+		patches = x.addUUID(patches, i)
 	}
 	return x.body.Patched(patches)
 }
 
-// usesAudioInVideo reports whether videos stand for their sound as well, of which a
-// reference to a video says nothing.
-func (x *exchange) usesAudioInVideo() bool {
-	options, _ := body.Entries(x.body.Value(body.MMProcessorKwargs)) // an error: it is no object
-	return slices.ContainsFunc(options, func(e body.Entry) bool {
-		return body.IsString(e.Name, "use_audio_in_video") && string(e.Value) != "false" && !body.IsNull(e.Value)
-	})
+// hasSound reports whether there is a video that stands for its sound as well.
+func (x *exchange) hasSound() bool {
+	return slices.ContainsFunc(x.body.Items, x.withSound)
 }
 
-// told returns what an encoder tells of the items of a batch.
-func (x *exchange) told(b batch, entries []body.Entry) ([]encoded, error) {
-	items := make([]encoded, len(b))
+// withSound reports whether an item is such a video.
+func (x *exchange) withSound(item body.Item) bool {
+	return item.Kind == "video_url" && string(x.body.Option(body.MMProcessorKwargs, soundOption)) == "true"
+}
+
+// told returns what an encoder tells of the items of a batch, and adds which entries the
+// transfers to the consumer are for: there is an id for each of the positions.
+func (x *exchange) told(b batch, entries []body.Entry, ids []string) ([]encoded, error) {
+	all := make([]about, 0, len(entries))
 	for _, e := range entries {
-		members, err := body.Entries(e.Value)
-		if err != nil {
-			return nil, errors.New("an entry of ec_transfer_params is no object")
-		}
-		positions, err := x.positions(b, e, members, len(entries))
+		a, err := x.about(b, e, len(entries))
 		if err != nil {
 			return nil, err
 		}
-		shape := flatten(member(members, "metadata"))
-		for _, n := range positions {
-			if n < 0 || n >= len(b) {
+		all = append(all, a)
+	}
+	if len(b) == 1 {
+		return []encoded{x.toldAlone(x.body.Items[b[0]], all, ids)}, nil
+	}
+	items := make([]encoded, len(b))
+	for _, a := range all {
+		for _, n := range a.positions {
+			if n >= len(b) {
 				return nil, fmt.Errorf("item_indices of ec_transfer_params has %d, of %d items", n, len(b))
 			}
-			if items[n].hash != nil {
+			if items[n].told {
 				return nil, fmt.Errorf("item %d has more than one entry in ec_transfer_params", n)
 			}
-			items[n] = encoded{hash: e.Name, shape: shape}
+			items[n] = encoded{true, a.reference(x.body.Items[b[n]].Kind), a.transfers(ids, n)}
 		}
 	}
 	return items, nil
 }
 
-// positions says which items of a batch an entry is about: those that it says or, from
-// engines that do not say, the one whose uuid it has, or the only one.
-func (x *exchange) positions(b batch, e body.Entry, members []body.Entry, entries int) (positions []int, err error) {
-	if indices := member(members, "item_indices"); indices != nil && !body.IsNull(indices) {
-		if err := json.Unmarshal(indices, &positions); err != nil {
-			return nil, errors.New("item_indices of ec_transfer_params is no list of positions")
+// toldAlone returns what an encoder tells of the only item of a batch. It may be more than
+// one thing for the engine, such as a video and its sound, which vLLM 0.33 can be referred to.
+func (x *exchange) toldAlone(item body.Item, all []about, ids []string) encoded {
+	e := encoded{told: len(all) > 0}
+	for at := range ids {
+		for _, a := range all {
+			e.transfers = append(e.transfers, a.transfers(ids, at)...)
 		}
-		return positions, nil
+	}
+	switch sound := x.withSound(item); {
+	case !sound && len(all) == 1:
+		e.reference = all[0].reference(item.Kind)
+	case sound && len(all) == 2:
+		slices.SortFunc(all, func(a, b about) int { return slices.Compare(a.positions, b.positions) })
+		video, audio := all[0].reference("video_url"), all[1].reference("audio_url")
+		if video != nil && audio != nil && all[0].is("video", 0) && all[1].is("audio", 1) {
+			e.reference = slices.Concat(video, []byte(","), audio)
+		}
+	}
+	return e
+}
+
+// about is what an entry of ec_transfer_params says.
+type about struct {
+	hash      []byte // the encoder's name for the embedding, with quotes
+	positions []int  // of items in the batch
+	modality  []byte // as JSON; nil from engines before 0.33
+	shape     []byte // what a reference has to tell; nil if there is nothing
+}
+
+// about reads an entry. Engines that do not say which items it is about have the uuid of
+// one as its name, or it is the only one.
+func (x *exchange) about(b batch, e body.Entry, entries int) (about, error) {
+	members, err := body.Entries(e.Value)
+	if err != nil {
+		return about{}, errors.New("an entry of ec_transfer_params is no object")
+	}
+	a := about{hash: e.Name, modality: body.Find(members, "modality"), shape: flatten(body.Find(members, "metadata"))}
+	if indices := body.Find(members, "item_indices"); indices != nil && !body.IsNull(indices) {
+		if err := json.Unmarshal(indices, &a.positions); err != nil || slices.ContainsFunc(a.positions, func(n int) bool { return n < 0 }) {
+			return a, errors.New("item_indices of ec_transfer_params is no list of positions")
+		}
+		return a, nil
 	}
 	for n, i := range b {
 		if body.IsString(e.Name, x.uuids[i]) {
-			return []int{n}, nil
+			a.positions = append(a.positions, n)
+			return a, nil
 		}
 	}
 	if len(b) == 1 && entries == 1 {
-		return []int{0}, nil
+		a.positions = []int{0}
 	}
-	return nil, errors.New("ec_transfer_params does not say which entry is for which item")
+	if len(b) > 1 {
+		return a, errors.New("ec_transfer_params does not say which entry is for which item")
+	}
+	return a, nil
 }
 
-// member returns the value of a member, nil if there is none.
-func member(members []body.Entry, name string) []byte {
-	for _, m := range members {
-		if body.IsString(m.Name, name) {
-			return m.Value
-		}
+// is reports whether an entry is about the one thing of this modality at this position.
+func (a about) is(modality string, at int) bool {
+	return body.IsString(a.modality, modality) && slices.Equal(a.positions, []int{at})
+}
+
+// transfers returns the one to the consumer that an entry tells of a position, if any.
+func (a about) transfers(ids []string, at int) []transfer {
+	if at >= len(ids) || !slices.Contains(a.positions, at) {
+		return nil
 	}
-	return nil
+	return []transfer{{a.hash, ids[at]}}
+}
+
+// timings are what models call the times of a video's frames (vLLM 0.33): without any of
+// them a reference would stand for a video of another speed.
+var timings = []string{"timestamps", "second_per_grid_ts"}
+
+// reference returns the member that stands in for media of a kind, nil if what is told does not suffice.
+func (a about) reference(kind string) []byte {
+	embeds := embedKinds[kind]
+	modality, _, _ := strings.Cut(embeds, "_")
+	told, _ := body.Entries(a.shape) // an error: there is none
+	has := func(name string) bool { return body.Find(told, name) != nil }
+	switch {
+	case a.shape == nil, a.modality != nil && !body.IsString(a.modality, modality):
+		return nil
+	case modality == "video" && !(has("video_grid_thw") && slices.ContainsFunc(timings, has)):
+		return nil
+	}
+	return fmt.Appendf(nil, `"%s":%s`, embeds, a.shape)
 }
 
 // flatten returns an encoder's metadata as a reference has them: lists of lists become

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -52,40 +53,44 @@ func TestFlatten(t *testing.T) {
 	}
 }
 
-// An encoder must say which entry is for which item.
-func TestShapes(t *testing.T) {
+// An encoder must say which entry of a batch is for which item.
+func TestTold(t *testing.T) {
 	const a, b = `{"metadata":{"s":[1]}%s}`, `{"metadata":{"s":[2]}%s}`
 	at := func(entry, indices string) string { return fmt.Sprintf(entry, `,"item_indices":`+indices) }
 	bare := func(entry string) string { return fmt.Sprintf(entry, "") }
+	const one, two = `"image_embeds":{"s":[1]}`, `"image_embeds":{"s":[2]}`
 	for name, tc := range map[string]struct {
 		batch   batch
 		entries string
 		want    []string // nil: an error
 	}{
-		"positions":           {batch{0, 1}, `{"x":` + at(a, "[1]") + `,"y":` + at(b, "[0]") + `}`, []string{`{"s":[2]}`, `{"s":[1]}`}},
-		"one for both":        {batch{0, 1}, `{"x":` + at(a, "[0,1]") + `}`, []string{`{"s":[1]}`, `{"s":[1]}`}},
-		"uuids":               {batch{0, 1}, `{"u1":` + bare(a) + `,"u0":` + bare(b) + `}`, []string{`{"s":[2]}`, `{"s":[1]}`}},
-		"the only one":        {batch{1}, `{"x":` + bare(a) + `}`, []string{`{"s":[1]}`}},
-		"nothing of one":      {batch{0, 1}, `{"x":` + at(a, "[1]") + `}`, []string{"", `{"s":[1]}`}},
+		"positions":           {batch{0, 1}, `{"x":` + at(a, "[1]") + `,"y":` + at(b, "[0]") + `}`, []string{two, one}},
+		"one for both":        {batch{0, 1}, `{"x":` + at(a, "[0,1]") + `}`, []string{one, one}},
+		"uuids":               {batch{0, 1}, `{"u1":` + bare(a) + `,"u0":` + bare(b) + `}`, []string{two, one}},
+		"the only one":        {batch{1}, `{"x":` + bare(a) + `}`, []string{one}},
+		"nothing of one":      {batch{0, 1}, `{"x":` + at(a, "[1]") + `}`, []string{"", one}},
 		"nothing":             {batch{0}, `{}`, []string{""}},
 		"no shape":            {batch{0}, `{"x":{"metadata":{}}}`, []string{""}},
-		"of another":          {batch{0}, `{"x":` + at(a, "[1]") + `}`, nil},
+		"another modality":    {batch{0}, `{"x":` + fmt.Sprintf(a, `,"modality":"video"`) + `}`, []string{""}},
+		"the same modality":   {batch{0}, `{"x":` + fmt.Sprintf(a, `,"modality":"image"`) + `}`, []string{one}},
+		"two for one":         {batch{0}, `{"x":` + bare(a) + `,"y":` + bare(b) + `}`, []string{""}},
+		"two of one":          {batch{0}, `{"x":` + at(a, "[0]") + `,"y":` + at(b, "[1]") + `}`, []string{""}},
+		"null is no position": {batch{0}, `{"x":` + at(a, "null") + `}`, []string{one}},
+		"of another":          {batch{0, 1}, `{"x":` + at(a, "[2]") + `}`, nil},
 		"negative":            {batch{0}, `{"x":` + at(a, "[-1]") + `}`, nil},
 		"given twice":         {batch{0, 1}, `{"x":` + at(a, "[0]") + `,"y":` + at(b, "[0]") + `}`, nil},
 		"twice in one":        {batch{0, 1}, `{"x":` + at(a, "[0,0]") + `}`, nil},
 		"ambiguous":           {batch{0, 1}, `{"x":` + bare(a) + `,"y":` + bare(b) + `}`, nil},
 		"one of two":          {batch{0, 1}, `{"x":` + bare(a) + `}`, nil},
-		"two for one":         {batch{0}, `{"x":` + bare(a) + `,"y":` + bare(b) + `}`, nil},
 		"no list":             {batch{0}, `{"x":` + at(a, `"0"`) + `}`, nil},
 		"a fraction":          {batch{0}, `{"x":` + at(a, `[0.5]`) + `}`, nil},
 		"an entry as a list":  {batch{0}, `{"x":[]}`, nil},
-		"null is no position": {batch{0}, `{"x":` + at(a, "null") + `}`, []string{`{"s":[1]}`}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := &exchange{uuids: []string{"u0", "u1"}}
+			x := referring(t, `{"messages":[{"content":[{"image_url":"a"},{"image_url":"b"}]}]}`)
 			entries, err := body.Entries([]byte(tc.entries))
 			require.NoError(t, err)
-			items, err := x.told(tc.batch, entries)
+			items, err := x.told(tc.batch, entries, nil)
 			if tc.want == nil {
 				require.Error(t, err)
 				return
@@ -93,9 +98,57 @@ func TestShapes(t *testing.T) {
 			require.NoError(t, err)
 			var got []string
 			for _, item := range items {
-				got = append(got, string(item.shape))
+				got = append(got, string(item.reference))
 			}
 			assert.Equal(t, tc.want, got)
+		})
+	}
+}
+
+// A video can be two things for an engine, itself and its sound, and a model may make more of it.
+func TestToldOfVideos(t *testing.T) {
+	const grid, timed, audio = `{"video_grid_thw":[[8,36,36]]}`, `{"video_grid_thw":[[8,36,36]],"second_per_grid_ts":[0.5]}`, `{"audio_feature_lengths":[1296]}`
+	entry := func(name, modality string, at int, metadata string) string {
+		if modality != "" {
+			modality = `"modality":"` + modality + `",`
+		}
+		return fmt.Sprintf(`"%s":{%s"item_indices":[%d],"metadata":%s}`, name, modality, at, metadata)
+	}
+	for name, tc := range map[string]struct {
+		sound     bool
+		entries   string
+		want      string
+		transfers string // name:id
+	}{
+		"without its timing":         {false, entry("v", "", 0, grid), "", "v:0"},
+		"with its timing":            {false, entry("v", "", 0, timed), `"video_embeds":{"video_grid_thw":[8,36,36],"second_per_grid_ts":[0.5]}`, "v:0"},
+		"with the frames' times":     {false, entry("v", "video", 0, `{"timestamps":[0.25,1.5],"video_grid_thw":[2,36,36]}`), `"video_embeds":{"timestamps":[0.25,1.5],"video_grid_thw":[2,36,36]}`, "v:0"},
+		"times only":                 {false, entry("v", "", 0, `{"timestamps":[0.25]}`), "", "v:0"},
+		"another model's":            {false, entry("v", "", 0, `{"video_image_sizes":[1,2]}`), "", "v:0"},
+		"several chunks":             {false, entry("a", "", 0, timed) + "," + entry("b", "", 1, timed), "", "a:0"},
+		"sound, 0.33":                {true, entry("a", "audio", 1, audio) + "," + entry("v", "video", 0, timed), `"video_embeds":{"video_grid_thw":[8,36,36],"second_per_grid_ts":[0.5]},"audio_embeds":{"audio_feature_lengths":[1296]}`, "v:0 a:1"},
+		"sound, without its timing":  {true, entry("a", "audio", 1, audio) + "," + entry("v", "video", 0, grid), "", "v:0 a:1"},
+		"sound, before 0.33":         {true, entry("v", "", 0, timed) + "," + entry("a", "", 1, audio), "", "v:0 a:1"},
+		"sound, the wrong way round": {true, entry("v", "video", 1, timed) + "," + entry("a", "audio", 0, audio), "", "a:0 v:1"},
+		"sound, one entry":           {true, `"v":{"item_indices":[0,1],"metadata":` + timed + `}`, "", "v:0 v:1"},
+		"sound that is missing":      {true, entry("v", "video", 0, timed), "", "v:0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := referring(t, fmt.Sprintf(`{"messages":[{"content":[{"video_url":"a"}]}],"mm_processor_kwargs":{"use_audio_in_video":%v}}`, tc.sound))
+			x.consumer = &consumer{control: "tcp://x:1"}
+			ids, push := x.transfers(batch{0})
+			assert.Equal(t, len(ids), strings.Count(string(push), "transfer_id"))
+			assert.Len(t, ids, map[bool]int{false: 1, true: 2}[tc.sound])
+			entries, err := body.Entries([]byte("{" + tc.entries + "}"))
+			require.NoError(t, err)
+			items, err := x.told(batch{0}, entries, ids)
+			require.NoError(t, err)
+			assert.Equal(t, tc.want, string(items[0].reference))
+			var got []string
+			for _, transfer := range items[0].transfers {
+				got = append(got, fmt.Sprintf("%s:%d", strings.Trim(string(transfer.Hash), `"`), slices.Index(ids, transfer.ID)))
+			}
+			assert.Equal(t, tc.transfers, strings.Join(got, " "))
 		})
 	}
 }
@@ -106,24 +159,26 @@ func TestRefer(t *testing.T) {
 	named := func(part string, i int) string {
 		return fmt.Sprintf(`%s,"uuid":"u%d"}`, strings.TrimSuffix(part, "}"), i)
 	}
-	reference := func(kind string, i int) string {
-		return fmt.Sprintf(`{"type":"%s","%s":{"s":[1]},"uuid":"u%d"}`, kind, kind, i)
+	reference := func(kind, more string, i int) string {
+		return fmt.Sprintf(`{"type":"%s","%s":{"s":[1]}%s,"uuid":"u%d"}`, kind, kind, more, i)
 	}
+	const own = `,"detail":"low"` // which the chat template may look at
 	for name, tc := range map[string]struct {
 		parts   []string
 		told    []int
 		options string
 		want    []string
 	}{
-		"all":                         {[]string{image, video}, []int{0, 1}, "", []string{reference("image_embeds", 0), reference("video_embeds", 1)}},
-		"one of two images":           {[]string{image, image}, []int{1}, "", []string{named(image, 0), reference("image_embeds", 1)}},
-		"none":                        {[]string{image}, nil, "", []string{named(image, 0)}},
-		"all, with audio":             {[]string{audio, image}, []int{0, 1}, "", []string{reference("audio_embeds", 0), reference("image_embeds", 1)}},
-		"not all, with audio":         {[]string{audio, image}, []int{0}, "", []string{named(audio, 0), named(image, 1)}},
-		"not the audio":               {[]string{audio, image}, []int{1}, "", []string{named(audio, 0), named(image, 1)}},
-		"audio in video":              {[]string{video}, []int{0}, `,"mm_processor_kwargs":{"use_audio_in_video":true}`, []string{named(video, 0)}},
-		"no audio in video":           {[]string{video}, []int{0}, `,"mm_processor_kwargs":{"use_audio_in_video":false}`, []string{reference("video_embeds", 0)}},
-		"a client's uuid is left out": {[]string{`{"uuid":"mine","image_url":"i"}`, `{"image_url":"i","uuid":"mine"}`}, nil, "", []string{named(`{"image_url":"i"}`, 0), named(`{"image_url":"i"}`, 1)}},
+		"all":                 {[]string{image, video}, []int{0, 1}, "", []string{reference("image_embeds", own, 0), reference("video_embeds", "", 1)}},
+		"one of two images":   {[]string{image, image}, []int{1}, "", []string{named(image, 0), named(image, 1)}}, // an engine does not take both
+		"images only":         {[]string{image, video}, []int{0}, "", []string{reference("image_embeds", own, 0), named(video, 1)}},
+		"none":                {[]string{image}, nil, "", []string{named(image, 0)}},
+		"all, with audio":     {[]string{audio, image}, []int{0, 1}, "", []string{reference("audio_embeds", "", 0), reference("image_embeds", own, 1)}},
+		"not all, with audio": {[]string{audio, image}, []int{0}, "", []string{named(audio, 0), named(image, 1)}},
+		"not the audio":       {[]string{audio, image}, []int{1}, "", []string{named(audio, 0), named(image, 1)}},
+		"not all, with sound": {[]string{video, image}, []int{1}, `,"mm_processor_kwargs":{"use_audio_in_video":true}`, []string{named(video, 0), named(image, 1)}},
+		"all, with sound":     {[]string{video, image}, []int{0, 1}, `,"mm_processor_kwargs":{"use_audio_in_video":true}`, []string{reference("video_embeds", "", 0), reference("image_embeds", own, 1)}},
+		"sound of no video":   {[]string{image, audio}, []int{0}, `,"mm_processor_kwargs":{"use_audio_in_video":true}`, []string{named(image, 0), named(audio, 1)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			request := func(parts []string) string {
@@ -132,9 +187,11 @@ func TestRefer(t *testing.T) {
 			x := referring(t, request(tc.parts))
 			known := make([]encoded, len(tc.parts))
 			for _, i := range tc.told {
-				known[i].shape = []byte(`{"s":[1]}`)
+				known[i].reference = fmt.Appendf(nil, `"%s":{"s":[1]}`, embedKinds[x.body.Items[i].Kind])
 			}
 			assert.Equal(t, request(tc.want), string(x.refer(known).Rewrite().Bytes()))
+			x.raw = true
+			assert.Equal(t, string(x.withUUIDs().Rewrite().Bytes()), string(x.refer(known).Rewrite().Bytes()), "an engine may have died of them")
 		})
 	}
 }
@@ -147,8 +204,7 @@ func TestReferToBadUUIDs(t *testing.T) {
 		}
 		x := referringFor(t, request(uuid), true)
 		assert.Equal(t, request(`"u0"`), string(x.refer(make([]encoded, 1)).Rewrite().Bytes()), uuid)
-		x.named = x.body.Patched(x.names())
-		assert.Contains(t, string(encodeBody(x.body, x.content(nil, batch{0}), nil).Bytes()), `[{"uuid": "u0" ,"image_url":"i"}]`, uuid)
+		assert.Contains(t, string(encodeBody(x.body, x.content(nil, batch{0}), nil).Bytes()), `[{"type":"image_url","image_url":{"url":"i"},"uuid":"u0"}]`, uuid)
 	}
 }
 
@@ -157,27 +213,28 @@ func FuzzReferences(f *testing.F) {
 	f.Add([]byte(`{"messages":[{"content":[{"image_url":"a","uuid":"x"},{"type":"text"},{"uuid":"y","video_url":{"url":"b"}}]}]}`), uint8(0b01), false)
 	f.Add([]byte(`{"stream":true,"messages":[{"content":[{"type":"audio_url","audio_url":"a"}]},{"content":[{"uuid":null,"image_url":"x"}]}],"kv_transfer_params":{}}`), uint8(0b11), true)
 	f.Fuzz(func(t *testing.T, in []byte, told uint8, trusted bool) {
-		if b, err := body.ParseChat(in, 8, trusted); err != nil || len(b.Items) > 8 {
+		if _, err := body.ParseChat(slices.Clone(in), 8, trusted); err != nil {
 			return
 		}
 		x := referringFor(t, string(in), trusted)
 		want := decoded(t, x.body.Rewrite().Bytes())
 		known := make([]encoded, len(x.body.Items))
-		audio, all := false, true
+		audio, all, raw := x.hasSound(), true, make(map[string]bool)
 		for i, item := range x.body.Items {
+			kind := embedKinds[item.Kind]
 			if told&(1<<i) != 0 {
-				known[i].shape = []byte(`{"s":[1]}`)
+				known[i].reference = []byte(`"` + kind + `":{"s":[1]}`)
 			}
-			audio = audio || item.Kind == "audio_url" || item.Kind == "input_audio"
-			all = all && known[i].shape != nil
+			audio = audio || kind == "audio_embeds"
+			all = all && known[i].reference != nil
+			raw[kind] = raw[kind] || known[i].reference == nil
 		}
-		raw := x.usesAudioInVideo() || audio && !all
 		for i, item := range x.body.Items {
 			content := want["messages"].([]any)[item.Message].(map[string]any)["content"].([]any)
 			part := maps.Clone(content[item.Part].(map[string]any))
-			if known[i].shape != nil && !raw {
-				kind := embedKinds[item.Kind]
-				part = map[string]any{"type": kind, kind: map[string]any{"s": []any{1.0}}}
+			if kind := embedKinds[item.Kind]; !raw[kind] && (all || !audio) {
+				delete(part, item.Kind)
+				part["type"], part[kind] = kind, map[string]any{"s": []any{1.0}}
 			}
 			part["uuid"] = x.uuids[i]
 			if item.UUID != "" { // the trusted client's own

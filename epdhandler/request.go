@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -102,12 +101,7 @@ func (x *exchange) readBody(chat bool) *apiError {
 	if e := x.checkSources(); e != nil {
 		return e
 	}
-	if !x.h.TrustClients && x.smuggles() {
-		e := badRequest(http.StatusBadRequest, "invalid_body", "vllm_xargs must not have kv_transfer_params or ec_transfer_params")
-		e.Param = "vllm_xargs"
-		return e
-	}
-	return nil
+	return x.checkOptions()
 }
 
 // isJSON reports whether a request says that its body is JSON. A page of another site can have a
@@ -119,15 +113,6 @@ func isJSON(h http.Header) bool {
 	}
 	typ, _, _ := strings.Cut(types[0], ";")
 	return strings.EqualFold(strings.Trim(typ, " \t"), "application/json")
-}
-
-// smuggles reports whether the body has, where vLLM would look for them next, the
-// transfer parameters that clients must not give.
-func (x *exchange) smuggles() bool {
-	entries, _ := body.Entries(x.body.Value(body.VLLMXArgs)) // an error: it is no object
-	return slices.ContainsFunc(entries, func(e body.Entry) bool {
-		return body.IsString(e.Name, body.KVTransferParams.String()) || body.IsString(e.Name, body.ECTransferParams.String())
-	})
 }
 
 func badRequest(status int, code, format string, args ...any) *apiError {

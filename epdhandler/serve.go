@@ -31,13 +31,13 @@ type exchange struct {
 	encoded   bool
 	consumers *body.Body // with references, nil if there are none
 	referred  bool       // there are some
+	raw       bool       // there may be none any more: an engine may have died of them
 	handles   []byte     // ec_transfer_params of all media items, nil if encoders gave none
 	prefilled bool
 	kv        []byte // kv_transfer_params, nil if the prefill gave none
 
-	uuids    []string   // of the media items, nil if engines do not get to know them
-	named    *body.Body // with them, nil likewise
-	original []int      // which media item each one is the same as
+	uuids    []string // of the media items, nil if engines do not get to know them
+	original []int    // which media item each one is the same as
 	batches  []batch
 	consumer *consumer // nil if encoders need not know
 
@@ -141,7 +141,7 @@ func (x *exchange) complete(chat bool) {
 // release gives the body's memory back, as soon as no engine reads it any more.
 func (x *exchange) release() {
 	x.memory.Release()
-	x.body, x.named, x.consumers, x.memory = nil, nil, nil, nil
+	x.body, x.consumers, x.memory = nil, nil, nil
 }
 
 // findRoom refuses a request if so many wait for a pool that it may not join them.

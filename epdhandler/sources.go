@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
@@ -48,8 +49,7 @@ func (x *exchange) checkSources() *apiError {
 		return nil
 	}
 	for _, item := range x.body.Items {
-		if !x.mayFetch(item) {
-			e := badRequest(http.StatusBadRequest, "media_source", "the media of part %d of message %d come from a source that is not allowed", item.Part, item.Message)
+		if e := x.checkSource(item); e != nil {
 			e.Param = item.Path()
 			return e
 		}
@@ -57,36 +57,44 @@ func (x *exchange) checkSources() *apiError {
 	return nil
 }
 
-func (x *exchange) mayFetch(item body.Item) bool {
+func (x *exchange) checkSource(item body.Item) *apiError {
 	from := source{scheme: "data"}
 	if !item.Inline {
-		var ok bool
-		if from, ok = sourceOf(x.body.URL(item, maxURL)); !ok {
-			return false
+		var problem string
+		if from, problem = sourceOf(x.body.URL(item, maxURL)); problem != "" {
+			return badRequest(http.StatusBadRequest, "media_url", "the URL in part %d of message %d %s", item.Part, item.Message, problem)
 		}
 	}
-	for _, s := range x.h.sources {
-		if s.scheme == from.scheme && (s.host == "" || isName(from.host) && (s.host == from.host || strings.HasPrefix(s.host, "*.") && strings.HasSuffix(from.host, s.host[1:]))) {
-			return true
-		}
+	if !slices.ContainsFunc(x.h.sources, from.within) {
+		return badRequest(http.StatusBadRequest, "media_source", "the media of part %d of message %d come from a source that is not allowed", item.Part, item.Message)
 	}
-	return false
+	return nil
 }
 
-// sourceOf returns where a URL points to. It knows only URLs that no two parsers can
-// read differently: vLLM's is another one. Of one that is not whole it knows only that
+// within reports whether a URL's source is one of those that an allowed one stands for.
+func (from source) within(allowed source) bool {
+	return allowed.scheme == from.scheme && (allowed.host == "" || isName(from.host) &&
+		(allowed.host == from.host || strings.HasPrefix(allowed.host, "*.") && strings.HasSuffix(from.host, allowed.host[1:])))
+}
+
+// sourceOf returns where a URL points to, or why that cannot be told. It knows only URLs that
+// no two parsers can read differently: vLLM's is another one. Of one that is not whole it knows only that
 // it is data: how its host goes on, and whether it is the host, comes later.
-func sourceOf(raw string, whole bool) (source, bool) {
+func sourceOf(raw string, whole bool) (from source, problem string) {
 	scheme, _, ok := strings.Cut(raw, ":")
 	if scheme = strings.ToLower(scheme); ok && scheme == "data" {
-		return source{scheme: scheme}, true
-	}
-	if !whole || strings.ContainsFunc(raw, func(r rune) bool { return r <= ' ' || r == '\\' || r > 0x7e }) {
-		return source{}, false
+		return source{scheme: scheme}, ""
 	}
 	u, err := url.Parse(raw)
-	if err != nil || u.User != nil || u.Opaque != "" || u.Host == "" && scheme != "file" {
-		return source{}, false
+	switch {
+	case !whole:
+		return source{}, fmt.Sprintf("is longer than %d bytes", maxURL)
+	case strings.ContainsFunc(raw, func(r rune) bool { return r <= ' ' || r == '\\' || r > 0x7e }):
+		return source{}, "has characters that must be percent-encoded, such as spaces or letters that are not ASCII"
+	case err != nil, u.Opaque != "", u.Host == "" && scheme != "file":
+		return source{}, "is malformed: it must have a scheme and a host, as in https://media.example.com/1.png"
+	case u.User != nil:
+		return source{}, "must not have a user name"
 	}
-	return source{strings.ToLower(u.Scheme), strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")}, true
+	return source{strings.ToLower(u.Scheme), strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")}, ""
 }

@@ -52,7 +52,6 @@ func TestMediaSources(t *testing.T) {
 		"ftp://media.test/":                 false,
 		"media.test/x.png":                  false,
 		"//media.test/x.png":                false,
-		"":                                  false,
 		"data":                              false,
 		"data.example.com":                  false,
 		"http:?//a.example.com":             false,

@@ -34,6 +34,8 @@ const (
 	Echo
 	Logprobs
 	TruncatePromptTokens
+	ChatTemplate
+	ChatTemplateKwargs
 	KVTransferParams
 	ECTransferParams
 	Usage
@@ -64,10 +66,18 @@ var fieldNames = [numFields]string{
 	Echo:                 "echo",
 	Logprobs:             "logprobs",
 	TruncatePromptTokens: "truncate_prompt_tokens",
+	ChatTemplate:         "chat_template",
+	ChatTemplateKwargs:   "chat_template_kwargs",
 	KVTransferParams:     "kv_transfer_params",
 	ECTransferParams:     "ec_transfer_params",
 	Usage:                "usage",
 	Choices:              "choices",
+}
+
+// options are the fields whose members are indexed as well, if they are objects. None of
+// these may have a member twice.
+var options = [numFields]bool{
+	MMProcessorKwargs: true, MediaIOKwargs: true, VLLMXArgs: true, KVTransferParams: true, ECTransferParams: true,
 }
 
 // String returns the member's name.
@@ -115,6 +125,7 @@ type Body struct {
 	open, close int     // the braces
 	empty       bool
 	fields      [numFields]place
+	options     [numFields][]Entry
 }
 
 // Parse indexes a JSON object: a completions request, or an engine's answer.
@@ -124,11 +135,12 @@ func Parse(b []byte) (*Body, error) {
 }
 
 // ParseChat indexes a chat completions request, whose messages must be a list
-// and hold at most maxItems media items. Unless keepUUIDs, the uuid of content
-// parts is left out of everything that is made of the body, and a part that is
-// nothing but a uuid is an error. Errors are of type *[Error].
-func ParseChat(b []byte, maxItems int, keepUUIDs bool) (*Body, error) {
-	p := &mediaParser{max: maxItems, keepUUIDs: keepUUIDs}
+// and hold at most maxItems media items. Unless the client is trusted, the uuid of content
+// parts is overwritten with spaces in b, and parts that only trusted clients may send are
+// errors. Members that carry no media are overwritten as well where they could be taken for some.
+// Errors are of type *[Error].
+func ParseChat(b []byte, maxItems int, trusted bool) (*Body, error) {
+	p := &mediaParser{max: maxItems, trusted: trusted}
 	body, err := parse(b, p)
 	if err != nil {
 		return nil, err
@@ -136,7 +148,7 @@ func ParseChat(b []byte, maxItems int, keepUUIDs bool) (*Body, error) {
 	if !body.Has(Messages) {
 		return nil, &Error{Message: "'messages' is missing", Param: "messages"}
 	}
-	body.Items, body.patches = p.items, p.cuts
+	body.Items = p.items
 	return body, nil
 }
 
@@ -166,8 +178,8 @@ func parse(b []byte, media *mediaParser) (*Body, error) {
 		switch {
 		case media != nil && known && f == Messages:
 			err = media.messages(s)
-		case known && f == VLLMXArgs && s.peek() == '{': // see Entries
-			err = s.object(new(names), func(member) error { return s.value() })
+		case known && options[f] && s.peek() == '{':
+			body.options[f], err = s.entries()
 		default:
 			err = s.value()
 		}
@@ -221,17 +233,11 @@ type Patch struct {
 	With []byte
 }
 
-// Patched returns the body with these patches, which must be in order and not overlap.
-// They take the place of patches within their ranges.
+// Patched returns the body with these patches, which must not overlap, in place of others.
+// Those that begin at the same byte must be in order.
 func (b *Body) Patched(patches []Patch) *Body {
 	with := *b
 	with.patches = slices.Clone(patches)
-	for _, old := range b.patches {
-		within := func(p Patch) bool { return p.Start <= old.Start && old.End <= p.End }
-		if !slices.ContainsFunc(patches, within) {
-			with.patches = append(with.patches, old)
-		}
-	}
 	slices.SortStableFunc(with.patches, func(x, y Patch) int { return x.Start - y.Start })
 	return &with
 }
@@ -258,24 +264,30 @@ type Entry struct {
 	Value []byte
 }
 
+// Options returns the members of a field that is an object of options, nil if it is none.
+func (b *Body) Options(f Field) []Entry { return b.options[f] }
+
+// Option returns the value of a member of such a field, nil if there is none.
+func (b *Body) Option(f Field, name string) []byte { return Find(b.options[f], name) }
+
+// Find returns the value of the member of this name, nil if there is none.
+func Find(entries []Entry, name string) []byte {
+	for _, e := range entries {
+		if IsString(e.Name, name) {
+			return e.Value
+		}
+	}
+	return nil
+}
+
 // Entries returns the members of a JSON object in order. A value that is no
-// object is an error, and so is a member given twice; the vllm_xargs of a [Body] are
-// known to have none.
+// object is an error, and so is a member given twice.
 func Entries(object []byte) ([]Entry, error) {
 	s := &scanner{b: object}
 	if s.peek() != '{' {
 		return nil, &Error{Message: "not a JSON object"}
 	}
-	var (
-		seen    names
-		entries []Entry
-	)
-	err := s.object(&seen, func(m member) error {
-		start := s.i
-		err := s.value()
-		entries = append(entries, Entry{Name: object[m.raw.Start:m.raw.End], Value: object[start:s.i]})
-		return err
-	})
+	entries, err := s.entries()
 	if err != nil {
 		return nil, err
 	}
@@ -298,6 +310,38 @@ func IsSeveral(value []byte) bool {
 
 // IsBool reports whether a value is true or false.
 func IsBool(value []byte) bool { return string(value) == "true" || string(value) == "false" }
+
+// entries steps over an object.
+func (s *scanner) entries() (entries []Entry, err error) {
+	var seen names
+	err = s.object(&seen, func(m member) error {
+		start := s.i
+		err := s.value()
+		entries = append(entries, Entry{Name: s.b[m.raw.Start:m.raw.End], Value: s.b[start:s.i]})
+		return err
+	})
+	return entries, err
+}
+
+// HoldsText reports whether there is a string anywhere in a value of a body. Names are none.
+func HoldsText(value []byte) bool { return (&scanner{b: value}).holdsText() }
+
+func (s *scanner) holdsText() (found bool) {
+	look := func() error {
+		found = s.holdsText() || found
+		return nil
+	}
+	switch s.peek() {
+	case '{':
+		_ = s.object(nil, func(member) error { return look() })
+	case '[':
+		_ = s.list(func(int) error { return look() })
+	default:
+		found = s.peek() == '"'
+		_ = s.value()
+	}
+	return found
+}
 
 // IsNull reports whether a value is the literal null.
 func IsNull(value []byte) bool { return bytes.Equal(value, []byte("null")) }

@@ -1,9 +1,7 @@
 package body
 
 import (
-	"bytes"
 	"fmt"
-	"io"
 )
 
 // Item is a media item: one part of a message's content that an encoder turns
@@ -23,21 +21,13 @@ type Item struct {
 	// UUID is the client's, unescaped, if it is kept; empty if there is none.
 	UUID string
 
-	payload Range // of the URL or the data, between the quotes
-	uuid    Range // of the value of the client's uuid, if it is kept
+	media
+	typ  Range // of the value of the type; empty if there is none
+	uuid Range // of the value of the client's uuid, if it is kept
 }
 
 // Path is where the item stands in the request, such as "messages[0].content[2]".
 func (i Item) Path() string { return partPath(i.Message, i.Part) }
-
-// Name returns the patch that gives the item a uuid, a JSON string.
-func (i Item) Name(uuid []byte) Patch {
-	if i.uuid.End > 0 {
-		return Patch{Range: i.uuid, With: uuid}
-	}
-	end := i.Range.End - 1
-	return Patch{Range: Range{end, end}, With: append([]byte(`,"uuid":`), uuid...)}
-}
 
 // UUID returns the client's uuid of an item, as written, if it is kept.
 func (b *Body) UUID(i Item) []byte { return b.Slice(i.uuid) }
@@ -49,65 +39,45 @@ func (b *Body) URL(i Item, max int) (url string, whole bool) {
 	return string(unescape(b.Slice(Range{i.payload.Start, end}))), end == i.payload.End
 }
 
-// WriteContent writes what makes the media of an item these and no others: their kind,
-// and the URL or data, unescaped. Two items with equal content are the same media.
-func (b *Body) WriteContent(w io.Writer, i Item) {
-	_, _ = io.WriteString(w, i.Kind+"\x00")
-	for r := i.payload; r.Start < r.End; {
-		piece := Range{r.Start, b.cut(r, maxPiece)}
-		_, _ = w.Write(unescape(b.Slice(piece)))
-		r.Start = piece.End
-	}
+// What follows is how vLLM 0.32 reads a content part (renderers/chat_utils.py). A part that
+// has a uuid, or no type, is read by the first of these members that it has, null or not,
+// in an order of vLLM's own; any other part by its type. A part is accepted here only if
+// both ways lead to the same media: it has one media member that is not null, those that
+// are null are blanked, and its type fits.
+
+// carriers are the members of a part that vLLM reads as media.
+var carriers = [...]string{
+	imageURL, "audio_url", inputAudio, "video_url",
+	imagePIL, "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds",
 }
-
-const maxPiece = 64 << 10 // bytes that are unescaped at once
-
-// cut returns where the first max bytes of the inside of a string end, or a little
-// before if they would end in an escape.
-func (b *Body) cut(r Range, max int) int {
-	if r.End-r.Start <= max {
-		return r.End
-	}
-	end := r.Start + max
-	if bytes.IndexByte(b.bytes[r.Start:end], '\\') < 0 {
-		return end
-	}
-	end = r.Start
-	for next := end; next <= r.Start+max; {
-		end = next
-		switch {
-		case b.bytes[end] != '\\':
-			next++
-		case b.bytes[end+1] == 'u':
-			next += 6
-		default:
-			next += 2
-		}
-	}
-	return end
-}
-
-// mediaKeys are the members that carry media, in the order in which vLLM looks
-// for them in a part that does not tell its type.
-var mediaKeys = [...]string{"image_url", "audio_url", "input_audio", "video_url"}
 
 const (
+	imageURL   = "image_url"
 	inputAudio = "input_audio"
-	inputImage = "input_image" // the type, in the Responses API, of a part with image_url
+	imagePIL   = "image_pil"
+	inputImage = "input_image" // a type, of the Responses API, of a part with image_url
 
-	maxType = len(`\u0000`) * len(inputAudio) // the longest way to write a type that counts
+	encodable = 4 // so many of the carriers are for encoders; the others are ready for the model
+
+	maxType = len(`\u0000`) * len("prompt_embeds") // the longest way to write a type that counts
 )
 
-// maxCuts is how many parts of a request may have a uuid that is left out. A body is
-// written in pieces then, which take more memory than what lies between the cuts.
-const maxCuts = 10_000
+// carrier returns which media member has this name, and whether it is for encoders.
+func carrier[T string | []byte](name T) (kind string, encoded bool) {
+	for i, c := range carriers {
+		if string(name) == c {
+			return c, i < encodable
+		}
+	}
+	return "", false
+}
 
 // mediaParser finds the media items of a request's messages.
 type mediaParser struct {
-	items     []Item
-	max       int
-	cuts      []Patch // the uuids
-	keepUUIDs bool
+	items   []Item
+	max     int
+	trusted bool
+	blanks  []place // members of the current part that engines may not get
 }
 
 func (p *mediaParser) messages(s *scanner) error {
@@ -128,20 +98,8 @@ func (p *mediaParser) messages(s *scanner) error {
 	})
 }
 
-// part is what one content part says of itself. Members come in any order, so
-// what it is can be told only at its end.
-type part struct {
-	typ     string // the type, if it is one that carries media or is another string
-	typed   bool   // type is there and not null
-	uuid    bool   // uuid is there and not null
-	value   Range  // of uuid
-	content bool   // there is anything besides type and uuid
-	cut     place  // of uuid
-	present [len(mediaKeys)]bool
-	known   [len(mediaKeys)]bool // the value has a known form
-	payload [len(mediaKeys)]Range
-}
-
+// part reads a content part. Its members come in any order, so what it is can be told only
+// at its end.
 func (p *mediaParser) part(s *scanner, message, index int) error {
 	if s.peek() != '{' {
 		return s.value() // plain strings are text
@@ -150,56 +108,53 @@ func (p *mediaParser) part(s *scanner, message, index int) error {
 		seen names
 		it   part
 	)
-	start := s.i
-	inUUID := false
+	start, unfinished := s.i, false
+	p.blanks = p.blanks[:0]
 	err := s.object(&seen, func(m member) error {
-		if inUUID {
-			it.cut.after, inUUID = m.before, false
+		if unfinished {
+			p.blanks[len(p.blanks)-1].after = m.before
 		}
-		if inUUID = string(m.name) == "uuid"; inUUID {
-			it.cut.before = m.before
+		null := s.peek() == 'n'
+		kind, _ := carrier(m.name)
+		if unfinished = kind != "" && null || string(m.name) == "uuid" && !p.trusted; unfinished {
+			p.blanks = append(p.blanks, place{before: m.before})
 		}
-		return it.member(s, m)
+		return it.member(s, m, null)
 	})
 	if err != nil {
 		return err
 	}
-	if inUUID {
-		it.cut.after = s.i - 1
+	if unfinished {
+		p.blanks[len(p.blanks)-1].after = s.i - 1
 	}
-	if it.uuid && !it.content {
-		if p.keepUUIDs {
-			return nil // the engines have the media
+	if problem := it.problem(p.trusted); problem != nil {
+		problem.Message = fmt.Sprintf("part %d of message %d ", index, message) + problem.Message
+		if problem.Param != "" {
+			problem.Param = "." + problem.Param
 		}
-		return &Error{
-			Message: fmt.Sprintf("part %d of message %d is nothing but a uuid; send its media, for clients may not name what others have sent", index, message),
-			Param:   partPath(message, index),
-		}
+		problem.Param = partPath(message, index) + problem.Param
+		return problem
 	}
-	if it.cut.after > 0 && !p.keepUUIDs {
-		if len(p.cuts) == maxCuts {
-			return &Error{Message: fmt.Sprintf("more than %d parts of the request have a uuid", maxCuts), Param: "messages"}
-		}
-		p.cuts = append(p.cuts, Patch{Range: s.without(it.cut)})
+	named := it.named && p.trusted
+	if named && it.kind == "" {
+		return nil // the engines have the media, or refuse the part
 	}
-	it.uuid = it.uuid && p.keepUUIDs
-	key, ok := it.media()
-	if !ok {
+	for _, m := range p.blanks {
+		s.blank(m)
+	}
+	if _, encoded := carrier(it.kind); !encoded || it.payload.empty() {
 		return nil
-	}
-	if !it.known[key] {
-		return unknownForm(key, message, index)
 	}
 	if len(p.items) == p.max {
 		return &Error{Message: fmt.Sprintf("the request has more than %d media items", p.max), Param: "messages"}
 	}
 	item := Item{
 		Message: message, Part: index, Range: Range{start, s.i},
-		Kind: mediaKeys[key], Inline: mediaKeys[key] == inputAudio, payload: it.payload[key],
+		Kind: it.kind, Inline: it.kind == inputAudio, media: it.media, typ: it.typ,
 	}
-	if p.keepUUIDs {
-		item.uuid = it.value
-		if v := s.b[it.value.Start:it.value.End]; len(v) > 0 && v[0] == '"' {
+	if p.trusted {
+		item.uuid = it.uuid
+		if v := s.b[it.uuid.Start:it.uuid.End]; len(v) > 0 && v[0] == '"' {
 			item.UUID = string(unescape(v[1 : len(v)-1]))
 		}
 	}
@@ -207,108 +162,171 @@ func (p *mediaParser) part(s *scanner, message, index int) error {
 	return nil
 }
 
-func (it *part) member(s *scanner, m member) error {
-	for key, name := range mediaKeys {
-		if string(m.name) == name {
-			it.content = it.content || s.peek() != 'n'
-			return it.mediaValue(s, key)
+// blank overwrites a member and one of the commas around it with spaces. Members before
+// it that are blanked as well must have been.
+func (s *scanner) blank(m place) {
+	start, end := m.before, m.after
+	if s.b[start] != ',' {
+		if start++; s.b[end] == ',' {
+			end++
 		}
 	}
-	switch string(m.name) {
-	case "uuid":
-		it.uuid = s.peek() != 'n'
-		start := s.i
-		err := s.value()
-		it.value = Range{start, s.i}
+	for i := start; i < end; i++ {
+		s.b[i] = ' '
+	}
+}
+
+// media is what carries the media of a part.
+type media struct {
+	member  Range // from the name to the end of the value
+	value   Range
+	payload Range // of the URL or the data, between the quotes; empty if there is none
+	format  Range // of the format of input_audio: of the value, empty if there is none
+}
+
+// isString reports whether the URL is a plain string, not in an object.
+func (m media) isString() bool { return m.payload.End == m.value.End-1 }
+
+// part is what a content part says of itself.
+type part struct {
+	media
+	kind   string // the media member that is not null; empty if there is none
+	second bool   // there is one more
+	nulls  bool   // there is a media member that is null
+	bad    bool   // the media member has no form that vLLM knows
+
+	typ    Range  // of its value; empty if it is missing
+	typed  bool   // it is not null
+	text   string // the type, if it is a string and not too long
+	uuid   Range  // of its value
+	named  bool   // uuid is not null
+	texted bool   // it is a string
+	detail bool   // there is one, which input_image must have
+}
+
+func (it *part) member(s *scanner, m member, null bool) error {
+	start := s.i
+	kind, encoded := carrier(m.name)
+	switch {
+	case kind != "" && !null:
+		it.second = it.second || it.kind != ""
+		it.kind, it.media, it.bad = kind, media{}, false
+		var err error
+		if encoded {
+			err = it.read(s)
+		} else {
+			err = s.value()
+		}
+		it.media.member, it.media.value = Range{m.raw.Start, s.i}, Range{start, s.i}
 		return err
-	case "type":
-		it.typed = s.peek() != 'n'
-		if s.peek() == '"' {
-			r, err := s.str()
-			if r.End-r.Start <= maxType {
-				it.typ = string(unescape(s.b[r.Start:r.End]))
+	case kind != "":
+		it.nulls = true
+	case string(m.name) == "uuid":
+		it.texted = s.peek() == '"'
+		err := s.value()
+		it.uuid, it.named = Range{start, s.i}, !null
+		return err
+	case string(m.name) == "type":
+		err := s.value()
+		it.typ, it.typed = Range{start, s.i}, !null
+		if v := s.b[start:s.i]; err == nil && v[0] == '"' && len(v) <= maxType+2 {
+			it.text = string(unescape(v[1 : len(v)-1]))
+		}
+		return err
+	case string(m.name) == "detail":
+		it.detail = s.peek() == '"'
+	}
+	return s.value()
+}
+
+// read steps over the value of a media member for encoders. vLLM knows {"url": "…"}, also
+// as a plain string, and for input_audio {"data": "…", "format": "…"}.
+func (it *part) read(s *scanner) (err error) {
+	payload := "url"
+	if it.kind == inputAudio {
+		payload = "data"
+	}
+	switch c := s.peek(); {
+	case c == '"' && payload == "url":
+		it.payload, err = s.str()
+		return err
+	case c != '{':
+		it.bad = true
+		return s.value()
+	}
+	var seen names
+	return s.object(&seen, func(m member) (err error) {
+		start, c := s.i, s.peek()
+		switch name := string(m.name); {
+		case name == payload && c == '"':
+			it.payload, err = s.str()
+			return err
+		case name == payload, name == "format" && it.kind == inputAudio:
+			it.bad = it.bad || c != 'n' && (name == payload || c != '"')
+			err = s.value()
+			if name == "format" {
+				it.format = Range{start, s.i}
 			}
 			return err
 		}
-	default:
-		it.content = it.content || s.peek() != 'n'
-	}
-	return s.value()
+		return s.value()
+	})
 }
 
-// without is the range that takes a member out of its object, together with one
-// of the commas around it.
-func (s *scanner) without(p place) Range {
+// problem says why a part cannot be accepted, in words that follow "part 1 of message 2",
+// and which of its members is at fault.
+func (it *part) problem(trusted bool) *Error {
+	named := it.texted && trusted // vLLM does not look at the type then
+	kind, encoded := carrier(it.kind)
+	typeKind, typeEncoded := carrier(it.text)
+	if it.text == inputImage {
+		typeKind, typeEncoded = imageURL, true
+	}
+	wrong := func(member, format string, args ...any) *Error {
+		return &Error{Message: fmt.Sprintf(format, args...), Param: member}
+	}
 	switch {
-	case s.b[p.before] == ',':
-		return Range{p.before, p.after}
-	case s.b[p.after] == ',':
-		return Range{p.before + 1, p.after + 1}
+	case it.second:
+		return wrong("", "has more than one media member; send one part for each")
+	case kind == imagePIL || typeKind == imagePIL:
+		return wrong(imagePIL, "has image_pil, which JSON cannot carry; send image_url")
+	case !trusted && kind != "" && !encoded:
+		return wrong(kind, "has %s, which only trusted clients may send", kind)
+	case !trusted && typeKind != "" && !typeEncoded:
+		return wrong("type", "has the type %s, which only trusted clients may send", typeKind)
+	case kind == "" && (it.nulls || typeKind != "") && it.named && !trusted:
+		return wrong("", "is nothing but a uuid; send its media, for clients may not name what others have sent")
+	case kind == "" && typeEncoded && !(it.named && trusted):
+		return wrong(typeKind, "has no %s", typeKind)
+	case !encoded:
+		return nil
+	case it.typed && typeKind != kind && !named:
+		return wrong("type", "has %s, but its type is another", kind)
+	case it.bad, !named && it.misformed():
+		return wrong(kind, "has %s in no known form: it must be %s", kind, it.form())
+	case it.payload.empty() && !named:
+		return wrong(kind, "has no media in %s", kind)
 	}
-	return Range{p.before + 1, p.after}
+	return nil
 }
 
-// mediaValue steps over the value of a member that may carry media. The known
-// forms are {"url": "…"}, for input_audio {"data": "…", …}, and for the URLs also
-// a plain string (vLLM, chat_utils).
-func (it *part) mediaValue(s *scanner, key int) error {
-	payload := "url"
-	if mediaKeys[key] == inputAudio {
-		payload = "data"
+// misformed reports whether vLLM refuses the form of the value for the type of the part.
+// Without a type it takes both.
+func (it *part) misformed() bool {
+	isString := it.isString()
+	if it.text == inputImage {
+		return !isString || !it.detail
 	}
-	text := func() (err error) {
-		it.known[key] = true
-		it.payload[key], err = s.str()
-		return err
-	}
-	it.present[key] = s.peek() != 'n'
-	switch s.peek() {
-	case '"':
-		if payload == "url" {
-			return text()
-		}
-	case '{':
-		var seen names
-		return s.object(&seen, func(m member) error {
-			if string(m.name) == payload && s.peek() == '"' {
-				return text()
-			}
-			return s.value()
-		})
-	}
-	return s.value()
+	return isString && it.typed
 }
 
-// media tells which of the media keys the part is about, as vLLM does: its type
-// says so or, if there is none, or there is a uuid, the first key that is there.
-func (it *part) media() (key int, ok bool) {
-	for key, name := range mediaKeys {
-		if it.typ == name {
-			return key, true
-		}
+// form is what the value should be.
+func (it *part) form() string {
+	switch {
+	case it.kind == inputAudio:
+		return `{"data": "…", "format": "…"}`
+	case it.text == inputImage:
+		return `a string, and there must be detail`
 	}
-	if it.typ == inputImage {
-		return 0, true
-	}
-	if it.typed && !it.uuid {
-		return 0, false
-	}
-	for key, present := range it.present {
-		if present {
-			return key, true
-		}
-	}
-	return 0, false
-}
-
-func unknownForm(key, message, index int) error {
-	name := mediaKeys[key]
-	want := `{"url": "…"} or a string`
-	if name == inputAudio {
-		want = `{"data": "…", "format": "…"}`
-	}
-	return &Error{
-		Message: fmt.Sprintf("the %s in part %d of message %d has no known form: it must be %s", name, index, message, want),
-		Param:   partPath(message, index) + "." + name,
-	}
+	return `{"url": "…"}`
 }

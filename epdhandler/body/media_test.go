@@ -1,6 +1,7 @@
 package body
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,28 +14,31 @@ func chat(parts ...string) string {
 }
 
 func TestItems(t *testing.T) {
-	for _, part := range []string{
-		`{"type":"image_url","image_url":{"url":"https://x/y.png","detail":"low"}}`,
-		`{"type":"image_url","image_url":"data:image/png;base64,AAAA"}`,
-		`{"image_url":"https://x/y.png"}`,
-		`{"image_url":{"url":"file:///x.png"}}`,
-		`{"image_url":{"url":"https://x/y.png"},"type":"image_url"}`,
-		`{"type":null,"image_url":"https://x/y.png"}`,
-		`{"type":"audio_url","audio_url":{"url":"https://x/y.wav"}}`,
-		`{"audio_url":"https://x/y.wav"}`,
-		`{"type":"input_image","image_url":"https://x/y.png"}`,
-		`{"type":"video_url","video_url":{"url":"https://x/y.mp4"}}`,
-		`{"video_url":"https://x/y.mp4"}`,
-		`{"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}}`,
-		`{"input_audio":{"format":"wav","data":"AAAA"}}`,
-		`{"\u0074ype":"\u0069mage_url","\u0069mage_url":{"\u0075rl":"https://x"}}`,
-		` { "type" : "image_url" , "image_url" : { "url" : "" } } `,
+	for part, kind := range map[string]string{
+		`{"type":"image_url","image_url":{"url":"https://x/y.png","detail":"low"}}`:           "image_url",
+		`{"image_url":"https://x/y.png"}`:                                                     "image_url",
+		`{"image_url":{"url":"file:///x.png"}}`:                                               "image_url",
+		`{"image_url":{"url":"https://x/y.png"},"type":"image_url"}`:                          "image_url",
+		`{"type":null,"image_url":"https://x/y.png"}`:                                         "image_url",
+		`{"type":"audio_url","audio_url":{"url":"https://x/y.wav"}}`:                          "audio_url",
+		`{"audio_url":"https://x/y.wav"}`:                                                     "audio_url",
+		`{"type":"input_image","image_url":"https://x/y.png","detail":"auto"}`:                "image_url",
+		`{"type":"video_url","video_url":{"url":"https://x/y.mp4"}}`:                          "video_url",
+		`{"video_url":"https://x/y.mp4"}`:                                                     "video_url",
+		`{"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}}`:                 "input_audio",
+		`{"input_audio":{"format":"wav","data":"AAAA"}}`:                                      "input_audio",
+		`{"input_audio":{"format":null,"data":"AAAA"}}`:                                       "input_audio",
+		`{"\u0074ype":"\u0069mage_url","\u0069mage_url":{"\u0075rl":"https://x"}}`:            "image_url",
+		` { "type" : "image_url" , "image_url" : { "url" : "x" } } `:                          "image_url",
+		`{"image_pil":null,"type":"video_url","video_url":{"url":"x"},"image_url":null}`:      "video_url",
+		`{"cache_control":{},"type":"image_url","image_url":{"url":"x"},"text":"a","name":1}`: "image_url",
 	} {
 		t.Run(part, func(t *testing.T) {
 			b, err := ParseChat([]byte(chat(`{"type":"text","text":"hi"}`, part, `"plain"`)), 1, false)
 			require.NoError(t, err)
 			require.Len(t, b.Items, 1)
-			assert.Equal(t, strings.TrimSpace(part), string(b.Slice(b.Items[0].Range)))
+			assert.Equal(t, kind, b.Items[0].Kind)
+			assert.Len(t, b.Slice(b.Items[0].Range), len(strings.TrimSpace(part)))
 			assert.Equal(t, "messages[0].content[1]", b.Items[0].Path())
 		})
 	}
@@ -43,12 +47,9 @@ func TestItems(t *testing.T) {
 func TestNoItems(t *testing.T) {
 	for _, part := range []string{
 		`{"type":"text","text":"image_url"}`,
-		`{"type":"text","text":"x","image_url":"https://x"}`,
-		`{"type":"image_embeds","image_embeds":{"a":"AAAA"},"uuid":"u"}`,
-		`{"image_embeds":"AAAA"}`,
-		`{"type":"audio_embeds","audio_embeds":"AAAA"}`,
-		`{"type":"video_embeds","video_embeds":"AAAA"}`,
-		`{"type":5,"image_url":"x"}`,
+		`{"type":"text","text":"x","image_url":null}`,
+		`{"type":"file","file":{"file_data":"x"}}`,
+		`{"type":5}`,
 		`{"image_url":null}`,
 		`{"IMAGE_URL":"x"}`,
 		`"https://x/y.png"`,
@@ -65,8 +66,8 @@ func TestNoItems(t *testing.T) {
 func TestItemsOfAllMessagesInOrder(t *testing.T) {
 	b, err := ParseChat([]byte(`{"model":"m","messages":[
 		{"role":"system","content":"text"},
-		{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":"1"},{"image_url":"2"}]},
-		{"content":[{"type":"video_url","video_url":"3"}],"role":"tool"},
+		{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":{"url":"1"}},{"image_url":"2"}]},
+		{"content":[{"type":"video_url","video_url":{"url":"3"}}],"role":"tool"},
 		"odd", {"role":"assistant","content":null}]}`), 3, false)
 	require.NoError(t, err)
 	var paths []string
@@ -77,29 +78,50 @@ func TestItemsOfAllMessagesInOrder(t *testing.T) {
 }
 
 func TestParseChatRefuses(t *testing.T) {
-	item, text := `{"type":"image_url","image_url":"x"}`, `{"type":"text","text":""}`
+	item, text := `{"image_url":"x"}`, `{"type":"text","text":""}`
+	const part, url = "messages[0].content[0]", "messages[0].content[0].image_url"
 	for name, tc := range map[string]struct{ in, want, param string }{
 		"no messages":               {`{"model":"m"}`, "'messages' is missing", "messages"},
 		"messages null":             {`{"messages":null}`, "'messages' must be a list", "messages"},
 		"messages an object":        {`{"messages":{}}`, "'messages' must be a list", "messages"},
-		"value missing":             {chat(`{"type":"text","text":""}`, `{"type":"image_url"}`), "image_url in part 1 of message 0 has no known form", "messages[0].content[1].image_url"},
-		"value null":                {chat(`{"type":"image_url","image_url":null}`), "no known form", "messages[0].content[0].image_url"},
-		"only a uuid":               {chat(`{"type":"image_url","image_url":null,"uuid":"u"}`), "part 0 of message 0 is nothing but a uuid", "messages[0].content[0]"},
-		"only a uuid, embeddings":   {chat(`{"uuid":"u","type":"image_embeds","image_embeds":null}`), "nothing but a uuid", "messages[0].content[0]"},
-		"only a uuid, no type":      {chat(text, `{"uu\u0069d":"u"}`), "part 1 of message 0 is nothing but a uuid", "messages[0].content[1]"},
-		"value a number":            {chat(`{"type":"video_url","video_url":7}`), `video_url in part 0 of message 0 has no known form: it must be {"url": "…"} or a string`, "messages[0].content[0].video_url"},
-		"value a list":              {chat(`{"audio_url":["x"]}`), "no known form", "messages[0].content[0].audio_url"},
-		"no url":                    {chat(`{"type":"image_url","image_url":{"URL":"x"}}`), "no known form", "messages[0].content[0].image_url"},
-		"url a number":              {chat(`{"type":"image_url","image_url":{"url":1}}`), "no known form", "messages[0].content[0].image_url"},
-		"audio as a string":         {chat(`{"type":"input_audio","input_audio":"AAAA"}`), `it must be {"data": "…", "format": "…"}`, "messages[0].content[0].input_audio"},
-		"audio without data":        {chat(`{"type":"input_audio","input_audio":{"url":"x"}}`), "no known form", "messages[0].content[0].input_audio"},
-		"other key than type":       {chat(`{"type":"image_url","video_url":"x"}`), "image_url in part 0", "messages[0].content[0].image_url"},
-		"too many uuids":            {chat(strings.Repeat(`{"text":"x","uuid":"u"},`, maxCuts) + `{"text":"x","uuid":"u"}`), "more than 10000 parts of the request have a uuid", "messages"},
+		"value missing":             {chat(text, `{"type":"image_url"}`), "part 1 of message 0 has no image_url", "messages[0].content[1].image_url"},
+		"value null":                {chat(`{"type":"image_url","image_url":null}`), "has no image_url", url},
+		"value missing, Responses":  {chat(`{"type":"input_image","detail":"auto","file_id":"f"}`), "has no image_url", url},
+		"only a uuid":               {chat(`{"type":"image_url","image_url":null,"uuid":"u"}`), "part 0 of message 0 is nothing but a uuid", part},
+		"only a uuid, no type":      {chat(text, `{"image_url":null,"uu\u0069d":"u"}`), "part 1 of message 0 is nothing but a uuid", "messages[0].content[1]"},
+		"only a uuid, beside text":  {chat(`{"type":"text","text":"x","video_url":null,"uuid":"u"}`), "nothing but a uuid", part},
+		"two media":                 {chat(`{"type":"video_url","video_url":{"url":"x"},"image_url":"y"}`), "part 0 of message 0 has more than one media member", part},
+		"two media, one unknown":    {chat(`{"image_url":"y","prompt_embeds":0}`), "has more than one media member", part},
+		"other type":                {chat(`{"type":"image_url","video_url":{"url":"x"}}`), "has video_url, but its type is another", part + ".type"},
+		"text and media":            {chat(`{"type":"text","text":"x","image_url":{"url":"x"}}`), "has image_url, but its type is another", part + ".type"},
+		"type a number":             {chat(`{"type":5,"image_url":"x"}`), "its type is another", part + ".type"},
+		"a long type":               {chat(`{"type":"` + strings.Repeat("x", 1000) + `","image_url":"x"}`), "its type is another", part + ".type"},
+		"a string with a type":      {chat(`{"type":"image_url","image_url":"x"}`), `has image_url in no known form: it must be {"url": "…"}`, url},
+		"Responses, an object":      {chat(`{"type":"input_image","image_url":{"url":"x"},"detail":"auto"}`), "it must be a string, and there must be detail", url},
+		"Responses, no detail":      {chat(`{"type":"input_image","image_url":"x"}`), "it must be a string, and there must be detail", url},
+		"value a number":            {chat(`{"type":"video_url","video_url":7}`), "no known form", part + ".video_url"},
+		"value a list":              {chat(`{"audio_url":["x"]}`), "no known form", part + ".audio_url"},
+		"no url":                    {chat(`{"type":"image_url","image_url":{"URL":"x"}}`), "has no media in image_url", url},
+		"url null":                  {chat(`{"image_url":{"url":null}}`), "has no media in image_url", url},
+		"url empty":                 {chat(`{"type":"image_url","image_url":{"url":""}}`), "has no media in image_url", url},
+		"url a number":              {chat(`{"type":"image_url","image_url":{"url":1}}`), "no known form", url},
+		"audio as a string":         {chat(`{"type":"input_audio","input_audio":"AAAA"}`), `it must be {"data": "…", "format": "…"}`, part + ".input_audio"},
+		"audio without data":        {chat(`{"type":"input_audio","input_audio":{"url":"x"}}`), "has no media in input_audio", part + ".input_audio"},
+		"audio format a number":     {chat(`{"input_audio":{"data":"x","format":1}}`), "no known form", part + ".input_audio"},
+		"a PIL image":               {chat(`{"type":"image_pil","image_pil":"http://x"}`), "has image_pil, which JSON cannot carry", part + ".image_pil"},
+		"a PIL image, no type":      {chat(`{"image_pil":"http://x"}`), "has image_pil", part + ".image_pil"},
+		"ready embeddings":          {chat(`{"type":"image_embeds","image_embeds":{"image_grid_thw":[1,8,8]}}`), "has image_embeds, which only trusted clients may send", part + ".image_embeds"},
+		"audio embeddings, no type": {chat(`{"audio_embeds":"AAAA"}`), "has audio_embeds", part + ".audio_embeds"},
+		"embeddings in text":        {chat(`{"type":"text","text":"x","video_embeds":"AAAA"}`), "has video_embeds", part + ".video_embeds"},
+		"prompt embeddings":         {chat(`{"type":"prompt_embeds","data":"AAAA"}`), "has the type prompt_embeds, which only trusted", part + ".type"},
+		"prompt embeddings, member": {chat(`{"prompt_embeds":1,"data":"AAAA"}`), "has prompt_embeds", part + ".prompt_embeds"},
 		"too many items":            {chat(item, item, item), "more than 2 media items", "messages"},
 		"duplicate in a message":    {`{"messages":[{"role":"user","content":[],"content":[]}]}`, "'content' at byte", ""},
 		"duplicate in a part":       {chat(`{"type":"text","type":"image_url","image_url":"x"}`), "'type' at byte", ""},
 		"duplicate, escaped name":   {chat(`{"image_url":"x","\u0069mage_url":"y"}`), "'image_url' at byte", ""},
 		"duplicate in media object": {chat(`{"type":"image_url","image_url":{"url":"x","url":"y"}}`), "'url' at byte", ""},
+		"duplicate in options":      {`{"messages":[],"mm_processor_kwargs":{"use_audio_in_video":false,"use_audio_in_video":true}}`, "'use_audio_in_video' at byte", ""},
+		"duplicate in other ones":   {`{"messages":[],"media_io_kwargs":{"video":1,"video":2}}`, "'video' at byte", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := ParseChat([]byte(tc.in), 2, false)
@@ -111,48 +133,80 @@ func TestParseChatRefuses(t *testing.T) {
 	}
 }
 
-func TestUUIDsAreLeftOut(t *testing.T) {
+// What engines must not take for anything is overwritten, with one comma.
+func TestBlanks(t *testing.T) {
 	for in, want := range map[string]string{
-		`{"type":"image_url","image_url":"x"}`:                                  `{"type":"image_url","image_url":"x"}`,
-		`{"type":"image_url","image_url":"x","uuid":"u"}`:                       `{"type":"image_url","image_url":"x"}`,
-		`{"uuid":"u","type":"image_url","image_url":"x"}`:                       `{"type":"image_url","image_url":"x"}`,
-		`{"type":"image_url" , "uuid" : "u" , "image_url":"x"}`:                 `{"type":"image_url" , "image_url":"x"}`,
-		`{"type":"image_url","image_url":{"url":"x","uuid":"i"},"uu\u0069d":1}`: `{"type":"image_url","image_url":{"url":"x","uuid":"i"}}`,
-		`{"type":"text","text":"x","uuid":null}`:                                `{"type":"text","text":"x"}`,
-		`{"type":"text","text":"\"uuid\":\"u\""}`:                               `{"type":"text","text":"\"uuid\":\"u\""}`,
+		`{"image_url":"x"}`:                                  `{"image_url":"x"}`,
+		`{"type":"text","text":"x","uuid":"u"}`:              `{"type":"text","text":"x"}`,
+		`{"uuid":"u","image_url":"x"}`:                       `{"image_url":"x"}`,
+		`{"type":null , "uuid" : "u" , "image_url":"x"}`:     `{"type":null , "image_url":"x"}`,
+		`{"image_url":{"url":"x","uuid":"i"},"uu\u0069d":1}`: `{"image_url":{"url":"x","uuid":"i"}}`,
+		`{"type":"text","text":"x","uuid":null}`:             `{"type":"text","text":"x"}`,
+		`{"type":"text","text":"\"uuid\":\"u\""}`:            `{"type":"text","text":"\"uuid\":\"u\""}`,
+		`{"uuid":"u"}`: `{}`,
+		`{"uuid":"u","image_pil":null,"image_url":"x","audio_embeds":null}`: `{"image_url":"x"}`,
+		`{"uuid":"u","image_pil":null,"video_url":null,"image_url":"x"}`:    `{"image_url":"x"}`,
+		`{"image_url":"x","uuid":"u","image_pil":null,"video_url":null}`:    `{"image_url":"x"}`,
+		`{"image_pil":null,"image_url":"x","video_url":null,"foo":1}`:       `{"image_url":"x","foo":1}`,
+		`{"type":"text","text":"x","image_url":null,"input_audio":null}`:    `{"type":"text","text":"x"}`,
+		`{"video_url": null}`: `{}`,
+		`{"type":"text","text":"a","metadata":{"uuid":1,"image_url":null}}`: `{"type":"text","text":"a","metadata":{"uuid":1,"image_url":null}}`,
 	} {
 		t.Run(in, func(t *testing.T) {
-			all := []byte(chat(in, `{"type":"text","text":"between"}`, in))
-			b, err := ParseChat(all, 2, false)
+			between := `{"type":"text","text":"between"}`
+			b, err := ParseChat([]byte(chat(in, between, in)), 2, false)
 			require.NoError(t, err)
-			assert.Equal(t, chat(want, `{"type":"text","text":"between"}`, want), string(b.Rewrite().Bytes()))
+			got := string(b.Rewrite().Bytes())
+			assert.JSONEq(t, chat(want, between, want), got)
+			assert.Len(t, got, len(chat(in, between, in)), "nothing moves")
 			for _, item := range b.Items {
-				assert.Equal(t, want, string(Join(b.AppendPieces(nil, item.Range)...).Bytes()))
+				assert.JSONEq(t, want, string(Join(b.AppendPieces(nil, item.Range)...).Bytes()))
 			}
-
-			b, err = ParseChat(all, 2, true)
-			require.NoError(t, err)
-			assert.Equal(t, string(all), string(b.Rewrite().Bytes()))
 		})
 	}
 }
 
-// A trusted client may name what the engines know.
-func TestTrustedUUIDs(t *testing.T) {
-	for _, part := range []string{`{"type":"image_embeds","image_embeds":null,"uuid":"u"}`, `{"type":"image_url","image_url":null,"uuid":"u"}`, `{"uuid":"u","type":"video_url"}`} {
-		b, err := ParseChat([]byte(chat(part)), 0, true)
-		require.NoError(t, err)
-		assert.Empty(t, b.Items, "there is nothing to encode")
+// A trusted client may name what the engines know, and send what is ready for them.
+func TestTrusted(t *testing.T) {
+	for _, part := range []string{
+		`{"type":"image_embeds","image_embeds":null,"uuid":"u"}`, `{"type":"image_url","image_url":null,"uuid":"u"}`,
+		`{"type":"image_url","image_url":{"url":null},"uuid":"u"}`, `{"type":"image_url","image_url":{},"uuid":"u"}`,
+		`{"video_url":{"url":""},"uuid":"u"}`, `{"input_audio":{"data":"","format":"wav"},"uuid":"u"}`,
+		`{"uuid":"u","type":"video_url"}`, `{"type":"text","text":"x","image_url":null,"uuid":"u","video_url":null}`,
+		`{"type":"image_embeds","image_embeds":{"image_grid_thw":[1,8,8]},"uuid":"u"}`, `{"audio_embeds":"AAAA"}`,
+		`{"type":"prompt_embeds","data":"AAAA"}`, `{"type":"text","text":"x","uuid":"u"}`,
+	} {
+		in := []byte(chat(part))
+		b, err := ParseChat(slices.Clone(in), 0, true)
+		require.NoError(t, err, part)
+		assert.Empty(t, b.Items, "there is nothing to encode: %s", part)
+		assert.Equal(t, string(in), string(b.Rewrite().Bytes()))
+	}
+	for _, part := range []string{
+		`{"type":"image_pil","image_pil":"http://x","uuid":"u"}`, `{"image_url":"x","image_embeds":"AAAA","uuid":"u"}`,
+		`{"type":"text","text":"x","image_url":"x"}`, `{"type":"text","text":"x","image_url":"x","uuid":7}`, `{"type":"image_url","image_url":null}`,
+	} {
+		_, err := ParseChat([]byte(chat(part)), 1, true)
+		assert.Error(t, err, part)
 	}
 }
 
-// vLLM goes by the key, whatever the type, where there is a uuid.
+// vLLM goes by the member, whatever the type, where there is a uuid. Only a trusted
+// client's counts, and without one the type must fit.
 func TestUUIDMakesAnItem(t *testing.T) {
-	const part = `{"type":"text","text":"x","uuid":"u","image_url":"https://x"}`
-	for trusted, items := range map[bool]int{true: 1, false: 0} {
-		b, err := ParseChat([]byte(chat(part)), 1, trusted)
-		require.NoError(t, err)
-		assert.Len(t, b.Items, items)
+	for part, kind := range map[string]string{
+		`{"type":"text","text":"x","uuid":"u","image_url":"https://x"}`:          "image_url",
+		`{"type":"image_url","uuid":"u","video_url":{"url":"https://x"}}`:        "video_url",
+		`{"type":"file","image_pil":null,"audio_url":"https://x","uuid":"u"}`:    "audio_url",
+		`{"type":7,"uuid":"","input_audio":{"data":"AAAA"},"image_embeds":null}`: "input_audio",
+	} {
+		b, err := ParseChat([]byte(chat(part)), 1, true)
+		require.NoError(t, err, part)
+		require.Len(t, b.Items, 1, part)
+		assert.Equal(t, kind, b.Items[0].Kind, part)
+
+		_, err = ParseChat([]byte(chat(part)), 1, false)
+		assert.Error(t, err, part)
 	}
 }
 
@@ -185,25 +239,77 @@ func TestURLIsCut(t *testing.T) {
 	}
 }
 
-// Equal media have equal contents, however they are written, and different ones do not.
-func TestWriteContent(t *testing.T) {
+// Equal media write the same, however they are written, and different ones do not.
+func TestWriteMedia(t *testing.T) {
 	long := strings.Repeat("0123456789", maxPiece/5)
-	content := func(part string) string {
+	written := func(part string) string {
 		b, err := ParseChat([]byte(chat(part)), 1, false)
 		require.NoError(t, err)
 		var out strings.Builder
-		b.WriteContent(&out, b.Items[0])
+		b.WriteMedia(&out, b.Items[0])
 		return out.String()
 	}
-	same := content(`{"image_url":"a/b` + long + `"}`)
-	assert.Equal(t, "image_url\x00a/b"+long, same)
-	for _, part := range []string{
-		`{"type":"image_url","image_url":{"url":"a\/b` + long + `"},"uuid":"u"}`,
-		`{"image_url":{"detail":"low", "url":"\u0061/b` + strings.ReplaceAll(long, "7", `\u0037`) + `"}}`,
-	} {
-		assert.True(t, same == content(part), part[:40])
+	audio := func(data, format string) string {
+		return `{"input_audio":{"data":"` + data + `","format":` + format + `}}`
 	}
-	for _, part := range []string{`{"image_url":"a/c` + long + `"}`, `{"video_url":"a/b` + long + `"}`, `{"input_audio":{"data":"a/b` + long + `"}}`} {
-		assert.False(t, same == content(part), part[:40])
+	others := make(map[string]bool)
+	for _, same := range [][]string{
+		{
+			`{"image_url":"a/b` + long + `"}`,
+			`{"type":"image_url","image_url":{"url":"a\/b` + long + `"},"uuid":"u"}`,
+			`{"image_url":{"detail":"low", "url":"\u0061/b` + strings.ReplaceAll(long, "7", `\u0037`) + `"}}`,
+		},
+		{audio("AAAA", `"wav"`), `{"input_audio":{"format":"w\u0061v","x":1,"data":"\u0041AAA"},"type":"input_audio"}`},
+		{audio("AAAA", `""`), `{"input_audio":{"data":"AAAA"}}`},
+		{audio("AAAA", `null`), audio("AAAA", `"None"`)}, // which is how Python writes it
+		{`{"image_url":"a/c` + long + `"}`},
+		{`{"video_url":"a/b` + long + `"}`},
+		{audio("AAAA", `"wav;base64,RVZJTA=="`)},
+		{audio("AAA", `"wavA"`)},
+		{audio("a/b"+long, `"wav"`)},
+	} {
+		for _, part := range same {
+			assert.True(t, written(same[0]) == written(part), "%.60s", part)
+		}
+		assert.False(t, others[written(same[0])], "%.60s", same[0])
+		others[written(same[0])] = true
+	}
+}
+
+// An encode request has nothing but media, so its part must be one that vLLM takes alone.
+func TestAppendAlone(t *testing.T) {
+	for part, want := range map[string]string{
+		`{"type":"image_url","image_url":{"url":"x"}}`:                                   `{"type":"image_url","image_url":{"url":"x"}}`,
+		`{"foo":1,"image_url":{ "url":"x","detail":"low"},"type":"image_url"}`:           `{"type":"image_url","image_url":{ "url":"x","detail":"low"}}`,
+		`{"image_url":{"url":"x"}}`:                                                      `{"type":"image_url","image_url":{"url":"x"}}`,
+		`{"type":null,"video_url":"\u0041"}`:                                             `{"type":"video_url","video_url":{"url":"\u0041"}}`,
+		`{"type":"input_image","image_url":"x","detail":"auto"}`:                         `{"type":"image_url","image_url":{"url":"x"}}`,
+		`{"audio_url":"x"}`:                                                              `{"type":"audio_url","audio_url":{"url":"x"}}`,
+		`{"input_audio":{"format":"mp3","data":"x"}}`:                                    `{"type":"input_audio","input_audio":{"format":"mp3","data":"x"}}`,
+		`{"type":"input_audio","input_audio":{"data":"x","format":"flac"},"foo":1}`:      `{"type":"audio_url","audio_url":{"url":"data:audio/flac;base64,x"}}`,
+		`{"input_audio":{"data":"x"}}`:                                                   `{"type":"audio_url","audio_url":{"url":"data:audio/;base64,x"}}`,
+		`{"input_audio":{"data":"x","format":null}}`:                                     `{"type":"audio_url","audio_url":{"url":"data:audio/None;base64,x"}}`,
+		`{"input_audio":{"data":"x","format":"` + strings.Repeat("y", maxFormat) + `"}}`: `{"type":"input_audio","input_audio":{"data":"x","format":"` + strings.Repeat("y", maxFormat) + `"}}`,
+	} {
+		b, err := ParseChat([]byte(chat(part)), 1, false)
+		require.NoError(t, err, part)
+		assert.Equal(t, want, string(join(b.AppendAlone(nil, b.Items[0], nil))))
+		assert.Equal(t, want[:len(want)-1]+`,"uuid":"u"}`, string(join(b.AppendAlone(nil, b.Items[0], []byte(`"u"`)))))
+	}
+}
+
+// A reference keeps what else is in the part.
+func TestRefer(t *testing.T) {
+	for part, want := range map[string]string{
+		`{"type":"image_url","image_url":{"url":"x"}}`:                        `{"type":"image_embeds","image_embeds":7,"uuid":"u"}`,
+		`{"image_url":"x"}`:                                                   `{"type":"image_embeds","image_embeds":7,"uuid":"u"}`,
+		`{"type":null,"image_url":"x","foo":1}`:                               `{"type":"image_embeds","image_embeds":7,"foo":1,"uuid":"u"}`,
+		`{"foo":1,"\u0069mage_url":{"url":"x"} , "type" : "image_url","b":2}`: `{"foo":1,"image_embeds":7 , "type" : "image_embeds","b":2,"uuid":"u"}`,
+	} {
+		b, err := ParseChat([]byte(chat(part)), 1, false)
+		require.NoError(t, err, part)
+		item := b.Items[0]
+		patched := b.Patched(append(item.Refer("image_embeds", []byte(`"image_embeds":7`)), item.SetUUID([]byte(`"u"`))))
+		assert.Equal(t, want, string(join(patched.AppendPieces(nil, item.Range))))
 	}
 }

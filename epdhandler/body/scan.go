@@ -13,6 +13,8 @@ const MaxDepth = 1000
 // Range is where a value stands in a body: the bytes [Start, End).
 type Range struct{ Start, End int }
 
+func (r Range) empty() bool { return r.Start == r.End }
+
 // An Error says what is wrong with a body, in words that are fit for the client
 // who sent it: they hold positions and names of the protocol, never content.
 type Error struct {

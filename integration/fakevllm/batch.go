@@ -43,8 +43,10 @@ func (x *exchange) encodeBatch() (*answer, error) {
 		all = append(all, e)
 		entries[e.name] = e.entry
 	}
-	if err := x.engine.cluster.store(all); err != nil {
-		return nil, err
+	if !x.forgets {
+		if err := x.engine.cluster.store(all); err != nil {
+			return nil, err
+		}
 	}
 	c := x.completion("length", "")
 	c.ECTransferParams = entries
@@ -59,6 +61,9 @@ func (x *exchange) embed(g group) embedded {
 		if uuid, ok := stringOf(g.item.uuid); ok {
 			e.name = uuid
 		}
+	}
+	if o.Modalities {
+		e.entry.Modality = g.item.modality
 	}
 	if o.Handles {
 		e.entry.handle = newHandle(x.engine.port)
@@ -78,11 +83,11 @@ func (x *exchange) checkBatch() error {
 	if len(p.roles) != 1 || p.roles[0] != "user" {
 		return badRequest("an encode request has exactly one message, of the user, got messages of %q", p.roles)
 	}
-	if len(p.texts) > 0 || len(p.items) == 0 || slices.ContainsFunc(p.items, item.ready) {
+	if len(p.texts) > 0 || len(p.items) == 0 || slices.ContainsFunc(p.items, func(i item) bool { return i.ready }) {
 		return badRequest("the content parts of an encode request must be media to encode")
 	}
-	isImage := func(i item) bool { return i.kind == "image_url" }
-	if n := len(p.items); n > 1 && slices.ContainsFunc(p.items, not(isImage)) {
+	isImage := func(i item) bool { return i.modality == "image" }
+	if n := len(p.items); n > 1 && !(n == 2 && p.items[0].part == p.items[1].part) && slices.ContainsFunc(p.items, not(isImage)) {
 		return badRequest("only images may share an encode request, got %d items that are not all images", n)
 	}
 	if n := len(p.items); most > 0 && n > most {

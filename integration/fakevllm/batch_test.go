@@ -21,7 +21,7 @@ const (
 
 	refA     = `{"type":"image_embeds","image_embeds":{"image_grid_thw":[1,36,36]},"uuid":"ua"}`
 	refB     = `{"type":"image_embeds","image_embeds":{"image_grid_thw":[1,36,36]},"uuid":"ub"}`
-	refVideo = `{"type":"video_embeds","video_embeds":{"video_grid_thw":[8,36,36]},"uuid":"uv"}`
+	refVideo = `{"type":"video_embeds","video_embeds":{"video_grid_thw":[8,36,36],"second_per_grid_ts":[1]},"uuid":"uv"}`
 	refAudio = `{"type":"audio_embeds","audio_embeds":{"audio_feature_lengths":[1296]},"uuid":"us"}`
 	refInput = `{"type":"audio_embeds","audio_embeds":{"audio_feature_lengths":[1296]},"uuid":"ui"}`
 )
@@ -36,7 +36,7 @@ func hashOf(t *testing.T, part string) string {
 	t.Helper()
 	o, err := parseObject([]byte(encodeParts(part)))
 	require.NoError(t, err)
-	p, err := readPrompt(o)
+	p, err := readPrompt(o, false)
 	require.NoError(t, err)
 	return p.items[0].hash
 }

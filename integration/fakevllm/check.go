@@ -89,7 +89,7 @@ func (x *exchange) checkPrompt() error {
 	if !x.members.has(member) {
 		return badRequest("%s is missing", member)
 	}
-	p, err := readPrompt(x.members)
+	p, err := readPrompt(x.members, x.engine.options.Modalities)
 	if err != nil {
 		return badRequest("%v", err)
 	}

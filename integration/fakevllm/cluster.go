@@ -79,17 +79,19 @@ func (c *Cluster) offer(hash string, t transfer) {
 	c.handles[t.Handle] = &offer{hash: hash, name: hash, opaque: t.opaque()}
 }
 
-// consume loads the embeddings that a request needs, at a consumer with these
-// control addresses. What it presents is spent even if it fails: the transfer has begun.
-func (c *Cluster) consume(items []item, b brought, addresses []string) error {
+// consume loads the embeddings that a request needs, at a consumer with these options. What it presents is spent even if it fails: the transfer has begun.
+func (c *Cluster) consume(items []item, b brought, o Options) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	redeemed, err := c.redeem(items, b.entries)
-	taken, errTake := c.take(items, b.asked, addresses)
+	taken, errTake := c.take(items, b.asked, o.ConsumerZMQ)
 	if err := cmp.Or(err, errTake); err != nil {
 		return err
 	}
 	for n, i := range items {
+		if o.ECExample && c.embeddings[i.hash] == nil {
+			continue // it encodes that itself
+		}
 		if err := c.available(n, i, redeemed[i.hash], taken[n]); err != nil {
 			return err
 		}
@@ -101,7 +103,7 @@ func (c *Cluster) consume(items []item, b brought, addresses []string) error {
 func (c *Cluster) available(n int, i item, o *offer, d *delivery) error {
 	e := c.embeddings[i.hash]
 	switch {
-	case i.ready():
+	case i.ready || i.cached && c.known(i):
 	case e == nil:
 		return engineFailure("multimodal embedding missing: item %d (%s)", n, i.kind)
 	case e.shared:
@@ -114,6 +116,10 @@ func (c *Cluster) available(n int, i item, o *offer, d *delivery) error {
 	}
 	return nil
 }
+
+// known reports whether the media of an item that are not in the request have been
+// before, under its uuid. The caller holds mu.
+func (c *Cluster) known(i item) bool { return c.encoded[i.referenceKey()] != "" }
 
 // redeem spends the handles of ec_transfer_params and returns them by the hashes
 // that they are for. The caller holds mu.
@@ -143,7 +149,7 @@ func (c *Cluster) redeem(items []item, entries map[string]presented) (map[string
 // wanted reports whether a request may bring an entry of this name. A part that
 // is an embedding may refer to any. The caller holds mu.
 func (c *Cluster) wanted(items []item, name string) bool {
-	return c.announced(items, name) || slices.ContainsFunc(items, func(i item) bool { return i.hash == name || i.ready() })
+	return c.announced(items, name) || slices.ContainsFunc(items, func(i item) bool { return i.hash == name || i.ready })
 }
 
 // announced reports whether a modern encoder has answered one of the items under

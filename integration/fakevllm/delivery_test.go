@@ -88,7 +88,7 @@ func TestDeliveries(t *testing.T) {
 	tests := []struct{ name, body, message string }{
 		{"references", delivered(chatOf(refA, refB, refA), a, id1, b, id2, a, id3), ""},
 		{"media", delivered(chatOf(partA, partB, partA), a, id1, b, id2, a, id3), ""},
-		{"both", delivered(chatOf(partA, refB), a, id1, b, id2), ""},
+		{"both", delivered(chatOf(refA, refB), a, id1, b, id2), ""},
 		{"ids of equal items in another order", delivered(chatOf(refA, refA), a, id3, a, id1), ""},
 		{"none", chatOf(refA), "item 0 (image_url) has no transfer id in ec_items"},
 		{"null", with(chatOf(refA), "ec_transfer_params", `null`), "item 0 (image_url) has no transfer id in ec_items"},

@@ -13,7 +13,7 @@ var encodeID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}:[0-9]+:[0-9a-f]{6}$`)
 // encodeMembers are all that an encode request may have: the rest of a client's
 // request is none of an encoder's business.
 var encodeMembers = []string{
-	"model", "messages", "max_tokens", "stream", "mm_processor_kwargs", "media_io_kwargs", "priority", "session_id",
+	"model", "messages", "max_tokens", "stream", "mm_processor_kwargs", "media_io_kwargs", "chat_template", "chat_template_kwargs", "priority", "session_id",
 }
 
 // encode puts the embedding of one media item into the cluster.
@@ -26,7 +26,7 @@ func (x *exchange) encode() (*answer, error) {
 	}
 	i, c := x.prompt.items[0], x.completion("length", "")
 	if x.engine.options.Handles {
-		t := newTransfer(i.kind, x.engine.port)
+		t := newTransfer(i.modality, x.engine.port)
 		x.engine.cluster.offer(i.hash, t)
 		c.ECTransferParams = map[string]transfer{i.hash: t}
 	} else {
@@ -50,6 +50,9 @@ func (x *exchange) checkEncode() error {
 	if !x.members.is("stream", "false") {
 		return badRequest("stream of an encode request must be false, got %s", x.members["stream"])
 	}
+	if err := x.checkAlone(); err != nil {
+		return err
+	}
 	if x.engine.options.Modern {
 		if err := x.checkBatch(); err != nil {
 			return err
@@ -57,6 +60,21 @@ func (x *exchange) checkEncode() error {
 		return x.readTarget()
 	}
 	return x.checkItem()
+}
+
+// checkAlone wants parts that vLLM takes beside no text.
+func (x *exchange) checkAlone() error {
+	messages, _ := array(x.members["messages"])
+	for _, raw := range messages {
+		message, _ := parseObject(raw)
+		parts, _ := array(message["content"])
+		for n, raw := range parts {
+			if part, err := parseObject(raw); err == nil && len(x.prompt.texts) == 0 && !alone(part) {
+				return badRequest("content[%d]: 7 validation errors for ValidatorIterator", n)
+			}
+		}
+	}
+	return nil
 }
 
 // checkItem wants one message of the user that is nothing but one media item.
@@ -68,7 +86,7 @@ func (x *exchange) checkItem() error {
 	if n := len(p.texts) + len(p.items); n != 1 {
 		return badRequest("an encode request has exactly one content part, got %d", n)
 	}
-	if len(p.items) == 0 || p.items[0].ready() {
+	if len(p.items) == 0 || p.items[0].ready {
 		return badRequest("the content part of an encode request must be media to encode")
 	}
 	return nil

@@ -84,6 +84,18 @@ type Options struct {
 	// them up is not seen.
 	VaryShapes bool
 
+	// Modalities makes engines those of vLLM 0.33: encoders say the modality of each
+	// entry, and a part may refer to a video and its sound.
+	Modalities bool
+
+	// Timing makes a modern encode engine tell the timing of videos too, without which
+	// there can be no references to them.
+	Timing bool
+
+	// ECExample makes a consumer one of vLLM 0.32.0 with ECExampleConnector where an
+	// embedding is missing: it encodes media by itself, and dies of a reference.
+	ECExample bool
+
 	// ConsumerZMQ are the control addresses of a modern prefill or decode
 	// engine, one for each data-parallel rank. Encode requests name one of
 	// them, which alone can consume what they have encoded.

@@ -25,6 +25,7 @@ type exchange struct {
 	referred bool                  // it has references
 	cut      func(*answer) *answer // what a connection lets through before it is reset
 	within   *apiError             // what a stream ends with after its first events
+	forgets  bool                  // what is encoded is not stored
 	started  bool                  // the client has got something
 }
 

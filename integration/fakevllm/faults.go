@@ -50,6 +50,10 @@ const (
 	// Garbage answers 200 with a body that is not JSON.
 	Garbage FaultKind = "garbage"
 
+	// Forget makes a modern encode engine answer as ever, but what it has encoded is not
+	// where consumers look for it: somebody has cleaned the storage.
+	Forget FaultKind = "forget"
+
 	// Crash is Kill, at the moment the request has been read.
 	Crash FaultKind = "crash"
 )
@@ -141,6 +145,8 @@ func (x *exchange) strike() (*answer, error) {
 	case Crash:
 		connectionOf(x.r).life.kill()
 		return nil, errKilled
+	case Forget:
+		x.forgets = true
 	case CutMiddle:
 		x.cut = (*answer).firstHalf
 	case CutBetween:

@@ -3,7 +3,6 @@ package fakevllm
 import (
 	"encoding/json"
 	"maps"
-	"slices"
 )
 
 // promptMembers are the members that shape what is prefilled. KV computed with
@@ -35,7 +34,7 @@ func (x *exchange) fingerprint(part object) string {
 	return fingerprint(o)
 }
 
-// withItems puts kind and key of the items in the place of their parts. The
+// withItems puts modality and key of the items in the place of their parts. The
 // prompt has been read out of these messages, so nothing in them is wrong.
 func withItems(messages json.RawMessage, items []item) json.RawMessage {
 	list, _ := array(messages)
@@ -45,23 +44,18 @@ func withItems(messages json.RawMessage, items []item) json.RawMessage {
 		if err != nil { // it is text
 			continue
 		}
-		for m, part := range parts {
-			if isMedia(part) {
-				parts[m] = marshal([]string{items[0].kind, items[0].key})
+		for m := range parts {
+			var keys []string
+			for len(items) > 0 && items[0].message == n && items[0].part == m {
+				keys = append(keys, items[0].modality, items[0].key)
 				items = items[1:]
+			}
+			if keys != nil {
+				parts[m] = marshal(keys)
 			}
 		}
 		message["content"] = marshal(parts)
 		list[n] = marshal(message)
 	}
 	return marshal(list)
-}
-
-func isMedia(raw json.RawMessage) bool {
-	part, err := parseObject(raw)
-	if err != nil {
-		return false
-	}
-	kind, err := partKind(part)
-	return err == nil && slices.Contains(mediaKinds, kind)
 }

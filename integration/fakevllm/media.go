@@ -2,6 +2,7 @@ package fakevllm
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -11,15 +12,12 @@ import (
 	"strings"
 )
 
-// mediaKinds are the content parts that hold media. The order decides about a
-// part without a type that has several of these keys.
-var mediaKinds = []string{
-	"image_url", "image_embeds", "audio_url", "input_audio", "audio_embeds", "video_url", "video_embeds",
-}
-
 // item is a media item of a request.
 type item struct {
-	kind string
+	kind     string // the member of the part, such as "input_audio"
+	modality string // "image", "audio" or "video"
+	ready    bool   // it is an embedding already, or stands for one
+	cached   bool   // the engine is to have it from before, by its uuid
 
 	// key is the SHA-256 of the media and the processing options: an encoder
 	// and a consumer that process an image differently do not mean the same embedding.
@@ -30,56 +28,97 @@ type item struct {
 	// everywhere or nowhere, or the consumer looks up another hash than was encoded.
 	hash string
 
-	uuid    json.RawMessage // of the part, nil if it has none
-	value   json.RawMessage // of the part
-	options string          // for its processing
+	message, part int             // where it stands
+	uuid          json.RawMessage // of the part, nil if it has none
+	value         json.RawMessage // what is loaded
+	options       string          // for its processing
 }
 
-// ready reports whether the part is an embedding already.
-func (i item) ready() bool { return strings.HasSuffix(i.kind, "_embeds") }
-
-// newItem reads the part's value, in its long or its short form.
-func newItem(kind string, part object, options string) (item, error) {
-	content, err := mediaContent(kind, part[kind])
-	if err != nil {
-		return item{}, err
+// newItem makes an item of what a part loads.
+func newItem(l load, options string) (item, error) {
+	modality, _, _ := strings.Cut(l.kind, "_")
+	i := item{kind: l.member, modality: modality, ready: strings.HasSuffix(l.kind, "_embeds"), value: l.value, options: options}
+	if l.uuid != nil {
+		i.uuid = bytes.Clone(l.uuid) // what keeps the item keeps no body
 	}
-	i := item{kind: kind, key: digest(kind, content, options), value: part[kind], options: options}
+	content, isText := stringOf(l.value)
+	switch {
+	case l.kind == "image_pil":
+		return i, errors.New("image_pil must not reach an engine: it would be fetched past all checks")
+	case l.kind == "prompt_embeds":
+		return i, errors.New("You must set `--enable-prompt-embeds` to input `prompt_embeds`")
+	case i.ready:
+		content = canonical(l.value)
+	case falsy(l.value) && i.uuid == nil:
+		return i, fmt.Errorf("multi_modal_data['%s'] is empty but multi_modal_uuids['%s'] is missing", modality, modality)
+	case falsy(l.value):
+		content, i.cached = "cached "+canonical(i.uuid), true
+	case !isText:
+		return i, fmt.Errorf("%s: no URL", i.kind)
+	}
+	i.key = digest(i.modality, content, options)
 	i.hash = i.key
-	if part.has("uuid") {
-		i.uuid = bytes.Clone(part["uuid"]) // what keeps the item keeps no body
+	if i.uuid != nil {
 		i.hash = digest(i.key, canonical(i.uuid))
 	}
 	return i, nil
 }
 
-// mediaContent is what makes an item this item and no other.
-func mediaContent(kind string, value json.RawMessage) (string, error) {
-	if strings.HasSuffix(kind, "_embeds") {
-		return canonical(value), nil
+// falsy is Python's idea of nothing.
+func falsy(raw json.RawMessage) bool {
+	switch compact(raw) {
+	case "null", "false", "0", `""`, "[]", "{}":
+		return true
 	}
-	if kind == "input_audio" {
-		return audioContent(value)
-	}
-	if url, ok := stringOf(value); ok && url != "" {
-		return url, nil
-	}
-	media, err := parseObject(value)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", kind, err)
-	}
-	url, err := media.text("url")
-	return url, within(kind, err)
+	return false
 }
 
-func audioContent(value json.RawMessage) (string, error) {
-	audio, err := parseObject(value)
-	if err != nil {
-		return "", fmt.Errorf("input_audio: %w", err)
+// load is what vLLM loads for a part, under the names of its parser.
+type load struct {
+	kind   string // image, audio, video, image_pil, prompt_embeds, or embeds of a modality
+	member string // of the part
+	value  json.RawMessage
+	uuid   json.RawMessage
+}
+
+// loads is how vLLM 0.32 reads a part that is no text (renderers/chat_utils.py).
+func (r reading) load() (load, error) {
+	l := load{kind: r.kind, member: r.kind, value: r.content, uuid: r.uuid}
+	switch r.kind {
+	case "input_image":
+		l.kind, l.member = "image", "image_url"
+	case "image_url", "audio_url", "video_url":
+		l.kind = strings.TrimSuffix(r.kind, "_url")
+	case "input_audio":
+		l.kind, l.value = "audio", nil
+		if falsy(r.content) {
+			return l, nil
+		}
+		audio, err := parseObject(r.content)
+		if err != nil {
+			return l, fmt.Errorf("input_audio: %w", err)
+		}
+		if !falsy(audio["data"]) {
+			l.value = marshal(fmt.Sprintf("data:audio/%s;base64,%s", python(audio, "format"), python(audio, "data")))
+		}
+	case "prompt_embeds":
+		l.uuid = nil
+		if falsy(r.content) {
+			return l, errors.New("prompt_embeds content part requires a non-empty `data` field")
+		}
 	}
-	data, errData := audio.text("data")
-	format, errFormat := audio.text("format")
-	return format + ":" + data, within("input_audio", errors.Join(errData, errFormat))
+	return l, nil
+}
+
+// python writes a member as Python writes it into a string.
+func python(o object, name string) string {
+	if text, ok := stringOf(o[name]); ok {
+		return text
+	}
+	if raw, ok := o[name]; ok {
+		return cmp.Or(map[string]string{"null": "None", "true": "True", "false": "False"}[string(raw)], string(raw))
+	}
+	return ""
 }
 
 // within says where an error, if there is one, happened.
@@ -103,4 +142,10 @@ func digest(values ...string) string {
 // processingOptions are the members that change what an encoder makes of an item.
 func processingOptions(o object) string {
 	return canonical(o["mm_processor_kwargs"]) + canonical(o["media_io_kwargs"])
+}
+
+// soundWanted reports whether a video stands for its sound as well.
+func soundWanted(o object) bool {
+	kwargs, err := parseObject(o["mm_processor_kwargs"])
+	return err == nil && !falsy(kwargs["use_audio_in_video"])
 }

@@ -62,7 +62,7 @@ func (x *exchange) handsOver() bool {
 // answers are the texts of the choices.
 func (p prompt) answers(o object) (texts []string) {
 	for _, part := range parts(o) {
-		if own, err := readPrompt(part); err == nil && !o.has("messages") {
+		if own, err := readPrompt(part, false); err == nil && !o.has("messages") {
 			p = own
 		}
 		texts = append(texts, p.answer(o))

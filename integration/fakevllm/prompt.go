@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // prompt is what an engine reads in a request, in document order.
@@ -14,8 +13,15 @@ type prompt struct {
 	items []item
 }
 
+// reader is what the reading of parts depends on.
+type reader struct {
+	options         string // for the processing of items
+	sound           bool   // videos stand for their sound as well
+	soundReferences bool   // a part may refer to both (vLLM 0.33)
+}
+
 // readPrompt reads the messages of a chat, or else the prompt of a completion.
-func readPrompt(o object) (prompt, error) {
+func readPrompt(o object, soundReferences bool) (prompt, error) {
 	var p prompt
 	if !o.has("messages") {
 		err := p.addPrompt(o["prompt"])
@@ -25,16 +31,16 @@ func readPrompt(o object) (prompt, error) {
 	if err != nil {
 		return p, fmt.Errorf("messages: %w", err)
 	}
-	options := processingOptions(o)
+	r := reader{processingOptions(o), soundWanted(o), soundReferences}
 	for n, message := range messages {
-		if err := p.addMessage(message, options); err != nil {
+		if err := p.addMessage(message, r); err != nil {
 			return p, fmt.Errorf("messages[%d]: %w", n, err)
 		}
 	}
 	return p, nil
 }
 
-func (p *prompt) addMessage(raw json.RawMessage, options string) error {
+func (p *prompt) addMessage(raw json.RawMessage, o reader) error {
 	message, err := parseObject(raw)
 	if err != nil {
 		return err
@@ -53,20 +59,20 @@ func (p *prompt) addMessage(raw json.RawMessage, options string) error {
 		return errors.New("content must be a string or a list")
 	}
 	for n, part := range parts {
-		if err := p.addPart(part, options); err != nil {
+		from := len(p.items)
+		if err := p.addPart(part, o); err != nil {
 			return fmt.Errorf("content[%d]: %w", n, err)
+		}
+		for i := range p.items[from:] {
+			p.items[from+i].message, p.items[from+i].part = len(p.roles)-1, n
 		}
 	}
 	return nil
 }
 
-// textMembers tells where the parts that are text have it.
-var textMembers = map[string]string{
-	"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking",
-}
-
-// addPart adds exactly one text or one item. A part that is a mere string is text.
-func (p *prompt) addPart(raw json.RawMessage, options string) error {
+// addPart adds a text or an item. A part that is a mere string is text. A video may be two
+// items, itself and its sound.
+func (p *prompt) addPart(raw json.RawMessage, o reader) error {
 	if p.addText(raw) {
 		return nil
 	}
@@ -74,45 +80,42 @@ func (p *prompt) addPart(raw json.RawMessage, options string) error {
 	if err != nil {
 		return err
 	}
-	kind, err := partKind(part)
+	if o.soundReferences && part.is("type", `"video_embeds"`) && part.has("video_embeds") && part.has("audio_embeds") {
+		return p.addLoads(o, load{"video_embeds", "video_embeds", part["video_embeds"], part["uuid"]},
+			load{"audio_embeds", "audio_embeds", part["audio_embeds"], part["uuid"]})
+	}
+	r, err := readPart(part)
 	if err != nil {
 		return err
 	}
-	if member, ok := textMembers[kind]; ok {
-		if !p.addText(part[member]) {
-			return fmt.Errorf("%s must be a string", member)
+	switch r.kind {
+	case "text", "input_text", "output_text", "refusal", "thinking":
+		if r.content != nil && !p.addText(r.content) {
+			return fmt.Errorf("%s must be a string", contents[r.kind])
 		}
 		return nil
+	case "tool_reference":
+		return nil
 	}
-	if !slices.Contains(mediaKinds, kind) {
-		return fmt.Errorf("unknown part type: %s", kind)
-	}
-	i, err := newItem(kind, part, options)
+	l, err := r.load()
 	if err != nil {
 		return err
 	}
-	p.items = append(p.items, i)
-	return nil
+	if o.sound && l.kind == "video" && !falsy(l.value) {
+		return p.addLoads(o, l, load{"audio", l.member, l.value, l.uuid})
+	}
+	return p.addLoads(o, l)
 }
 
-// partKind is the part's type or, without one, the key that tells it.
-func partKind(part object) (string, error) {
-	if part.has("type") {
-		kind, err := part.text("type")
-		if kind == "input_image" { // the Responses API's name
-			kind = "image_url"
+func (p *prompt) addLoads(o reader, loads ...load) error {
+	for _, l := range loads {
+		i, err := newItem(l, o.options)
+		if err != nil {
+			return err
 		}
-		return kind, err
+		p.items = append(p.items, i)
 	}
-	for _, kind := range mediaKinds {
-		if part.has(kind) {
-			return kind, nil
-		}
-	}
-	if part.has("text") {
-		return "text", nil
-	}
-	return "", errors.New("content part without a type")
+	return nil
 }
 
 // addText reports false if the value is not a string.

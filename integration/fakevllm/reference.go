@@ -9,23 +9,16 @@ import (
 	"strings"
 )
 
-// modality is what a reference tells of its item's kind: input_audio, audio_url
-// and audio_embeds are all audio.
-func (i item) modality() string {
-	name, _, _ := strings.Cut(strings.TrimPrefix(i.kind, "input_"), "_")
-	return name
-}
-
 // referenceKey is the same for an item and the references to it.
 func (i item) referenceKey() string {
 	uuid, _ := stringOf(i.uuid)
-	return digest(i.modality(), uuid, i.options)
+	return digest(i.modality, uuid, i.options)
 }
 
 // reference reports whether the part stands for an item that was encoded. It
 // has a shape, where an embedding that the client made has tensors.
 func (i item) reference() bool {
-	if !i.ready() {
+	if !i.ready {
 		return false
 	}
 	shape, err := parseObject(i.value)
@@ -75,20 +68,31 @@ func (i item) checkReference() error {
 	if !i.reference() {
 		return nil
 	}
-	if shape, _ := parseObject(i.value); !isFlat(shape) {
+	shape, _ := parseObject(i.value)
+	if !isFlat(shape) {
 		return fmt.Errorf("want numbers and lists of numbers, got %s", i.value)
+	}
+	if i.modality == "video" && !shape.has("second_per_grid_ts") && !shape.has("timestamps") {
+		return errors.New("a reference to a video without its timing changes the answer")
 	}
 	return nil
 }
 
-// checkWhole refuses media beside references where there is audio.
+// checkWhole refuses media beside references of their modality, and where there is audio.
 func checkWhole(items []item) error {
 	audio, references, media := false, false, false
+	ready := make(map[string]bool)
+	for _, i := range items {
+		if was, known := ready[i.modality]; known && was != i.ready {
+			return badRequest("Mixing raw %s and embedding inputs is not allowed", i.modality)
+		}
+		ready[i.modality] = i.ready
+	}
 	for _, i := range items {
 		reference := i.reference()
 		references = references || reference
-		media = media || !i.ready()
-		audio = audio || i.modality() == "audio" && (reference || !i.ready())
+		media = media || !i.ready
+		audio = audio || i.modality == "audio" && (reference || !i.ready)
 	}
 	if audio && references && media {
 		return badRequest("a request with audio is rewritten wholly or not at all")
@@ -108,9 +112,15 @@ func (x *exchange) resolve() error {
 		}
 		x.referred = true
 		original, err := x.engine.cluster.refer(i)
-		if err != nil {
+		switch {
+		case err == nil:
+		case x.engine.options.ECExample:
+			connectionOf(x.r).life.kill()
+			return errKilled
+		default:
 			return err
 		}
+		original.message, original.part = i.message, i.part
 		x.prompt.items[n] = original
 	}
 	return nil
@@ -122,7 +132,7 @@ func (c *Cluster) refer(i item) (item, error) {
 	defer c.mu.Unlock()
 	hash, known := c.encoded[i.referenceKey()]
 	if !known {
-		return item{}, engineFailure("no embedding for uuid %s: no %s was encoded under it with these options", i.uuid, i.modality())
+		return item{}, engineFailure("no embedding for uuid %s: no %s was encoded under it with these options", i.uuid, i.modality)
 	}
 	e := c.embeddings[hash]
 	if got := canonical(i.value); got != e.metadata {

@@ -35,14 +35,14 @@ func TestReferences(t *testing.T) {
 		{"inline audio", []string{partInput}, []string{partInput}, []string{refInput}, 0, ""},
 		{"all", []string{partA, partVideo, partAudio, partInput}, []string{partAudio, partA, partInput, partVideo, partA}, []string{refAudio, refA, refInput, refVideo, refA}, 0, ""},
 		{"short form encoded", []string{`{"image_url":"https://a/a.png","uuid":"ua"}`}, []string{partPlain}, []string{refA}, 0, ""},
-		{"an image stays", []string{partA, partB}, []string{partA, partB}, []string{refA, partB}, 0, ""},
+		{"an image stays", []string{partA, partB}, []string{partA, partB}, []string{refA, partB}, bad, "Mixing raw image and embedding inputs"},
 		{"all stay", []string{partA, partAudio}, []string{partA, partAudio}, []string{partA, partAudio}, 0, ""},
 		{"beside a ready embedding", []string{partAudio}, []string{partAudio, `{"image_embeds":"AA"}`}, []string{refAudio, `{"image_embeds":"AA"}`}, 0, ""},
 		{"a ready embedding with a uuid", nil, []string{`{"image_embeds":"AA","uuid":"x"}`}, []string{`{"image_embeds":"AA","uuid":"x"}`}, 0, ""},
 		{"ready tensors", nil, []string{`{"image_embeds":{"a":"AA","b":"AA"}}`}, []string{`{"image_embeds":{"a":"AA","b":"AA"}}`}, 0, ""},
 		{"unknown uuid", []string{partB}, []string{partA}, []string{refA}, failed, `no embedding for uuid "ua"`},
 		{"encoded without uuid", []string{partPlain}, []string{partA}, []string{refA}, failed, `no embedding for uuid "ua"`},
-		{"other kind", []string{partA}, []string{partA}, []string{old("ub", "ua", "image", "video").Replace(refB)}, failed, `no embedding for uuid "ua": no video`},
+		{"other kind", []string{partA}, []string{partA}, []string{old("ub", "ua", "image", "audio").Replace(refB)}, failed, `no embedding for uuid "ua": no audio`},
 		{"other shape", []string{partA}, []string{partA}, []string{old("[1,36,36]", "[1,36,37]").Replace(refA)}, failed, `the shape is {"image_grid_thw":[1,36,36]}, not {"image_grid_thw":[1,36,37]}`},
 		{"other name", []string{partA}, []string{partA}, []string{old("grid_thw", "grid").Replace(refA)}, failed, "the shape is"},
 		{"flattened too far", []string{partAudio}, []string{partAudio}, []string{old("[1296]", "1296").Replace(refAudio)}, failed, "the shape is"},
@@ -53,14 +53,15 @@ func TestReferences(t *testing.T) {
 		{"uuid no string", []string{partA}, []string{partA}, []string{old(`"ua"`, "1").Replace(refA)}, bad, "uuid must be a non-empty string"},
 		{"media's uuid no string", []string{partA}, []string{partA}, []string{old(`"ua"`, "1").Replace(partA)}, bad, "uuid must be a non-empty string"},
 		{"image beside referenced audio", []string{partA, partAudio}, []string{partA, partAudio}, []string{partA, refAudio}, bad, "rewritten wholly or not at all"},
-		{"audio beside referenced audio", []string{partInput, partAudio}, []string{partInput, partAudio}, []string{partInput, refAudio}, bad, "rewritten wholly or not at all"},
+		{"audio beside referenced audio", []string{partInput, partAudio}, []string{partInput, partAudio}, []string{partInput, refAudio}, bad, "Mixing raw audio and embedding inputs"},
 		{"audio beside a referenced image", []string{partA, partAudio}, []string{partA, partAudio}, []string{refA, partAudio}, bad, "rewritten wholly or not at all"},
+		{"a video without its timing", []string{partVideo}, []string{partVideo}, []string{old(`,"second_per_grid_ts":[1]`, "").Replace(refVideo)}, bad, "without its timing changes the answer"},
 		{"uuid left out", []string{partA}, []string{partPlain}, []string{partPlain}, failed, "multimodal embedding missing: item 0 (image_url)"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			c := NewCluster()
-			encoder := start(t, c, Options{Role: Encode, Modern: true})
+			encoder := start(t, c, Options{Role: Encode, Modern: true, Timing: true})
 			prefiller, decoder := start(t, c, Options{Role: Prefill, Modern: true}), start(t, c, Options{Role: Decode, Modern: true})
 			for _, part := range test.encoded {
 				encodeOne(t, encoder, encodeParts(part))
@@ -132,7 +133,7 @@ func TestKVOfReferences(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			c := NewCluster()
-			encoder := start(t, c, Options{Role: Encode, Modern: true})
+			encoder := start(t, c, Options{Role: Encode, Modern: true, Timing: true})
 			prefiller, decoder := start(t, c, Options{Role: Prefill, Modern: true}), start(t, c, Options{Role: Decode, Modern: true, RequireKV: true})
 			encodeOne(t, encoder, encodeParts(partA, partB))
 			kv := member(t, post(t, prefiller, chat, "r", prefillOf(test.prefilled)), "kv_transfer_params")
@@ -211,4 +212,41 @@ func TestModernText(t *testing.T) {
 			assert.Equal(t, answerTo(t, test.body), textOf(t, a, false))
 		})
 	}
+}
+
+// A consumer with shared storage that lacks an embedding encodes media itself, and dies of a
+// reference: vLLM 0.32.0.
+func TestMissingEmbedding(t *testing.T) {
+	c := NewCluster()
+	encoder := start(t, c, Options{Role: Encode, Modern: true})
+	decoder := start(t, c, Options{Role: Decode, Modern: true, ECExample: true})
+	encoder.SetFault(Fault{Kind: Forget, Times: 1})
+	assert.Contains(t, encodeOne(t, encoder, encodeParts(partA)).body, "image_grid_thw")
+	accepted(t, decoder, post(t, decoder, chat, "r", chatOf(partA)))
+	_, err := try(newRequest(t, decoder, chat, "r", chatOf(refA)))
+	require.Error(t, err, "it is dead")
+	require.NoError(t, decoder.Restart())
+	encodeOne(t, encoder, encodeParts(partA))
+	accepted(t, decoder, post(t, decoder, chat, "r", chatOf(refA)))
+}
+
+// A video whose sound counts is two items, which vLLM 0.33 tells apart and can be referred to.
+func TestSound(t *testing.T) {
+	const option, value = "mm_processor_kwargs", `{"use_audio_in_video":true}`
+	const ref = `{"type":"video_embeds","video_embeds":{"video_grid_thw":[8,36,36],"second_per_grid_ts":[1]},"audio_embeds":{"audio_feature_lengths":[1296]},"uuid":"uv"}`
+	c := NewCluster()
+	encoder := start(t, c, Options{Role: Encode, Modern: true, Modalities: true, Timing: true})
+	prefiller := start(t, c, Options{Role: Prefill, Modern: true, Modalities: true})
+	decoder := start(t, c, Options{Role: Decode, Modern: true, Modalities: true})
+	answer := encodeOne(t, encoder, with(encodeParts(partVideo), option, value)).body
+	assert.Regexp(t, `"item_indices":\[0\],"modality":"video"`, answer)
+	assert.Regexp(t, `"item_indices":\[1\],"modality":"audio"`, answer)
+
+	raw, sent := with(chatOf(partVideo), option, value), with(chatOf(ref), option, value)
+	prefilled := post(t, prefiller, chat, "r", prefillOf(sent))
+	accepted(t, prefiller, prefilled)
+	decoded := post(t, decoder, chat, "r", with(raw, "kv_transfer_params", member(t, prefilled, "kv_transfer_params")))
+	accepted(t, decoder, decoded)
+	assert.Equal(t, answerTo(t, raw), textOf(t, decoded, false))
+	assert.NotEqual(t, answerTo(t, chatOf(partVideo)), textOf(t, decoded, false))
 }

@@ -11,14 +11,22 @@ func (o Options) shape(i item) map[string]any {
 		return map[string]any{}
 	}
 	if !o.VaryShapes {
-		return shapes[i.kind]
+		return o.shapes(i.modality)
 	}
 	n, _ := strconv.ParseInt(i.key[:6], 16, 32) // six digits of a hash, as good as unique
 	varied := make(map[string]any)
-	for name, value := range shapes[i.kind] {
+	for name, value := range o.shapes(i.modality) {
 		varied[name] = vary(value, int(n))
 	}
 	return varied
+}
+
+// shapes is what is told of a modality, but for what differs from item to item.
+func (o Options) shapes(modality string) map[string]any {
+	if modality == "video" && o.Timing {
+		return map[string]any{"video_grid_thw": [][]int{{8, 36, 36}}, "second_per_grid_ts": []int{1}}
+	}
+	return shapes[modality]
 }
 
 // vary adds to the last number.

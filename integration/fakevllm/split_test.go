@@ -47,6 +47,6 @@ func FuzzParseBody(f *testing.F) {
 		for name, value := range want {
 			require.Equal(t, string(value), string(got[name]))
 		}
-		_, _ = readPrompt(got) // must not panic
+		_, _ = readPrompt(got, false) // must not panic
 	})
 }

@@ -13,7 +13,7 @@ import (
 const greeting = "größe 你好 👋🏽"
 
 // Answer is the text with which a decode engine answers a client's body, if the
-// proxy does everything right: a greeting, every text of the request, kind and
+// proxy does everything right: a greeting, every text of the request, modality and
 // key of every media item, the number of tools, and the user. Of a request with several
 // choices it is those of all, one a line.
 func Answer(body []byte) (string, error) {
@@ -21,7 +21,7 @@ func Answer(body []byte) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("answer to a body: %w", err)
 	}
-	p, err := readPrompt(o)
+	p, err := readPrompt(o, false)
 	if err != nil {
 		return "", fmt.Errorf("answer to a body: %w", err)
 	}
@@ -31,7 +31,7 @@ func Answer(body []byte) (string, error) {
 func (p prompt) answer(o object) string {
 	words := append([]string{greeting}, p.texts...)
 	for _, i := range p.items {
-		words = append(words, i.kind+":"+i.key[:8])
+		words = append(words, i.modality+":"+i.key[:8])
 	}
 	if tools, err := array(o["tools"]); err == nil && len(tools) > 0 {
 		words = append(words, fmt.Sprintf("tools:%d", len(tools)))

@@ -33,9 +33,9 @@ func TestAnswer(t *testing.T) {
 		"kv_transfer_params": {"x":1}
 	}`
 	want := "größe 你好 👋🏽 one two" +
-		" video_url:" + digest("video_url", "https://a/v.mp4", "nullnull")[:8] +
-		" input_audio:" + digest("input_audio", "wav:AA", "nullnull")[:8] +
-		" audio_embeds:" + digest("audio_embeds", `"AA"`, "nullnull")[:8] +
+		" video:" + digest("video", "https://a/v.mp4", "nullnull")[:8] +
+		" audio:" + digest("audio", "data:audio/wav;base64,AA", "nullnull")[:8] +
+		" audio:" + digest("audio", `"AA"`, "nullnull")[:8] +
 		" tools:2 user:züli"
 	assert.Equal(t, want, answerTo(t, body))
 	assert.Equal(t, "größe 你好 👋🏽 a\ngröße 你好 👋🏽 b", answerTo(t, `{"prompt":["a","b"],"tools":[]}`))
@@ -49,7 +49,7 @@ func TestAnswerKeysItems(t *testing.T) {
 		return answerTo(t, `{"messages":[{"role":"user","content":[`+part+`]}]`+options+`}`)
 	}
 	image := answer(`{"type":"image_url","image_url":{"url":"u"}}`, "")
-	assert.Equal(t, image, answer(`{"type":"image_url","image_url":"u"}`, ""))
+	assert.Equal(t, image, answer(`{"type":"input_image","image_url":"u","detail":"low"}`, ""))
 	assert.Equal(t, image, answer(`{"image_url":"u"}`, ""))
 	assert.Equal(t, image, answer(`{"image_url":{"url":"u","detail":"low"},"uuid":"x"}`, ""))
 	assert.NotEqual(t, image, answer(`{"image_url":"v"}`, ""))
@@ -57,6 +57,9 @@ func TestAnswerKeysItems(t *testing.T) {
 	assert.NotEqual(t,
 		answer(`{"input_audio":{"data":"u","format":"wav"}}`, ""),
 		answer(`{"input_audio":{"data":"u","format":"mp3"}}`, ""))
+	assert.Equal(t, // which is what vLLM makes of it
+		answer(`{"input_audio":{"data":"u","format":"wav"}}`, ""),
+		answer(`{"audio_url":"data:audio/wav;base64,u"}`, ""))
 }
 
 func TestAnswerToNonsense(t *testing.T) {

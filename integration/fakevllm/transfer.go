@@ -4,6 +4,7 @@ package fakevllm
 type transfer struct {
 	Metadata    map[string]any `json:"metadata"`
 	ItemIndices []int          `json:"item_indices,omitempty"`
+	Modality    string         `json:"modality,omitempty"`
 	*handle
 }
 
@@ -16,8 +17,8 @@ type handle struct {
 }
 
 // newTransfer offers the only item of an encode request.
-func newTransfer(kind string, port int) transfer {
-	return transfer{Metadata: shapes[kind], ItemIndices: []int{0}, handle: newHandle(port)}
+func newTransfer(modality string, port int) transfer {
+	return transfer{Metadata: shapes[modality], ItemIndices: []int{0}, handle: newHandle(port)}
 }
 
 func newHandle(port int) *handle {
@@ -29,12 +30,11 @@ func newHandle(port int) *handle {
 	}
 }
 
-// shapes is what the metadata tells of each kind of media.
+// shapes is what the metadata tells of each modality.
 var shapes = map[string]map[string]any{
-	"image_url":   {"image_grid_thw": [][]int{{1, 36, 36}}},
-	"video_url":   {"video_grid_thw": [][]int{{8, 36, 36}}},
-	"audio_url":   {"audio_feature_lengths": []int{1296}},
-	"input_audio": {"audio_feature_lengths": []int{1296}},
+	"image": {"image_grid_thw": [][]int{{1, 36, 36}}},
+	"video": {"video_grid_thw": [][]int{{8, 36, 36}}},
+	"audio": {"audio_feature_lengths": []int{1296}},
 }
 
 // opaque is the part of the entry that must come back as it is.
@@ -50,7 +50,7 @@ func (t transfer) opaque() string {
 func opaque(entry object) string {
 	rest := make(object)
 	for name, value := range entry {
-		if name != "metadata" && name != "item_indices" {
+		if name != "metadata" && name != "item_indices" && name != "modality" {
 			rest[name] = value
 		}
 	}
@@ -110,7 +110,7 @@ func (x *exchange) consume() error {
 	if err != nil {
 		return err
 	}
-	return x.engine.cluster.consume(x.prompt.items, b, x.engine.options.ConsumerZMQ)
+	return x.engine.cluster.consume(x.prompt.items, b, x.engine.options)
 }
 
 // spend is for an engine that has read all that the request brings, and failed afterwards.
