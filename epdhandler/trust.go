@@ -29,7 +29,7 @@ func (x *exchange) checkOptions() *apiError {
 		return nil
 	case x.namesMedia():
 		return wrong("mm_processor_kwargs", "mm_processor_kwargs may hold numbers, booleans and objects of those: text, and options that name media or files, are for trusted clients only")
-	case x.body.Has(body.PromptEmbeds) && !body.IsNull(x.body.Value(body.PromptEmbeds)):
+	case !x.body.Has(body.Messages) && given(x.body.Value(body.PromptEmbeds)):
 		return wrong("prompt_embeds", "prompt_embeds is for trusted clients only; send a prompt")
 	}
 	// vLLM looks here next for the transfer parameters that clients must not give

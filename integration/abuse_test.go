@@ -501,7 +501,8 @@ func TestAbsurdBodies(t *testing.T) {
 		"a million parts":               {repeat(`{"model":"fake","messages":[{"role":"user","content":[`, `"",`, million, `]}]}`), ""},
 		"a million empty parts":         {repeat(`{"messages":[{"role":"user","content":[`, `{},`, million, `]}]}`), ""},
 		"a million media items":         {repeat(`{"messages":[{"role":"user","content":[`, `{"image_url":"data:,"},`, million, `]}]}`), "more than 128 media items"},
-		"a million uuids":               {repeat(`{"messages":[{"role":"user","content":[`, `{"text":"","uuid":0},`, million, `]}]}`), "more than 10000 parts of the request have a uuid"},
+		"a million uuids":               {repeat(`{"messages":[{"role":"user","content":[`, `{"text":"","uuid":0},`, million, `]}]}`), ""},
+		"a million media that are null": {repeat(`{"messages":[{"role":"user","content":[`, `{"image_pil":null,"uuid":null,"image_url":null},`, million, `]}]}`), ""},
 		"a million messages":            {repeat(`{"messages":[`, `{},`, million, `]}`), ""},
 		"a million lists":               {repeat(`{"messages":[],"a":[`, `[],`, million, `]}`), ""},
 		"a million members":             {chat(numbered(million)), tooMany},
@@ -573,8 +574,8 @@ func TestAbsurdBodies(t *testing.T) {
 		"messages of everything":        {`{"model":"fake","messages":[null,true,0,"x",[],[[]],{},{"content":null},{"content":0},{"content":{}},{"content":{"image_url":"x"}}]}`, ""},
 		"parts of everything":           {`{"model":"fake","messages":[{"role":"user","content":[null,true,0,[],[{"image_url":"x"}],{},{"type":null},{"type":0},{"type":[]},{"type":{"image_url":"x"}},{"text":{}}]}]}`, ""},
 		"a URL of everything":           {chat("", `{"type":"image_url","image_url":{"url":{"url":"data:,"}}}`), "no known form"},
-		"a URL of escapes":              {chat("", `{"image_url":"`+strings.Repeat(`\\`, million)+`"}`), "come from a source that is not allowed"},
-		"a URL longer than it looks":    {chat("", `{"image_url":"https://`+strings.Repeat(`\u0061`, 1352)+`.example.com@127.0.0.1/"}`), "come from a source that is not allowed"},
+		"a URL of escapes":              {chat("", `{"image_url":"`+strings.Repeat(`\\`, million)+`"}`), "is longer than 8192 bytes"},
+		"a URL longer than it looks":    {chat("", `{"image_url":"https://`+strings.Repeat(`\u0061`, 1352)+`.example.com@127.0.0.1/"}`), "is longer than 8192 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e.reset()

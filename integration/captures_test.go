@@ -37,7 +37,7 @@ var captures = []struct {
 	{name: "completion_prefill", prefill: true, path: "/v1/completions", body: `{"model": "fake", "prompt": "Once", "max_tokens": 16}`},
 	{name: "image", body: chat("", text("What is this?"), image("AAAA"))},
 	{name: "image_prefill", prefill: true, body: chat("", text("What is this?"), image("AAAA"))},
-	{name: "short_forms", body: `{"model":"fake","messages":[{"role":"user","content":[{"type":"image_url","image_url":"data:image/png;base64,AAAA"},{"image_url":"file:///x.png"},{"audio_url":"https://example.com/x.wav"}]}]}`},
+	{name: "short_forms", body: `{"model":"fake","messages":[{"role":"user","content":[{"type":"text","text":"x"},{"image_url":{"url":"data:image/png;base64,AAAA"}},{"image_url":"file:///x.png"},{"input_audio":{"data":"BBBB","format":"flac"}},{"audio_url":"https://example.com/x.wav","image_url":null}]}]}`},
 	{name: "all_kinds_prefill", prefill: true, body: chat("", image("AAAA"), `{"type":"audio_url","audio_url":{"url":"data:audio/wav;base64,BBBB"}}`, `{"type":"input_audio","input_audio":{"data":"CCCC","format":"wav"}}`, `{"type":"video_url","video_url":{"url":"https://example.com/x.mp4"}}`)},
 	{name: "options_prefill", prefill: true, body: "{ \"mm_processor_kwargs\" : {\"num_crops\": 4},\n  \"model\": \"fake\", \"priority\": -1, \"session_id\": \"s\",\n  \"messages\": [ {\"content\": [ " + image("AAAA") + " ], \"role\": \"user\"} ],\n  \"media_io_kwargs\": {\"video\": {\"num_frames\": 8}}, \"temperature\": 1e-1 }\n"},
 	{name: "limits_prefill", prefill: true, body: chat(`,"max_tokens":100,"max_completion_tokens":50,"min_tokens":2`, image("AAAA"))},
@@ -51,7 +51,7 @@ var captures = []struct {
 	{name: "references_prefill", prefill: true, handles: true, options: []string{"references"}, body: chat("", image("AAAA"), `{"input_audio":{"data":"CCCC","format":"wav"},"uuid":"not his"}`)},
 	{name: "batch", options: []string{"encode_batch 2"}, body: chat("", image("AAAA"), image("BBBB"), image("CCCC"))},
 	{name: "push_prefill", prefill: true, push: true, options: []string{"references", "encode_batch 8"}, body: chat("", image("AAAA"), image("BBBB"), image("AAAA"))},
-	{name: "references_batch_prefill", prefill: true, options: []string{"references", "encode_batch 8", "keep_handles"}, body: chat("", image("AAAA"), image("BBBB"), image("AAAA"))},
+	{name: "references_batch_prefill", prefill: true, options: []string{"references", "encode_batch 8", "decode_has_embeddings"}, body: chat("", image("AAAA"), image("BBBB"), image("AAAA"))},
 }
 
 func TestCaptures(t *testing.T) {
@@ -63,7 +63,7 @@ func TestCaptures(t *testing.T) {
 				prefills = 1
 			}
 			e := startEngines(t, 1, prefills, 1, func(o *fakevllm.Options) {
-				o.Handles, o.Modern, o.KeepHandles = tc.handles, tc.options != nil, slices.Contains(tc.options, "keep_handles")
+				o.Handles, o.Modern, o.KeepHandles = tc.handles, tc.options != nil, slices.Contains(tc.options, "decode_has_embeddings")
 			}, consumers(fakevllm.Prefill, 2))
 			options := tc.options
 			if tc.push {

@@ -52,7 +52,7 @@ func TestRequestsWithoutHandOver(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := startEngines(t, 1, 1, 1, modern)
-			c := startCaddy(t, e.block("references"))
+			c := startCaddy(t, e.block("references", "trust_clients")) // for prompt_embeds
 			for _, body := range []string{tc.body, stream(tc.body)} {
 				e.reset()
 				r := c.do(t, http.MethodPost, tc.path, body, "X-Request-Id: mine")

@@ -115,11 +115,11 @@ func TestTrustedClients(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
 	c := startCaddy(t, e.block("trust_clients"))
-	body := chat(`,"kv_transfer_params":{"remote_host":"theirs"},"ec_transfer_params":{"a":"theirs"}`, `{"type":"image_url","image_url":"data:x","uuid":"theirs"}`)
+	body := chat(`,"kv_transfer_params":{"remote_host":"theirs"},"ec_transfer_params":{"a":"theirs"}`, `{"type":"image_url","image_url":{"url":"data:x"},"uuid":"theirs"}`)
 	_ = c.post(t, body)
 	require.Len(t, e.encode[0].Requests(), 1)
 	require.Len(t, e.decode[0].Requests(), 1)
-	assert.Contains(t, string(e.encode[0].Requests()[0].Body), `{"type":"image_url","image_url":"data:x","uuid":"theirs"}`)
+	assert.Contains(t, string(e.encode[0].Requests()[0].Body), `{"type":"image_url","image_url":{"url":"data:x"},"uuid":"theirs"}`)
 	assert.Equal(t, body, string(e.decode[0].Requests()[0].Body))
 	_ = c.post(t, chat("", text("x")), "X-Data-Parallel-Rank: 1")
 	assert.Equal(t, "1", e.decode[0].Requests()[1].Header.Get("X-Data-Parallel-Rank"))
@@ -132,7 +132,7 @@ func TestClientsTransferParamsAreRemoved(t *testing.T) {
 	for _, prefills := range []int{0, 1} {
 		e := startEngines(t, 1, prefills, 1)
 		c := startCaddy(t, e.block())
-		named := chat("", `{"uuid":"evil","type":"image_url","image_url":"data:x"}`, `{"type":"text","text":"x","uuid":"evil"}`)
+		named := chat("", `{"uuid":"evil","type":"image_url","image_url":{"url":"data:x"}}`, `{"type":"text","text":"x","uuid":"evil"}`)
 		require.Equal(t, http.StatusOK, c.post(t, named).StatusCode)
 		for _, request := range []struct{ path, body string }{
 			{chatPath, chat(evil, image("AAAA"))},

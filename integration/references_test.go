@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -73,11 +74,12 @@ func TestReferencesSaveBytes(t *testing.T) {
 	assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
 	e.assertContract(t)
 	e.assertRequests(t, 3, 1, 1) // five images, two at most at a time
-	for _, engine := range []*fakevllm.Engine{e.prefill[0], e.decode[0]} {
-		got := engine.Requests()[0].Body
-		assert.Less(t, len(got), 5_000)
-		assert.Equal(t, 6, bytes.Count(got, []byte(`"type":"image_embeds"`)))
-	}
+	got := e.prefill[0].Requests()[0].Body
+	assert.Less(t, len(got), 5_000)
+	assert.Equal(t, 6, bytes.Count(got, []byte(`"type":"image_embeds"`)))
+	got = e.decode[0].Requests()[0].Body
+	assert.Equal(t, 6, bytes.Count(got, []byte(`"type":"image_url"`)), "decode may have to compute a part of the prompt, and has no embeddings")
+	assert.NotContains(t, string(got), "uuid")
 }
 
 // uuids returns the uuids of the parts that encoders have got.
@@ -221,22 +223,153 @@ func TestOneUUIDForTwo(t *testing.T) {
 	assert.Contains(t, string(got), "BBBB")
 }
 
-// Handles are for whoever consumes the embeddings, unless decode wants them as well.
-func TestKeepHandles(t *testing.T) {
+// Decode gets what there is of the embeddings only if its engines consume them as well.
+func TestDecodeHasEmbeddings(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1, modern, func(o *fakevllm.Options) { o.Handles, o.KeepHandles = true, o.Role == fakevllm.Decode })
-	for _, keep := range []bool{false, true} {
+	for _, has := range []bool{false, true} {
 		lines := []string{"references"}
-		if keep {
-			lines = append(lines, "keep_handles")
+		if has {
+			lines = append(lines, "decode_has_embeddings")
 		}
 		c := startCaddy(t, e.block(lines...))
 		e.reset()
-		body := chat("", image(fmt.Sprintf("AAA%v", keep)))
+		body := chat("", image(fmt.Sprintf("AAA%v", has)))
 		assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
 		e.assertContract(t)
-		assert.Equal(t, keep, bytes.Contains(e.decode[0].Requests()[0].Body, []byte(`"ec_transfer_params"`)))
+		got := e.decode[0].Requests()[0].Body
+		assert.Equal(t, has, bytes.Contains(got, []byte(`"ec_transfer_params"`)))
+		assert.Equal(t, has, bytes.Contains(got, []byte(`"image_embeds"`)))
 	}
+}
+
+// An engine that lacks an embedding dies of a reference to it. The next attempt has the
+// media, so that a request takes one instance down at most; an answer of 500 is no other.
+func TestConsumerLacksAnEmbedding(t *testing.T) {
+	t.Parallel()
+	for topology, n := range map[string][3]int{"E+PD": {1, 0, 3}, "E+P+D": {1, 3, 1}} {
+		for _, dies := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, dies %v", topology, dies), func(t *testing.T) {
+				t.Parallel()
+				e := startEngines(t, n[0], n[1], n[2], modern, func(o *fakevllm.Options) { o.ECExample = true })
+				patient := "health_fails 1000"
+				c := startCaddy(t, e.block("references", "retries 2", "encode "+patient, "prefill "+patient, "decode "+patient))
+				consumers := e.of(consuming(n[1]))
+				if dies {
+					e.encode[0].SetFault(fault{Kind: fakevllm.Forget})
+				}
+				alive := len(consumers)
+				for i, body := range []string{chat("", image("AAAA"), image("BBBB")), stream(chat("", image("CCCC")))} {
+					if !dies {
+						for _, engine := range consumers {
+							engine.SetFault(fault{Kind: fakevllm.Status, Code: 500, Times: 1})
+							break
+						}
+					}
+					e.reset()
+					assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
+					referred := 0
+					for _, engine := range consumers {
+						for _, r := range engine.Requests() {
+							referred += min(1, bytes.Count(r.Body, []byte(`"image_embeds"`)))
+						}
+					}
+					assert.LessOrEqual(t, referred, 1, "%d", i)
+					if dies {
+						assert.Equal(t, 1, referred, "%d", i)
+						alive--
+					}
+				}
+				living := 0
+				for _, engine := range consumers {
+					if r, err := http.Get(engine.URL() + "/health"); err == nil {
+						_ = r.Body.Close()
+						living++
+					}
+				}
+				assert.Equal(t, alive, living)
+				e.assertContract(t)
+			})
+		}
+	}
+}
+
+// A video whose sound counts is two things for an engine: two transfers, two entries, and
+// with vLLM 0.33 a reference to both.
+func TestSoundOfVideos(t *testing.T) {
+	t.Parallel()
+	const video = `{"type":"video_url","video_url":{"url":"https://example.com/x.mp4"}}`
+	const sound = `,"mm_processor_kwargs":{"use_audio_in_video":true}`
+	for topology, n := range map[string][3]int{"E+PD": {1, 0, 1}, "E+P+D": {1, 1, 1}} {
+		for engines, change := range map[string]func(*fakevllm.Options){
+			"before 0.33": func(o *fakevllm.Options) { o.Timing = true },
+			"0.33":        func(o *fakevllm.Options) { o.Timing, o.Modalities = true, true },
+			"no timing":   func(o *fakevllm.Options) { o.Modalities = true },
+			"handles":     func(o *fakevllm.Options) { o.Timing, o.Modalities, o.Handles = true, true, true },
+		} {
+			for name, options := range map[string][]string{"plain": {}, "references": {"references"}, "push": {"push"}, "both": {"references", "push"}} {
+				t.Run(topology+", "+engines+", "+name, func(t *testing.T) {
+					t.Parallel()
+					role := consuming(n[1])
+					e := startEngines(t, n[0], n[1], n[2], modern, consumers(role, 1), change)
+					var lines []string
+					for _, option := range options {
+						if option == "push" {
+							option = e.pushing(role, 1)
+						}
+						lines = append(lines, option)
+					}
+					c := startCaddy(t, e.block(lines...))
+					for _, parts := range [][]string{{video}, {text("x"), image("AAAA"), video}} {
+						e.reset()
+						body := chat(sound, parts...)
+						assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
+						e.assertContract(t)
+						got := e.of(role)[0].Requests()[0].Body
+						referred := slices.Contains(options, "references") && (engines == "0.33" || engines == "handles")
+						assert.Equal(t, referred, bytes.Contains(got, []byte(`"audio_embeds":{"audio_feature_lengths":`)), "%s", got)
+						if slices.Contains(options, "push") {
+							assert.Equal(t, len(parts)/2+2, bytes.Count(got, []byte(`"transfer_id"`)), "%s", got)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// A video is referred to only if the encoder tells the times of its frames; what else is in
+// a part stays in any case.
+func TestReferencesKeepTheAnswer(t *testing.T) {
+	t.Parallel()
+	for _, timing := range []bool{false, true} {
+		e := startEngines(t, 1, 0, 1, modern, func(o *fakevllm.Options) { o.Timing = timing })
+		c := startCaddy(t, e.block("references", "media_sources https://example.com"))
+		body := chat("", `{"type":"video_url","video_url":{"url":"https://example.com/x.mp4"}}`, `{"image_url":"https://example.com/x.png","cache_control":{"type":"x"}}`)
+		assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
+		e.assertContract(t)
+		got := e.decode[0].Requests()[0].Body
+		assert.Equal(t, timing, bytes.Contains(got, []byte(`"video_embeds"`)))
+		assert.Regexp(t, `"type":"image_embeds","image_embeds":\{"image_grid_thw":[^}]*\},"cache_control":\{"type":"x"\},"uuid"`, string(got))
+		refused := chat("", `{"type":"video_url","video_url":{"url":"data:video/mp4;base64,AAAA"}}`)
+		assert.Equal(t, "media_source", c.post(t, refused).apiError(t)["code"])
+	}
+}
+
+// One audio in two formats is two media: vLLM makes a URL of both.
+func TestFormatsOfAudio(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1, modern)
+	c := startCaddy(t, e.block("references"))
+	for _, format := range []string{"wav", "wav;base64,RVZJTA==", "flac", "wav"} {
+		body := chat("", fmt.Sprintf(`{"type":"input_audio","input_audio":{"data":"QUJD","format":"%s"}}`, format))
+		assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
+	}
+	e.assertContract(t)
+	got := e.uuids()
+	require.Len(t, got, 4)
+	assert.Equal(t, got[0], got[3])
+	assert.Len(t, slices.Compact(slices.Sorted(slices.Values(got))), 3)
 }
 
 // consumers makes the last stage's engines ones that embeddings are pushed to.
@@ -272,7 +405,7 @@ func everything(t *testing.T, encode, prefill, decode int, change ...func(*fakev
 	all := append(change, modern, consumers(role, 2), func(o *fakevllm.Options) { o.Handles, o.KeepHandles = true, prefill > 0 && o.Role == fakevllm.Decode })
 	e = startEngines(t, encode, prefill, decode, all...)
 	if prefill > 0 {
-		options = append(options, "keep_handles")
+		options = append(options, "decode_has_embeddings")
 	}
 	return e, append(options, "references", "encode_batch 3", "uuid_salt {http.request.header.Authorization}", e.pushing(role, 2))
 }

@@ -27,15 +27,21 @@ func (i Item) Refer(kind string, members []byte) []Patch {
 	return []Patch{{i.typ, typ}, {i.member, members}}
 }
 
-// AppendAlone appends a content part with the media of an item, and a uuid if there is one, in
-// the form in which vLLM takes it as the only part of a message. It is stricter then: the part
+// AppendAlone appends the part of an item, with a uuid if there is one, in a form in which
+// vLLM takes it as the only part of a message. It is stricter then: unless there is a uuid, the part
 // must have its type, the URL must be in an object, and the format of input_audio must be one of OpenAI's.
 func (b *Body) AppendAlone(pieces [][]byte, i Item, uuid []byte) [][]byte {
+	format := b.Slice(i.format)
+	common := i.Kind != inputAudio || IsString(format, "wav") || IsString(format, "mp3")
 	open := func(kind string) []byte { return []byte(`{"type":"` + kind + `","` + kind + `":`) }
-	switch format := b.Slice(i.format); {
+	switch {
+	case i.UUID != "":
+		return append(pieces, b.Slice(i.Range))
+	case i.uuid.empty() && !i.isString() && common && IsString(b.Slice(i.typ), i.Kind):
+		pieces = append(pieces, b.Slice(Range{i.Range.Start, i.Range.End - 1}))
 	case i.isString():
 		pieces = append(pieces, open(i.Kind), []byte(`{"url":`), b.Slice(i.value), []byte("}"))
-	case i.Kind == inputAudio && !IsString(format, "wav") && !IsString(format, "mp3") && len(format) <= maxFormat:
+	case !common && len(format) <= maxFormat:
 		// this is what vLLM makes of it
 		pieces = append(pieces, open("audio_url"), []byte(`{"url":"data:audio/`), formatText(format), []byte(`;base64,`), b.Slice(i.payload), []byte(`"}`))
 	default:

@@ -83,7 +83,7 @@ func (c *Cluster) offer(hash string, t transfer) {
 func (c *Cluster) consume(items []item, b brought, o Options) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	redeemed, err := c.redeem(items, b.entries)
+	redeemed, err := c.redeem(items, b.entries, o.ECExample)
 	taken, errTake := c.take(items, b.asked, o.ConsumerZMQ)
 	if err := cmp.Or(err, errTake); err != nil {
 		return err
@@ -122,8 +122,8 @@ func (c *Cluster) available(n int, i item, o *offer, d *delivery) error {
 func (c *Cluster) known(i item) bool { return c.encoded[i.referenceKey()] != "" }
 
 // redeem spends the handles of ec_transfer_params and returns them by the hashes
-// that they are for. The caller holds mu.
-func (c *Cluster) redeem(items []item, entries map[string]presented) (map[string]*offer, error) {
+// that they are for. Lenient is who does without an embedding that is not there. The caller holds mu.
+func (c *Cluster) redeem(items []item, entries map[string]presented, lenient bool) (map[string]*offer, error) {
 	redeemed := make(map[string]*offer)
 	var failure error // the first; all handles are spent anyway
 	for _, name := range slices.Sorted(maps.Keys(entries)) {
@@ -133,7 +133,7 @@ func (c *Cluster) redeem(items []item, entries map[string]presented) (map[string
 		case failure != nil:
 		case !c.wanted(items, name):
 			failure = engineFailure("ec_transfer_params: %s is no item of this request", name)
-		case o == nil && t.opaque == "{}" && c.announced(items, name): // it tells a shape, and nothing else
+		case o == nil && t.opaque == "{}" && (lenient || c.announced(items, name)): // it tells a shape, and nothing else
 		case o == nil:
 			failure = engineFailure("unknown or spent transfer handle: %q of %s", t.handle, name)
 		case t.opaque != o.opaque:
@@ -176,7 +176,7 @@ func (c *Cluster) spendHandle(name, handle string) *offer {
 func (c *Cluster) spend(b brought, kv json.RawMessage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, _ = c.redeem(nil, b.entries)
+	_, _ = c.redeem(nil, b.entries, false)
 	_, _ = c.take(nil, b.asked, nil)
 	if work, err := c.findWork(kv); err == nil {
 		c.free(work)
