@@ -20,27 +20,21 @@ func (x *exchange) decode() (f *failure) {
 	ctx, clock, cancel := x.watch(ctx)
 	defer cancel()
 	c := &call{
-		method:   http.MethodGet, // HEAD too: engines know only GET, and the server leaves the body out
+		method:   http.MethodPost,
 		path:     x.r.URL.Path,
 		id:       x.attemptID(x.decoding),
 		idHead:   x.engineID + "-",
 		encoding: x.r.Header["Accept-Encoding"],
+		body:     x.decodeBody(),
 		clock:    clock,
 	}
 	if x.streams() {
 		c.encoding = []string{"identity"} // what is compressed cannot be seen to be an error
 	}
-	if x.body != nil {
-		c.method = http.MethodPost
-		c.body = x.decodeBody()
-	}
 	x.pin(c, x.h.decode)
 	w := x.response()
 	w.silence, w.stop = clock, cancel
 	x.decoding.begin(c)
-	if x.body == nil {
-		c.turn = nil // engines have an answer to that at once
-	}
 	err := x.do(ctx, x.h.decode, c, w)
 	x.decoding.note(c)
 	if w.close(err != nil) {
@@ -58,7 +52,8 @@ func (x *exchange) decode() (f *failure) {
 	case (err != nil || w.gone) && !w.ended():
 		told = x.abort(ctx, c, w, err)
 		c.end(told)
-		panic(http.ErrAbortHandler)
+		x.breakOff(w.stream)
+		return nil
 	case w.status >= http.StatusBadRequest:
 		x.report.outcome = outcomeOf(w.status)
 		told = x.noteError(c, w.status, statusError(w.status))
@@ -122,8 +117,7 @@ func (x *exchange) watch(ctx context.Context) (context.Context, *silence, contex
 }
 
 // abort deals with an answer that broke off in its middle. In a stream the client gets to
-// know why; in any case its connection must break, so that it does not take half of the
-// answer for the whole.
+// know why.
 func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error) *failure {
 	if w.gone || x.r.Context().Err() != nil {
 		x.report.outcome = outcomeClientClosed
@@ -140,6 +134,16 @@ func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error)
 	}
 	_ = w.FlushError()
 	return f
+}
+
+// breakOff breaks the client's connection, so that it does not take half of an answer for
+// the whole. Over HTTP/3 a receiver drops what it has not read of a stream that is
+// reset, also what has arrived. So one that ends with an event that is an error, and
+// without [DONE], just ends there.
+func (x *exchange) breakOff(withEvent bool) {
+	if !withEvent || x.r.ProtoMajor < 3 {
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // decodeBody is the client's body with what the stages before have left for

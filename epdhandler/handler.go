@@ -24,7 +24,7 @@ func init() {
 // ------|-------------
 // `POST /v1/chat/completions` | every media item goes to an encoder, then the request to prefill (if there is such a pool), then to decode
 // `POST /v1/completions` | prefill, if there is such a pool, then decode
-// `GET /v1/models` | answered by decode
+// `GET /v1/models`, `/v1/models/{id}` | answered by decode
 // `GET /health` | the health of the pools, as Caddy's health checks know it
 // `POST /start_profile`, `/stop_profile` | with `profiling`: asked of every instance of every pool
 //

@@ -10,12 +10,8 @@ import (
 // run takes the request through its stages, until one has failed for good or the
 // client has its answer.
 func (x *exchange) run() {
-	var release func(endedWell bool)
-	x.engineID, release = claimID(x.id)
-	defer func() { release(x.report.outcome == outcomeOK) }()
+	defer x.begin()()
 	defer x.dropConsumer()
-	x.header = forwarded(x.r.Header, x.h.TrustClients)
-	x.decoding = x.attempts(x.h.decode)
 	if x.h.prefill != nil {
 		x.prefilling = x.attempts(x.h.prefill)
 	}
@@ -36,19 +32,26 @@ func (x *exchange) run() {
 	}
 }
 
+// begin readies the request for being sent to engines, until end is called.
+func (x *exchange) begin() (end func()) {
+	engineID, release := claimID(x.id)
+	x.engineID = engineID
+	x.header = forwarded(x.r.Header, x.h.TrustClients)
+	x.decoding = x.attempts(x.h.decode)
+	return func() { release(x.report.outcome == outcomeOK) }
+}
+
 // pass goes through the stages that are not done yet, each with one attempt
 // (encode: with all that its items have).
 func (x *exchange) pass() *failure {
-	if x.body != nil {
-		if f := x.chooseConsumer(); f != nil {
-			return f
-		}
-		if f := x.encode(); f != nil {
-			return f
-		}
-		if f := x.prefill(); f != nil {
-			return f
-		}
+	if f := x.chooseConsumer(); f != nil {
+		return f
+	}
+	if f := x.encode(); f != nil {
+		return f
+	}
+	if f := x.prefill(); f != nil {
+		return f
 	}
 	return x.decode()
 }
@@ -120,7 +123,8 @@ func (x *exchange) fail(f *failure) {
 	}
 	if begun {
 		e.writeEvent(x.w)
-		panic(http.ErrAbortHandler)
+		x.breakOff(true)
+		return
 	}
 	e.write(x.w)
 }

@@ -18,7 +18,7 @@ type exchange struct {
 	id     string       // x-request-id, for the client
 	parent sync.Mutex   // guards the variables and placeholders of r
 	header http.Header  // what engines get of the client's headers
-	body   *body.Body   // nil if the request has none, or it is not needed any more
+	body   *body.Body   // nil if it is not needed any more
 	memory *body.Memory // that the body is in
 	report *report
 
@@ -67,7 +67,7 @@ const (
 var routes = map[string]route{
 	"/v1/chat/completions": {apiChat, []string{http.MethodPost}, (*exchange).chatCompletions, nil},
 	"/v1/completions":      {apiCompletions, []string{http.MethodPost}, (*exchange).completions, nil},
-	"/v1/models":           {apiModels, []string{http.MethodGet, http.MethodHead}, (*exchange).models, nil},
+	modelsPath:             {apiModels, []string{http.MethodGet, http.MethodHead}, (*exchange).models, nil},
 	"/health":              {apiHealth, []string{http.MethodGet, http.MethodHead}, (*exchange).health, nil},
 	"/start_profile":       {apiProfile, []string{http.MethodPost}, (*exchange).profile, (*Handler).mayProfile},
 	"/stop_profile":        {apiProfile, []string{http.MethodPost}, (*exchange).profile, (*Handler).mayProfile},
@@ -86,7 +86,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.
 		// after it. This makes it send one: else a busy client would stay here for good.
 		w.Header()["Connection"] = []string{"close"}
 	}
-	route, ok := routes[r.URL.Path]
+	path := r.URL.Path
+	if id, below := strings.CutPrefix(path, modelsPath+"/"); below && id != "" {
+		path = modelsPath
+	}
+	route, ok := routes[path]
 	if !ok || route.enabled != nil && !route.enabled(h) {
 		route = notFound
 	}
@@ -155,6 +159,3 @@ func (x *exchange) findRoom(pools ...*pool) *apiError {
 	}
 	return nil
 }
-
-// models asks the decode pool.
-func (x *exchange) models() { x.run() }

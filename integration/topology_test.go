@@ -91,6 +91,47 @@ func TestHTTP3(t *testing.T) {
 	e.assertContract(t)
 }
 
+// A client gets the event that says why a stream broke off, each time, over HTTP/3 too:
+// there it would lose the event if the stream were reset. Half of a whole answer is an error.
+func TestErrorEventsOverHTTP3(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) {
+		if o.Role == fakevllm.Encode {
+			o.Delay = 50 * time.Millisecond
+		}
+	})
+	c := startCaddy(t, e.block("stream_keepalive 10ms"))
+	tr := &http3.Transport{TLSClientConfig: &tls.Config{RootCAs: c.roots, ServerName: "localhost"}}
+	t.Cleanup(func() { _ = tr.Close() })
+	client := &http.Client{Transport: tr}
+	for name, tc := range map[string]struct {
+		body  string
+		fault fault
+		event string
+	}{
+		"after some tokens":   {stream(chat("", text("x"))), fault{Kind: fakevllm.CutMiddle}, "the decode stage gave no valid answer"},
+		"after some comments": {stream(chat("", image("AAAA"))), fault{Kind: fakevllm.Status, Code: 422, Message: "too long"}, "too long"},
+	} {
+		setFault(tc.fault, e.decode...)
+		for range 40 {
+			r := c.doWith(t, client, http.MethodPost, chatPath, tc.body)
+			require.Equal(t, 3, r.ProtoMajor)
+			require.Equal(t, http.StatusOK, r.StatusCode)
+			require.NoError(t, r.err, name)
+			require.Contains(t, string(r.body), `data: {"error":{"message":"`+tc.event, name)
+			require.NotContains(t, string(r.body), "[DONE]", name)
+		}
+	}
+	setFault(fault{Kind: fakevllm.CutMiddle}, e.decode...)
+	res, err := c.send(t.Context(), client, http.MethodPost, chatPath, chat("", text("x")), "X-Request-Id: half")
+	if err == nil { // else not even the header has come
+		_, err = io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+	}
+	assert.Error(t, err)
+	assert.Equal(t, "broke_off", c.access(t, "half").str("epd", "outcome"))
+}
+
 // Requests continue where the last one stopped, in every pool.
 func TestRoundRobinGoesOnAcrossRequests(t *testing.T) {
 	t.Parallel()
