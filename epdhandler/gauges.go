@@ -95,7 +95,7 @@ func memoryUse(handlers []*Handler) (held, limit int64) {
 	}
 	memory.Lock()
 	defer memory.Unlock()
-	return memory.held, limit
+	return memory.sum - memory.promised, limit
 }
 
 func oneIf(b bool) float64 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,17 +23,23 @@ func defaultMemory() int64 {
 }
 
 // memory is what the bodies of clients hold, those of all requests in this process.
-var memory = ledger{less: make(chan struct{})}
+var memory ledger
 
-// ledger counts bytes.
+// ledger counts bytes. Only take and give change the sum.
 type ledger struct {
 	sync.Mutex
-	held     int64 // by bodies
-	promised int64 // by clients that have just begun to send
+	sum      int64
+	promised int64 // part of the sum: what clients that have just begun are still to send
 	idle     regions
+	claims   []*claim // that wait, in the order in which they came
+}
 
-	waiting int
-	less    chan struct{} // closed and replaced when there is less, for those who wait
+// claim is what a share waits for: n bytes more.
+type claim struct {
+	share *share
+	n     int64
+	take  func() // counts them
+	taken chan struct{}
 }
 
 // These say how long a request waits for memory: a new one hardly, one that has begun
@@ -68,12 +75,13 @@ type share struct {
 func newShare(ctx context.Context, announced, limit int64) (*share, error) {
 	s := &share{ctx: ctx, limit: limit}
 	n := min(announced, maxPromise)
-	err := s.wait(n, waitToBegin, func() {
+	err := memory.wait(waitToBegin, &claim{share: s, n: n, take: func() {
 		if n > smallUpload {
 			s.promised = n
 			memory.promised += n
+			memory.take(n)
 		}
-	})
+	}})
 	if err == nil && n > smallUpload {
 		s.timer = time.AfterFunc(promiseKept, s.forget)
 	}
@@ -84,15 +92,27 @@ func newShare(ctx context.Context, announced, limit int64) (*share, error) {
 func (s *share) forget() {
 	memory.Lock()
 	defer memory.Unlock()
-	s.keepPromise(s.promised)
+	memory.give(s.redeem(s.promised))
 }
 
-// keepPromise takes back what has come true of a promise. memory must be locked.
-func (s *share) keepPromise(n int64) {
+// redeem takes back what has come true of a promise, at most n bytes, and returns how much
+// that is. memory must be locked, here and in holds.
+func (s *share) redeem(n int64) int64 {
 	n = min(n, s.promised)
 	s.promised -= n
 	memory.promised -= n
-	memory.lessened()
+	return n
+}
+
+// holds counts n bytes as held, of which the client may have promised some.
+func (s *share) holds(n int64) {
+	more := n - s.held
+	s.held = n
+	if more > 0 {
+		memory.take(more - s.redeem(more))
+	} else {
+		memory.give(-more)
+	}
 }
 
 // alloc returns an empty slice for n bytes that takes no memory yet. It may have less
@@ -102,9 +122,7 @@ func (s *share) alloc(n int) []byte {
 		memory.Lock()
 		defer memory.Unlock()
 		if s.region = memory.idle.take(n); s.region != nil {
-			memory.held += s.region.touched
-			s.held = s.region.touched
-			s.keepPromise(s.held)
+			s.holds(s.region.touched)
 			return s.region.bytes[:0:n]
 		}
 	}
@@ -114,32 +132,46 @@ func (s *share) alloc(n int) []byte {
 // reach waits until the first n bytes may take memory. It fails with errNoMemory if
 // that takes too long.
 func (s *share) reach(n int64) error {
-	more := n - s.held
-	if more <= 0 {
-		return nil
+	if s.region != nil {
+		n = inPages(n)
 	}
-	return s.wait(more, waitToGoOn, func() {
-		memory.held += more
-		s.held = n
-		s.keepPromise(more)
-	})
+	return s.add(n - s.held)
 }
 
-// arrived says how many bytes have come in the end, and returns what they are in.
+// add waits until there is room for n bytes more.
+func (s *share) add(n int64) error {
+	if n <= 0 {
+		return nil
+	}
+	return memory.wait(waitToGoOn, &claim{share: s, n: n, take: func() { s.holds(s.held + n) }})
+}
+
+// received says that no more of the body will come, and what has; nil if that is not known.
+// It returns what it is in.
+func (s *share) received(b []byte) *body.Memory {
+	switch {
+	case b == nil:
+		return s.arrived(s.held)
+	case s.region == nil:
+		return s.arrived(int64(cap(b)))
+	}
+	return s.arrived(int64(len(b)))
+}
+
+// arrived says that no more of the body will come, and how many bytes have. It returns what
+// they are in.
 func (s *share) arrived(n int64) *body.Memory {
 	if s.timer != nil {
 		s.timer.Stop()
 	}
 	memory.Lock()
 	defer memory.Unlock()
-	s.keepPromise(s.promised)
 	if s.region != nil {
-		s.region.touched = max(s.region.touched, n)
+		s.region.touched = max(s.region.touched, inPages(n))
 		n = s.region.touched
 	}
-	memory.held -= s.held - n
-	s.held = n
-	memory.lessened()
+	s.holds(n)
+	memory.give(s.redeem(s.promised))
 	over := sync.OnceFunc(s.over)
 	m := body.NewMemory(over)
 	// a reader that is never closed must not take it for ever
@@ -151,59 +183,66 @@ func (s *share) arrived(n int64) *body.Memory {
 func (s *share) over() {
 	memory.Lock()
 	defer memory.Unlock()
-	memory.held -= s.held
 	if s.region != nil {
 		memory.idle.put(s.region)
 	}
-	memory.lessened()
+	s.holds(0)
 }
 
-// wait waits until there is room for n bytes and has them taken.
-func (s *share) wait(n int64, patience time.Duration, take func()) error {
-	memory.Lock()
-	defer memory.Unlock()
-	// what this one has promised is not in its own way
-	missing := func() int64 { return memory.held + memory.promised - min(s.promised, n) + n - s.limit }
-	if missing()+memory.idle.touched > 0 {
-		memory.idle.drop(0)
+// take counts n bytes. The ledger must be locked, here and in what follows.
+func (l *ledger) take(n int64) { l.sum += n }
+
+// give counts n bytes less, and grants the claims for which there is room now.
+func (l *ledger) give(n int64) {
+	if n > 0 {
+		l.sum -= n
+		l.claims = slices.DeleteFunc(l.claims, l.grant)
 	}
-	if missing() <= 0 {
-		take()
+}
+
+// grant has a claim's bytes taken if there is room for them.
+func (l *ledger) grant(c *claim) bool {
+	promised := min(c.share.promised, c.n) // what this one has promised is not in its own way
+	missing := l.sum - promised + c.n - c.share.limit
+	if missing > 0 {
+		return false
+	}
+	if missing+l.idle.touched > 0 {
+		l.idle.drop(0)
+	}
+	c.take()
+	close(c.taken)
+	return true
+}
+
+// wait waits until a claim is granted.
+func (l *ledger) wait(patience time.Duration, c *claim) error {
+	c.taken = make(chan struct{})
+	l.Lock()
+	if l.grant(c) {
+		l.Unlock()
 		return nil
 	}
-	memory.waiting++
-	defer func() { memory.waiting-- }()
+	l.claims = append(l.claims, c)
+	l.Unlock()
+
 	expired := time.NewTimer(patience)
 	defer expired.Stop()
-	for missing() > 0 {
-		if err := memory.wait(s.ctx, expired.C); err != nil {
-			return err
-		}
-	}
-	memory.idle.drop(0)
-	take()
-	return nil
-}
-
-// lessened wakes those who wait. The ledger must be locked, here and in what follows.
-func (l *ledger) lessened() {
-	if l.waiting > 0 {
-		close(l.less)
-		l.less = make(chan struct{})
-	}
-}
-
-// wait waits for less.
-func (l *ledger) wait(ctx context.Context, expired <-chan time.Time) error {
-	less := l.less
-	l.Unlock()
-	defer l.Lock()
+	var err error
 	select {
-	case <-less:
+	case <-c.taken:
 		return nil
-	case <-expired:
-		return errNoMemory
-	case <-ctx.Done():
-		return ctx.Err()
+	case <-expired.C:
+		err = errNoMemory
+	case <-c.share.ctx.Done():
+		err = c.share.ctx.Err()
 	}
+	l.Lock()
+	defer l.Unlock()
+	i := slices.Index(l.claims, c)
+	if i < 0 { // it was granted at the same moment
+		return nil
+	}
+	l.claims = slices.Delete(l.claims, i, i+1)
+	return err
 }

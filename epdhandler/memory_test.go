@@ -3,10 +3,18 @@ package epdhandler
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"runtime"
+	"runtime/metrics"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -22,7 +30,7 @@ const (
 func held() (held, promised int64) {
 	memory.Lock()
 	defer memory.Unlock()
-	return memory.held, memory.promised
+	return memory.sum - memory.promised, memory.promised
 }
 
 // nothingHeld waits until no body is in memory.
@@ -136,12 +144,152 @@ func TestMemoryThatGrowsWaits(t *testing.T) {
 	require.Eventually(t, func() bool {
 		memory.Lock()
 		defer memory.Unlock()
-		return memory.waiting == 1
+		return len(memory.claims) == 1
 	}, 10*time.Second, time.Millisecond)
 	others.Release()
 	assert.NoError(t, <-grown)
 	mine.arrived(2 * miB).Release()
 	nothingHeld(t)
+}
+
+// Those who wait for memory are left alone while nothing becomes free, and then get it in
+// the order in which they came.
+func TestManyWaitForMemory(t *testing.T) {
+	nothingHeld(t)
+	const waiting, limit = 500, 8 * miB
+	busy, err := newShare(t.Context(), 6*miB, limit)
+	require.NoError(t, err)
+	busy.timer.Stop() // it keeps its promise
+	full, err := newShare(t.Context(), 0, limit)
+	require.NoError(t, err)
+	require.NoError(t, full.reach(2*miB))
+
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	granted, over := make(chan error, waiting), make(chan error, waiting)
+	wait := func(ctx context.Context, done chan<- error) {
+		s, err := newShare(ctx, 0, limit)
+		if err == nil {
+			err = s.add(miB) // of ordinary memory
+		}
+		done <- err
+	}
+	claims := func() int {
+		memory.Lock()
+		defer memory.Unlock()
+		return len(memory.claims)
+	}
+	go wait(t.Context(), granted)
+	eventually(t, "it waits", func() bool { return claims() == 1 })
+	for range waiting - 1 {
+		go wait(ctx, over)
+	}
+	eventually(t, "all wait", func() bool { return claims() == waiting })
+
+	before := scheduled()
+	for n := range int64(96) {
+		require.NoError(t, busy.reach((n+1)*64*kiB))
+	}
+	assert.Less(t, scheduled()-before, uint64(10*waiting), "they are woken though nothing is free")
+	assert.Equal(t, waiting, claims())
+
+	memory.Lock()
+	full.holds(miB)
+	memory.Unlock()
+	require.NoError(t, <-granted)
+	assert.Equal(t, waiting-1, claims())
+	leave()
+	for range waiting - 1 {
+		assert.ErrorIs(t, <-over, context.Canceled)
+	}
+	got, _ := held()
+	assert.EqualValues(t, limit, got)
+	memory.Lock()
+	memory.give(miB) // whose share nobody has
+	memory.Unlock()
+	full.arrived(miB).Release()
+	busy.arrived(6 * miB).Release()
+	nothingHeld(t)
+}
+
+// scheduled is how often a goroutine has begun to run.
+func scheduled() (n uint64) {
+	latencies := []metrics.Sample{{Name: "/sched/latencies:seconds"}}
+	metrics.Read(latencies)
+	for _, count := range latencies[0].Value.Float64Histogram().Counts {
+		n += count
+	}
+	return n
+}
+
+// What somebody else's reader panics with is no reason to keep a body.
+func TestPanicGivesMemoryBack(t *testing.T) {
+	nothingHeld(t)
+	for _, length := range []int64{-1, miB} {
+		r := httptest.NewRequest(http.MethodPost, chatPath, nil)
+		r.Header.Set("Content-Type", "application/json")
+		r.Body, r.ContentLength = io.NopCloser(io.MultiReader(strings.NewReader("{"), panics{})), length
+		h := &Handler{MaxBodySize: miB, MaxMemory: 8 * miB, BodyTimeout: caddy.Duration(time.Minute)}
+		x := &exchange{h: h, w: httptest.NewRecorder(), r: r, report: newReport("x", apiChat)}
+		assert.Panics(t, func() { x.complete(true) })
+		requestsInFlight.WithLabelValues(apiChat).Dec()
+		nothingHeld(t)
+	}
+}
+
+type panics struct{}
+
+func (panics) Read([]byte) (int, error) { panic("no") }
+
+// What is kept of a body until decode answers is counted, also of one that has next to
+// nothing but media items.
+func TestItemsAreCounted(t *testing.T) {
+	const items = 10_000
+	in := `{"messages":[{"content":[` + strings.TrimSuffix(strings.Repeat(`{"image_url":"x"},`, items), ",") + `]}]}`
+	retries := 1
+	h := &Handler{MaxBodySize: miB, MaxMemory: 64 * miB, MaxMediaItems: items, BodyTimeout: caddy.Duration(time.Minute),
+		References: true, EncodeBatch: 1, Retries: &retries, encode: &pool{stage: "encode", handler: new(reverseproxy.Handler)}}
+	r := httptest.NewRequest(http.MethodPost, chatPath, strings.NewReader(in))
+	r.Header.Set("Content-Type", "application/json")
+	r = r.WithContext(context.WithValue(t.Context(), caddy.ReplacerCtxKey, caddy.NewReplacer()))
+	nothingHeld(t)
+	before := liveHeap()
+	x := &exchange{h: h, w: httptest.NewRecorder(), r: r, report: new(report)}
+	defer x.release()
+	require.Nil(t, x.readBody(true))
+	counted, _ := held()
+	x.plan()
+	// equal media are encoded once; here all are told apart
+	x.batches, x.encoding = nil, nil
+	known := make([]encoded, items)
+	for i := range known {
+		x.uuids[i] = fmt.Sprintf("%064d", i)
+		x.original[i] = i
+		x.batches = append(x.batches, batch{i})
+		x.encoding = append(x.encoding, x.attempts(h.encode))
+		known[i] = encoded{
+			told:      true,
+			reference: []byte(`"type":"image_embeds","image_embeds":{"image_grid_thw":[1,44,80]}`),
+			transfers: []transfer{{Hash: fmt.Appendf(nil, `"%064d"`, i), ID: "01234567-89ab-cdef-0123-456789abcdef"}},
+		}
+	}
+	x.consumers = x.refer(known)
+	x.handles = mergeEntries([][]body.Entry{ecItems(known)})
+	out := x.consumers.Rewrite(body.Set(body.ECTransferParams, x.handles))
+	took := liveHeap() - before
+	t.Logf("%d bytes for each item", took/items)
+	assert.Less(t, took, counted)
+	x.release()
+	nothingHeld(t)
+	runtime.KeepAlive(x)
+	runtime.KeepAlive(out)
+}
+
+func liveHeap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // What is never given back is, when nobody knows it any more.

@@ -23,6 +23,7 @@ import (
 // engines and clients do while bodies are on their way.
 func TestNoBytesOfOthers(t *testing.T) {
 	nothingHeld(t)
+	leaveAccessible(t)
 	var wholes atomic.Int64
 	answer := func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet { // a health check
@@ -110,14 +111,23 @@ func slowEngine(t *testing.T, answer http.HandlerFunc) string {
 
 const poison = 0xEE
 
-// poisonIdle overwrites the memory that is free.
+// poisonIdle overwrites the memory that is free, which others have to do without so long.
 func poisonIdle() {
 	memory.Lock()
-	defer memory.Unlock()
-	for _, r := range memory.idle.list {
+	var free []*region
+	for len(memory.idle.list) > 0 {
+		free = append(free, memory.idle.take(len(memory.idle.list[0].bytes)))
+	}
+	memory.Unlock()
+	for _, r := range free {
 		for i := range r.bytes[:r.touched] {
 			r.bytes[i] = poison
 		}
+	}
+	memory.Lock()
+	defer memory.Unlock()
+	for _, r := range free {
+		memory.idle.put(r)
 	}
 }
 

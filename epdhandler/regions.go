@@ -2,6 +2,7 @@ package epdhandler
 
 import (
 	"math/bits"
+	"os"
 	"slices"
 	"time"
 )
@@ -26,10 +27,30 @@ type regions struct {
 }
 
 const (
-	maxRegion = 1 << 40          // bytes of addresses, not of memory
-	maxIdle   = 64 << 20         // bytes that idle regions may take
-	idleTime  = 10 * time.Second // for which they are kept
+	maxRegion = 1 << (30 + 10*(bits.UintSize/64)) // bytes of addresses, not of memory: a quarter of what 32 bits have, or 1 TiB
+	maxIdle   = 64 << 20                          // bytes that idle regions may take
+	idleTime  = 10 * time.Second                  // for which they are kept
 )
+
+// guard is told which regions are idle: tests make those inaccessible.
+var guard func(region []byte, idle bool)
+
+// Without huge pages a region takes what has been written. With them it takes up to
+// hugePage more, and where it has never been used before it costs a quarter of the CPU time:
+// so large bodies may have them.
+const (
+	hugePage  = 2 << 20
+	smallPart = 16 << 20 // that a region begins with and that has none
+)
+
+// inPages is what n bytes of a region take.
+func inPages(n int64) int64 {
+	page := int64(os.Getpagesize())
+	if n > smallPart {
+		page = hugePage
+	}
+	return (n + page - 1) / page * page
+}
 
 // take returns a region for n bytes, nil if there can be none.
 func (r *regions) take(n int) *region {
@@ -41,6 +62,9 @@ func (r *regions) take(n int) *region {
 		if len(region.bytes) == size {
 			r.list = slices.Delete(r.list, i, i+1)
 			r.touched -= region.touched
+			if guard != nil {
+				guard(region.bytes, false)
+			}
 			return region
 		}
 	}
@@ -54,6 +78,9 @@ func (r *regions) take(n int) *region {
 // put keeps a region for the next one who needs it.
 func (r *regions) put(region *region) {
 	region.idle = time.Now()
+	if guard != nil {
+		guard(region.bytes, true)
+	}
 	r.list = append(r.list, region)
 	r.touched += region.touched
 	r.drop(maxIdle)

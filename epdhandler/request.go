@@ -101,7 +101,13 @@ func (x *exchange) readBody(chat bool) *apiError {
 	if e := x.checkSources(); e != nil {
 		return e
 	}
-	return x.checkOptions()
+	if e := x.checkOptions(); e != nil {
+		return e
+	}
+	if err := x.room.add(itemSize * int64(len(x.body.Items))); err != nil {
+		return x.readError(err)
+	}
+	return nil
 }
 
 // isJSON reports whether a request says that its body is JSON. A page of another site can have a
@@ -120,6 +126,10 @@ func badRequest(status int, code, format string, args ...any) *apiError {
 	return &e
 }
 
+// itemSize is what a media item takes besides its bytes: its place in the body, its uuid,
+// what encoders have told of it, and the pieces of bodies around it. See TestItemsAreCounted.
+const itemSize = 1 << 10
+
 // receive reads the body. If all requests together hold too much, that fails before a
 // byte is read.
 func (x *exchange) receive() ([]byte, error) {
@@ -134,8 +144,9 @@ func (x *exchange) receive() ([]byte, error) {
 	conn := http.NewResponseController(x.w)
 	_ = conn.SetReadDeadline(time.Now().Add(time.Duration(x.h.BodyTimeout)))
 	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
-	raw, err := readAll(x.r.Body, length, x.h.MaxBodySize, room)
-	x.memory = room.arrived(int64(len(raw)))
+	var raw []byte
+	defer func() { x.room, x.memory = room, room.received(raw) }() // also if the reader panics, which may be a middleware's
+	raw, err = readAll(x.r.Body, length, x.h.MaxBodySize, room)
 	return raw, err
 }
 

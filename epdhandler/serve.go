@@ -20,6 +20,7 @@ type exchange struct {
 	header http.Header  // what engines get of the client's headers
 	body   *body.Body   // nil if it is not needed any more
 	memory *body.Memory // that the body is in
+	room   *share       // of the memory of all
 	report *report
 
 	received bool   // the whole body has come

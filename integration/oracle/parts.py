@@ -26,9 +26,6 @@ image_pil, audio, …), value as the request gives it ("input_audio" comes as da
 the uuid as the engine uses it, or null. A value of null is media that the engine is to
 have from before, by the uuid. "template" is what the chat template is given for the
 part, with the members of the part that it passes on; null if vLLM skips the part.
-
-What comes after that is not asked: an engine loads the media of a part whose type is not
-a string, and then answers 500.
 """
 
 import asyncio
