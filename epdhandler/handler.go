@@ -116,10 +116,11 @@ type Handler struct {
 	// Default: 1.
 	EncodeBatch int `json:"encode_batch,omitempty"`
 
-	// Send prefill and decode, instead of media that have been encoded, references to
-	// them: their shapes, as encoders tell them, and a uuid. Media that are in a request
-	// more than once are encoded once, and a prefill or decode that answers 500 is tried
-	// again, with all that is before it. Needs engines of September 2026 or later. Default: false.
+	// Send the engines that consume embeddings (prefill if there is one, else decode), instead
+	// of media that have been encoded, references to them: their shapes, as encoders tell them,
+	// and a uuid. Media that are in a request more than once are encoded once. If a consumer
+	// dies, or answers 500, the next attempt has the media. Needs vLLM 0.30 or later.
+	// Default: false.
 	References bool `json:"references,omitempty"`
 
 	// What goes into the uuids of media besides the media, so that who has another salt
