@@ -128,7 +128,7 @@ func badRequest(status int, code, format string, args ...any) *apiError {
 
 // itemSize is what a media item takes besides its bytes: its place in the body, its uuid,
 // what encoders have told of it, and the pieces of bodies around it. See TestItemsAreCounted.
-const itemSize = 1 << 10
+const itemSize = 2 << 10
 
 // receive reads the body. If all requests together hold too much, that fails before a
 // byte is read.
