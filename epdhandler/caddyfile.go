@@ -25,6 +25,7 @@ func (h *Handler) options() caddyfile.Options {
 		"encode_optional":       caddyfile.Flag(&h.EncodeOptional),
 		"encode_timeout":        caddyfile.Duration(&h.EncodeTimeout),
 		"prefill_timeout":       caddyfile.Duration(&h.PrefillTimeout),
+		"kv_lease":              caddyfile.Duration(&h.KVLease),
 		"stream_start_timeout":  caddyfile.Duration(&h.StreamStartTimeout),
 		"stream_idle_timeout":   caddyfile.Duration(&h.StreamIdleTimeout),
 		"stream_keepalive":      caddyfile.Duration(&h.StreamKeepalive),
@@ -67,6 +68,7 @@ func (h *Handler) options() caddyfile.Options {
 //		encode_optional
 //		encode_timeout       <duration>
 //		prefill_timeout      <duration>
+//		kv_lease             <duration>
 //		stream_start_timeout <duration>
 //		stream_idle_timeout  <duration>
 //		stream_keepalive     <duration>

@@ -57,6 +57,11 @@ func (x *exchange) chooseConsumer() *failure {
 	p, a := x.h.consuming(), x.decoding
 	if p == x.h.prefill {
 		a = x.prefilling
+		// before there is a slot of prefill, or those at the gate would keep it from those who
+		// have passed
+		if f := x.passGate(); f != nil {
+			return f
+		}
 	}
 	c := &call{method: http.MethodPost, path: x.r.URL.Path, id: x.engineID, clock: new(silence), skip: a.skip, turn: a.turn}
 	w := new(answer)

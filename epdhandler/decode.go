@@ -32,11 +32,16 @@ func (x *exchange) decode() (f *failure) {
 		c.encoding = []string{"identity"} // what is compressed cannot be seen to be an error
 	}
 	x.pin(c, x.h.decode)
+	x.guardBlocks(c, cancel)
 	w := x.response()
 	w.silence, w.stop = clock, cancel
 	x.decoding.begin(c)
 	err := x.do(ctx, x.h.decode, c, w)
 	x.decoding.note(c)
+	if c.stale {
+		x.decoding.made-- // nobody was asked
+		return &failure{reason: expired, stage: "decode", call: c, cause: errStale}
+	}
 	if w.close(err != nil) {
 		ctx, err = x.r.Context(), nil
 	}

@@ -69,6 +69,11 @@ type Handler struct {
 	// busy, and twice the work would make that worse. Default: 10m.
 	PrefillTimeout caddy.Duration `json:"prefill_timeout,omitempty"`
 
+	// How long prefill keeps KV blocks for a decode that has not asked for them yet: the
+	// engines' `kv_lease_duration`. Blocks that are older than two thirds of it when decode
+	// has room are made again. Default: 30s, as in vLLM.
+	KVLease caddy.Duration `json:"kv_lease,omitempty"`
+
 	// How long it may take decode to send the first event of a stream. An answer that is
 	// not streamed is one long silence, and has no limit. Default: 10m.
 	StreamStartTimeout caddy.Duration `json:"stream_start_timeout,omitempty"`
@@ -179,6 +184,7 @@ type Handler struct {
 
 	sources   []source          // MediaSources
 	consumers map[string]*ranks // ECConsumers, nil if there are none
+	gate      *gate             // nil: nobody waits before prefill
 
 	ctx    caddy.Context // done when another configuration has taken over
 	logger *zap.Logger
@@ -229,6 +235,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.decode, err = newPool(ctx, h.queue("decode", h.DecodeLimit), h.Decode, *h.RetryBudget); err != nil {
 		return err
 	}
+	h.gate = h.newGate()
 	h.loadConsumers()
 	h.enlist()
 	go h.watchHealth(ctx)
@@ -251,6 +258,7 @@ func (h *Handler) setDefaults() {
 	for d, value := range map[*caddy.Duration]time.Duration{
 		&h.EncodeTimeout:      time.Minute,
 		&h.PrefillTimeout:     10 * time.Minute,
+		&h.KVLease:            30 * time.Second,
 		&h.StreamStartTimeout: 10 * time.Minute,
 		&h.StreamIdleTimeout:  10 * time.Minute,
 		&h.QueueTimeout:       30 * time.Second,
@@ -285,6 +293,7 @@ func (h *Handler) Validate() error {
 		{"encode_concurrency", int64(h.EncodeConcurrency)},
 		{"encode_timeout", int64(h.EncodeTimeout)},
 		{"prefill_timeout", int64(h.PrefillTimeout)},
+		{"kv_lease", int64(h.KVLease)},
 		{"stream_start_timeout", int64(h.StreamStartTimeout)},
 		{"stream_idle_timeout", int64(h.StreamIdleTimeout)},
 		{"encode_limit", int64(h.EncodeLimit)},

@@ -2,8 +2,10 @@ package epdhandler
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
@@ -99,4 +101,38 @@ func no(value []byte) bool {
 	}
 	word := bytes.ToLower(bytes.Trim(value[:min(len(value), maxNumber)], `"`))
 	return slices.Contains([]string{"false", "0", "0.0", "no", "off", "f", "n"}, string(word))
+}
+
+// lasting is how long KV blocks may wait for decode. Prefill frees them when the lease is
+// over, though decode still reads them then, and whatever is in them. Decode renews the
+// lease, but has done so a sixth of it after it has got the request at the latest, and
+// before that it has to be dialed and to load the media, for which there is another sixth.
+func (h *Handler) lasting() time.Duration { return time.Duration(h.KVLease) * 2 / 3 }
+
+var errStale = errors.New("the KV blocks became too old while the request waited for an instance (kv_lease)")
+
+// guardBlocks has the age of the KV blocks that a call brings to decode looked at when it
+// has a slot. If they are too old, the call gives the slot back and ends, and a prefill
+// makes new ones. When those become too old as well, decode computes the prompt itself:
+// a request that always comes after others would else never get to its end.
+//
+// A request with blocks may wait for as long as they last: a refusal would waste them.
+func (x *exchange) guardBlocks(c *call, cancel func()) {
+	if x.kv == nil {
+		return
+	}
+	c.patience = x.h.lasting()
+	c.ready = func() bool {
+		if x.kv == nil || time.Since(x.made) < x.h.lasting() {
+			return true
+		}
+		if x.remade {
+			x.kv = nil
+			c.body = x.decodeBody()
+			return true
+		}
+		x.remade, c.stale = true, true
+		cancel()
+		return false
+	}
 }

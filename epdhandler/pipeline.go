@@ -12,6 +12,7 @@ import (
 func (x *exchange) run() {
 	defer x.begin()()
 	defer x.dropConsumer()
+	defer x.leaveGate()
 	if x.h.prefill != nil {
 		x.prefilling = x.attempts(x.h.prefill)
 	}
@@ -50,6 +51,9 @@ func (x *exchange) pass() *failure {
 	if f := x.encode(); f != nil {
 		return f
 	}
+	if f := x.passGate(); f != nil {
+		return f
+	}
 	if f := x.prefill(); f != nil {
 		return f
 	}
@@ -69,7 +73,7 @@ func (x *exchange) restore(f *failure) {
 		x.raw, x.referred, x.consumers = true, false, x.withUUIDs()
 	}
 	gone := x.consumer != nil && !x.prefilled // whom the embeddings are with
-	if (!spent && !lost || !f.call.reached) && !gone {
+	if (!spent && !lost || !f.call.reached) && !gone && !f.call.stale {
 		return
 	}
 	if lost && x.kv != nil {

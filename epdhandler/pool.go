@@ -36,6 +36,7 @@ func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler, retryBu
 	if len(handler.Upstreams) == 0 && !p.dynamic {
 		return nil, fmt.Errorf("the %s pool has no upstreams; %s", stage, writePool(stage, "host:port"))
 	}
+	q.dynamic = p.dynamic
 	p.setHealthDefaults()
 	if err := p.loadPolicy(ctx); err != nil {
 		return nil, fmt.Errorf("provisioning %s pool: %w", stage, err)
@@ -182,6 +183,15 @@ func withKeepAlive(raw json.RawMessage) (json.RawMessage, error) {
 	return json.Marshal(config)
 }
 
+// known returns the instances as far as they are known: of a dynamic pool those that its
+// source has told last.
+func (p *pool) known() reverseproxy.UpstreamPool {
+	if last := p.queue.seen.Load(); last != nil {
+		return *last
+	}
+	return p.handler.Upstreams
+}
+
 // othersThan reports whether an instance may be available that is not in skip.
 func (p *pool) othersThan(skip []string) bool {
 	return p.dynamic || slices.ContainsFunc(p.handler.Upstreams, func(u *reverseproxy.Upstream) bool {
@@ -200,6 +210,9 @@ type selector struct {
 func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	if r.Context().Err() != nil && len(upstreams) > 0 {
 		return upstreams[0] // the round trip fails at once; Caddy would go on asking, for as long as lb_try_duration
+	}
+	if s.queue.dynamic {
+		s.queue.seen.Store(&upstreams)
 	}
 	c := callOf(r.Context())
 	if c.pinned != "" {
@@ -222,6 +235,10 @@ func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w
 		u = choose(hasRoom)
 	} else {
 		u = s.queue.take(r.Context(), c, upstreams, choose)
+	}
+	if u != nil && c.ready != nil && !c.ready() {
+		freeSlot(c)
+		return nil
 	}
 	if u != nil {
 		c.chosen = append(c.chosen, u.String())

@@ -36,7 +36,7 @@ func (x *exchange) prefill() (f *failure) {
 		kv, err := transferParams(a.body.Bytes())
 		if err == nil {
 			x.prefilling.succeeds()
-			x.prefilled, x.kv = true, kv
+			x.prefilled, x.kv, x.made = true, kv, time.Now()
 			return nil
 		}
 		f = brokenAnswer("prefill", c, err)

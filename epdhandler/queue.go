@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -23,6 +24,9 @@ type queue struct {
 	limit int           // requests in flight at each instance; 0: no limit
 	size  int           // requests that may wait
 	wait  time.Duration // how long they may
+
+	dynamic bool                                      // nobody knows the instances but a source
+	seen    atomic.Pointer[reverseproxy.UpstreamPool] // what it has told last
 
 	turns []*turn // of the requests that wait, the next one first
 }
@@ -95,6 +99,7 @@ func waitingByStage() map[string]int {
 	for q := range slots.queues {
 		waiting[q.stage] += len(q.turns)
 	}
+	waiting["decode"] += int(atGates.Load())
 	return waiting
 }
 
@@ -157,7 +162,11 @@ func (q *queue) take(ctx context.Context, c *call, upstreams reverseproxy.Upstre
 		stageWait.WithLabelValues(q.stage).Observe(time.Since(start).Seconds())
 		trace.SpanFromContext(ctx).AddEvent("waited for an instance")
 	}()
-	expired := time.NewTimer(q.wait)
+	patience := limit{"queue_timeout", q.wait}
+	if c.patience > q.wait {
+		patience = limit{"kv_lease", c.patience}
+	}
+	expired := time.NewTimer(patience.time)
 	defer expired.Stop()
 	select {
 	case <-w.done:
@@ -169,7 +178,7 @@ func (q *queue) take(ctx context.Context, c *call, upstreams reverseproxy.Upstre
 	if !w.settled() {
 		q.leave(w)
 		if ctx.Err() == nil {
-			c.crowded = fmt.Errorf("waited %s for an instance (queue_timeout)", q.wait)
+			c.crowded = fmt.Errorf("waited %s for an instance (%s)", patience.time, patience.option)
 		}
 	}
 	return w.chosen

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
@@ -26,6 +27,7 @@ type exchange struct {
 	received bool   // the whole body has come
 	engineID string // x-request-id, for engines
 
+	inside bool   // it has passed the gate
 	direct string // the member for which decode does without prefill, empty if it does not
 
 	// What the stages have come to:
@@ -35,7 +37,9 @@ type exchange struct {
 	raw       bool       // there may be none any more: an engine may have died of them
 	handles   []byte     // ec_transfer_params of all media items, nil if encoders gave none
 	prefilled bool
-	kv        []byte // kv_transfer_params, nil if the prefill gave none
+	kv        []byte    // kv_transfer_params, nil if the prefill gave none
+	made      time.Time // when kv was
+	remade    bool      // kv was made again, because it had become too old
 
 	uuids    []string // of the media items, nil if engines do not get to know them
 	original []int    // which media item each one is the same as
@@ -152,7 +156,7 @@ func (x *exchange) release() {
 // findRoom refuses a request if so many wait for a pool that it may not join them.
 func (x *exchange) findRoom(pools ...*pool) *apiError {
 	for _, p := range pools {
-		if p != nil && p.queue.full(p.handler.Upstreams) {
+		if p != nil && (p.queue.full(p.handler.Upstreams) || p == x.h.decode && x.h.gate != nil && x.h.gate.full()) {
 			stageFailures.WithLabelValues(p.stage, string(overloaded)).Inc()
 			e := overloadedError(p.stage)
 			return &e

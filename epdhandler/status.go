@@ -66,20 +66,23 @@ func currentStatus(ctx context.Context) processStatus {
 	for _, h := range handlers {
 		var hs handlerStatus
 		for _, p := range h.pools() {
-			hs.Pools = append(hs.Pools, p.status(ctx, busy))
+			hs.Pools = append(hs.Pools, p.status(ctx, busy, h.gate))
 		}
 		s.Handlers = append(s.Handlers, hs)
 	}
 	return s
 }
 
-func (p *pool) status(ctx context.Context, busy map[instance]int) poolStatus {
+func (p *pool) status(ctx context.Context, busy map[instance]int, gate *gate) poolStatus {
 	s := poolStatus{
 		Stage:     p.stage,
 		Health:    p.health(),
 		Limit:     p.queue.limit,
 		Waiting:   p.queue.waitingNow(),
 		Upstreams: []upstreamStatus{},
+	}
+	if gate != nil && p == gate.pool {
+		s.Waiting += gate.waitingNow()
 	}
 	if p.queue.limit > 0 {
 		s.QueueSize = p.queue.size

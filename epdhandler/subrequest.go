@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -30,6 +31,8 @@ type call struct {
 	encoding     []string       // Accept-Encoding; nil: the transport asks for gzip by itself, and undoes it
 	skip         []string       // instances not to choose
 	turn         *turn          // in the pool's queue; nil: it does not wait
+	patience     time.Duration  // how long it may wait, where that is more than queue_timeout
+	ready        func() bool    // asked when there is a slot for it; false gives that back
 	clock        *silence       // what the time limit goes by
 	pinned       string         // the only instance that it may go to, whose slot it has
 	rank         string         // of that instance
@@ -43,6 +46,7 @@ type call struct {
 	chosen  []string // the instances that the load balancing chose, the last one answered
 	reached bool     // a connection was there, so an engine may have got the request
 	broke   bool     // the answer ended in its middle
+	stale   bool     // there was a slot for it, but its KV blocks were too old
 	crowded error    // why there was no slot for it; nil if there was
 	slot    instance // where it is in flight
 }

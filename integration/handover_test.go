@@ -2,11 +2,15 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net/http"
+	"regexp"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
@@ -100,4 +104,166 @@ func TestPrefillGetsNoMinTokens(t *testing.T) {
 			assert.Equal(t, want, bytes.Contains(engine.Requests()[0].Body, []byte(`"min_tokens":`+value)), "%s at %s", value, engine.Name())
 		}
 	}
+}
+
+// askFor sends requests one after the other, each as soon as the one before waits for decode
+// or is at it, and returns where the reply to each comes.
+func (c *caddy) askFor(t *testing.T, bodies ...string) (replies []chan *reply) {
+	t.Helper()
+	for _, body := range bodies {
+		before := c.seen(t)
+		answered := make(chan *reply, 1)
+		go func() { answered <- c.post(t, body) }()
+		require.Eventually(t, func() bool { return c.seen(t) > before }, waitLong, tick)
+		replies = append(replies, answered)
+	}
+	return replies
+}
+
+// seen is how many requests wait for decode, are there, or have got an answer.
+func (c *caddy) seen(t *testing.T) (n int) {
+	m := c.metrics(t)
+	for _, name := range []string{`stage_requests_waiting{stage="decode"}`, `stage_requests_in_flight{stage="decode"}`} {
+		n += int(m["caddy_epd_"+name])
+	}
+	for _, outcome := range []string{"ok", "failed", "client_closed"} {
+		n += int(m[`caddy_epd_requests_total{api="chat_completions",outcome="`+outcome+`"}`])
+	}
+	return n
+}
+
+// waiting is how many requests wait for decode.
+func (c *caddy) waiting(t *testing.T) int {
+	return int(c.metrics(t)[`caddy_epd_stage_requests_waiting{stage="decode"}`])
+}
+
+// While decode is busy, as many requests are prefilled as it has slots, and the rest wait
+// before, in turn. Who waits there for too long, or comes when too many do, is refused, and
+// prefill has not heard of it; who has been prefilled is not.
+func TestRefusedBeforePrefill(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1)
+	c := startCaddy(t, e.block("decode_limit 1", "queue_size 3", "queue_timeout 1s", "kv_lease 10m"))
+	release := c.occupy(t, chat("", text("HELD")), "HELD", e.decode...)
+	replies := c.askFor(t, chat("", text("ready")), chat("", image("LATE"), text("one")), chat("", text("two")), chat("", text("full")))
+	assert.Equal(t, 3, c.waiting(t))
+	assert.Equal(t, 3, c.status(t).Handlers[0].Pools[2].Waiting)
+	for n, why := range map[int]string{3: "the queue is full (queue_size 3)", 1: "waited 1s for an instance (queue_timeout)", 2: "waited 1s for an instance (queue_timeout)"} {
+		r := <-replies[n]
+		assert.Equal(t, http.StatusServiceUnavailable, r.StatusCode)
+		assert.Equal(t, "decode_overloaded", r.apiError(t).str("code"))
+		assert.NotEmpty(t, r.Header.Get("Retry-After"))
+		if line := c.failure(t, r.id()); line.str("msg") == "request failed" {
+			assert.Equal(t, why, line.str("error"))
+			assert.Equal(t, "decode", line.str("stage"))
+		}
+	}
+	assert.Len(t, e.prefill[0].Requests(), 2)
+	release()
+	assertAnswer(t, chat("", text("ready")), <-replies[0])
+	assert.Len(t, e.prefill[0].Requests(), 2)
+	e.assertContract(t)
+	c.assertNoLeaks(t)
+}
+
+// Who waits before prefill is let in as decode gets room, in turn, and who leaves meanwhile
+// leaves nothing behind.
+func TestWaitingBeforePrefillIsInTurn(t *testing.T) {
+	t.Parallel()
+	for _, options := range [][]string{nil, {"prefill_limit 1"}} {
+		e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) {
+			if o.Role == fakevllm.Decode {
+				o.Delay = 200 * time.Millisecond // in which the next one is prefilled
+			}
+		})
+		c := startCaddy(t, e.block(append(options, "decode_limit 1")...))
+		release := c.occupy(t, chat("", text("HELD")), "HELD", e.decode...)
+		first := c.askFor(t, chat("", text("T0")), chat("", text("T1")))
+		ctx, leave := context.WithCancel(t.Context())
+		gone := make(chan error)
+		go func() {
+			_, err := c.send(ctx, c.client(t, true), http.MethodPost, chatPath, chat("", text("GONE")))
+			gone <- err
+		}()
+		require.Eventually(t, func() bool { return c.waiting(t) == 3 }, waitLong, tick)
+		rest := c.askFor(t, chat("", text("T2")), chat(`,"n":2`, text("T3")))
+		leave()
+		assert.ErrorIs(t, <-gone, context.Canceled)
+		require.Eventually(t, func() bool { return c.waiting(t) == 4 }, waitLong, tick)
+		assert.Len(t, e.prefill[0].Requests(), 2)
+		release()
+		for n, r := range append(first, rest...) {
+			assert.Equal(t, http.StatusOK, (<-r).StatusCode, n)
+		}
+		var order []string
+		for _, r := range e.decode[0].Requests() {
+			order = append(order, regexp.MustCompile(`HELD|GONE|T\d`).FindString(string(r.Body)))
+		}
+		assert.Equal(t, []string{"HELD", "T0", "T1", "T2", "T3"}, order)
+		e.assertContract(t)
+		c.assertNoLeaks(t)
+	}
+}
+
+// What has waited for longer than the blocks are sure to be there is prefilled again, once.
+// If the new blocks get too old too, decode computes the prompt.
+func TestBlocksThatAreTooOldAreMadeAgain(t *testing.T) {
+	t.Parallel()
+	const lease = 3 * time.Second
+	for name, change := range map[string]func(*fakevllm.Options){
+		"shared":     func(*fakevllm.Options) {},
+		"handles":    func(o *fakevllm.Options) { o.Handles = true },
+		"references": modern,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 1, 1, 1, change, func(o *fakevllm.Options) { o.KVLease, o.ComputesPrompts = lease, true })
+			lines := []string{"decode_limit 1", "kv_lease " + lease.String()}
+			if name == "references" {
+				lines = append(lines, "references")
+			}
+			c := startCaddy(t, e.block(lines...))
+			release := c.occupy(t, chat("", text("HELD")), "HELD", e.decode...)
+			old := chat("", text("OLD"), image("AAAA"))
+			first := c.askFor(t, old)[0]
+			second := c.askFor(t, chat("", text("HELD")))[0]
+			time.Sleep(lease * 2 / 3) // until the blocks are too old
+			setFault(fault{Kind: fakevllm.Hang, Match: "OLD"}, e.prefill...)
+			release()
+			require.Eventually(t, func() bool { return busy(e.decode...) == 1 && len(e.decode[0].Requests()) == 2 }, waitLong, tick, "the slot is not held during the prefill")
+			setFault(fault{}, e.prefill...)
+			require.Eventually(t, func() bool { return c.waiting(t) == 1 }, waitLong, tick)
+			time.Sleep(lease * 2 / 3)
+			setFault(fault{}, e.decode...)
+			assertAnswer(t, chat("", text("HELD")), <-second)
+			assertAnswer(t, old, <-first)
+			prefilled := 0
+			for _, r := range e.prefill[0].Requests() {
+				if bytes.Contains(r.Body, []byte("OLD")) {
+					prefilled++
+				}
+			}
+			assert.Equal(t, 2, prefilled)
+			last := e.decode[0].Requests()[2].Body
+			assert.NotContains(t, string(last), "kv_transfer_params")
+			assert.Contains(t, string(last), "base64,AAAA", "there is no embedding at decode to refer to")
+			e.assertContract(t)
+			c.assertNoLeaks(t)
+		})
+	}
+}
+
+// Who has passed the gate keeps its place when decode fails and prefill is done again.
+func TestFailoverBehindTheGate(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 2, 2)
+	c := startCaddy(t, e.block("decode_limit 1", "decode lb_policy first", "queue_size 2"))
+	setFault(fault{Kind: fakevllm.Status, Code: 503, Spend: true}, e.decode[0])
+	body := chat("", image("AAAA"))
+	for range 3 {
+		assertAnswer(t, body, c.post(t, body))
+	}
+	e.assertContract(t)
+	e.assertRequests(t, 3, 6, 6)
+	c.assertNoLeaks(t)
 }

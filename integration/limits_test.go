@@ -104,7 +104,7 @@ func TestQueueIsBounded(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, queue of %d", stage, size), func(t *testing.T) {
 				t.Parallel()
 				e := startEngines(t, 1, 1, 1)
-				c := startCaddy(t, e.block(stage+"_limit 1", fmt.Sprintf("queue_size %d", size), "queue_timeout 2s"))
+				c := startCaddy(t, e.block(stage+"_limit 1", fmt.Sprintf("queue_size %d", size), "queue_timeout 2s", "kv_lease 3s"))
 				list := tc.list(e)
 				defer c.occupy(t, tc.body, "HELD", list...)()
 				encode, prefill, decode := e.requests()

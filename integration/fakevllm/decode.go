@@ -43,7 +43,7 @@ func (x *exchange) computeKV() error {
 	if !x.engine.options.RequireKV {
 		return x.consume()
 	}
-	if x.handsOver() {
+	if x.handsOver() && !x.engine.options.ComputesPrompts {
 		return engineFailure("kv_transfer_params missing: this engine does not prefill")
 	}
 	if x.members.has("ec_transfer_params") || x.referred {

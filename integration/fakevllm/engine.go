@@ -47,6 +47,10 @@ type Options struct {
 	// there can be none: the deployment has a prefill stage. It consumes no embeddings.
 	RequireKV bool
 
+	// ComputesPrompts makes a decode engine with RequireKV take requests without kv_transfer_params
+	// all the same, as vLLM does: it computes the prompt itself, with the media.
+	ComputesPrompts bool
+
 	// KVLease is how long a prefill engine keeps KV blocks that nobody reads: by default for ever.
 	KVLease time.Duration
 
