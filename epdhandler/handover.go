@@ -72,9 +72,11 @@ func whyNoHandOver(r *body.Body, chat bool) string {
 func (x *exchange) prefills() bool { return x.h.prefill != nil && x.direct == "" }
 
 // encodes reports whether encoders are of use to the request. Where decode computes the
-// prompt in place of prefill, it does not get to the embeddings: encoders deliver them to
-// the pool that consumes them, which is prefill.
-func (x *exchange) encodes() bool { return len(x.body.Items) > 0 && x.direct == "" }
+// prompt in place of prefill, they are only if it gets the embeddings too. It does not get
+// those that are pushed: that is to instances of prefill.
+func (x *exchange) encodes() bool {
+	return len(x.body.Items) > 0 && (x.direct == "" || x.h.DecodeHasEmbeddings && x.h.consumers == nil)
+}
 
 // given reports whether a member is there and not null.
 func given(value []byte) bool { return value != nil && !body.IsNull(value) }

@@ -103,14 +103,14 @@ func (x *exchange) refers(stage string) bool {
 }
 
 // decodeHasEmbeddings reports whether decode gets the embeddings: because it does prefill as
-// well, or beside what a prefill has handed over.
+// well, instead of one, or beside what a prefill has handed over.
 func (x *exchange) decodeHasEmbeddings() bool {
-	return x.h.prefill == nil || x.h.DecodeHasEmbeddings && x.kv != nil
+	return x.h.prefill == nil || x.h.DecodeHasEmbeddings && (x.kv != nil || x.direct != "")
 }
 
 // transferred reports whether decode gets something that serves only once.
 func (x *exchange) transferred() bool {
-	return x.kv != nil || x.h.prefill == nil && x.handles != nil
+	return x.kv != nil || !x.prefills() && x.handles != nil
 }
 
 // fail answers a request that has failed for good.

@@ -267,3 +267,25 @@ func TestFailoverBehindTheGate(t *testing.T) {
 	e.assertRequests(t, 3, 6, 6)
 	c.assertNoLeaks(t)
 }
+
+// Where decode gets the embeddings too, encoders work for requests without prefill as well,
+// and again if decode has failed with what they gave.
+func TestRequestsWithoutHandOverAreEncodedForDecode(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		change  func(*fakevllm.Options)
+		encodes int
+	}{"references": {modern, 1}, "handles": {withHandles, 2}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 1, 1, 2, tc.change, func(o *fakevllm.Options) { o.RequireKV = false })
+			c := startCaddy(t, e.block("references", "decode_has_embeddings", "decode lb_policy first"))
+			e.decode[0].SetFault(fault{Kind: fakevllm.Status, Code: 503, Spend: true})
+			body := chat(`,"n":2`, text("x"), image("AAAA"))
+			assertAnswer(t, body, c.post(t, body))
+			e.assertContract(t)
+			e.assertRequests(t, tc.encodes, 0, 2)
+			assert.Contains(t, string(e.decode[1].Requests()[0].Body), "image_embeds")
+		})
+	}
+}
