@@ -8,8 +8,10 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/stretchr/testify/require"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
@@ -69,5 +71,25 @@ func BenchmarkIdentify(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		x.identify()
+	}
+}
+
+// BenchmarkChoice is what a choice among 64 instances costs beside the policy's own, with a
+// limit and a request at each of them.
+func BenchmarkChoice(b *testing.B) {
+	q := &queue{stage: "encode", limit: 2, size: 1000, wait: time.Hour}
+	var all reverseproxy.UpstreamPool
+	lb := chooser{choose: func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream { return fit[len(fit)-1] }}
+	take := func() *call {
+		c := &call{turn: new(turn), clock: new(silence), upstreams: all}
+		q.take(b.Context(), c, lb)
+		return c
+	}
+	for i := range 64 {
+		all = append(all, &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: fmt.Sprintf("10.0.0.%d:8000", i)})
+		defer freeSlot(take())
+	}
+	for b.Loop() {
+		freeSlot(take())
 	}
 }

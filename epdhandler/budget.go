@@ -67,6 +67,8 @@ var budgets = caddy.NewUsagePool()
 
 type budgetKey struct{ stage, upstreams string }
 
+// budgetKeyOf must be called before the source of dynamic upstreams is loaded: the handler
+// forgets its configuration then.
 func budgetKeyOf(stage string, handler *reverseproxy.Handler) budgetKey {
 	var names []string
 	for _, u := range handler.Upstreams {
@@ -76,13 +78,12 @@ func budgetKeyOf(stage string, handler *reverseproxy.Handler) budgetKey {
 	return budgetKey{stage, strings.Join(names, " ") + string(handler.DynamicUpstreamsRaw)}
 }
 
-// useBudget gives the pool its budget, if percent is not 0. It must be called before the
-// handler is provisioned, which forgets where dynamic upstreams come from.
+// useBudget gives the pool its budget, if percent is not 0.
 func (p *pool) useBudget(percent int) {
 	if percent == 0 {
 		return
 	}
-	p.budgetKey, p.budgetShare = budgetKeyOf(p.stage, p.handler), float64(percent)/100
+	p.budgetShare = float64(percent) / 100
 	value, _, _ := budgets.LoadOrNew(p.budgetKey, func() (caddy.Destructor, error) {
 		return &budget{tokens: budgetSize, updated: time.Now()}, nil
 	})

@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -64,12 +65,11 @@ func (x *exchange) chooseConsumer() *failure {
 		}
 	}
 	c := &call{method: http.MethodPost, path: x.r.URL.Path, id: x.engineID, clock: new(silence), skip: a.skip, turn: a.turn}
-	w := new(answer)
 	ctx := x.r.Context()
-	u := p.handler.LoadBalancing.SelectionPolicy.Select(p.handler.Upstreams, x.request(ctx, c, w), w)
+	u, err := x.choose(ctx, p, c)
 	if u == nil || ctx.Err() != nil {
 		freeSlot(c)
-		f := judge(ctx, p.stage, c, w, errors.New("no upstreams available"))
+		f := judge(ctx, p.stage, c, new(answer), cmp.Or(err, errors.New("no upstreams available")))
 		x.settle(a, f)
 		return f
 	}

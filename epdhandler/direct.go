@@ -2,7 +2,6 @@ package epdhandler
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -73,27 +72,6 @@ func askAll(all []target, do func(i int, t target)) {
 		do(i, all[i])
 		return true
 	})
-}
-
-// instances returns the upstreams of a pool. Like its handler, a dynamic pool falls back
-// on those that are written down.
-func (p *pool) instances(ctx context.Context) (reverseproxy.UpstreamPool, error) {
-	if !p.dynamic {
-		return p.handler.Upstreams, nil
-	}
-	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "/", http.NoBody)
-	if err != nil {
-		return nil, err
-	}
-	upstreams, err := p.handler.DynamicUpstreams.GetUpstreams(r)
-	switch {
-	case err == nil && len(upstreams) == 0:
-		return nil, errors.New("there are no instances at the moment")
-	case err != nil && len(p.handler.Upstreams) > 0:
-		return p.handler.Upstreams, nil
-	}
-	return upstreams, err
 }
 
 // address is where the instance is, empty if that is not known.

@@ -64,7 +64,7 @@ func (f *failure) why() reason {
 func (f *failure) isEngines() bool {
 	switch f.reason {
 	case timedOut, broken:
-		return true
+		return f.call.fault == nil
 	case badStatus:
 		return f.status >= http.StatusInternalServerError
 	}
@@ -92,6 +92,8 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 	case err == nil && a.status != 0:
 		f.reason, f.status, f.engine = badStatus, a.status, a
 		f.cause = statusError(a.status)
+	case c.fault != nil:
+		f.reason, f.cause = broken, c.fault
 	case c.crowded != nil:
 		f.reason, f.cause = overloaded, c.crowded
 	case len(c.chosen) == 0:

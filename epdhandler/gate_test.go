@@ -14,7 +14,7 @@ import (
 
 // gateOf is a gate in front of a dynamic pool with so many instances.
 func gateOf(instances, limit, size int) *gate {
-	q := &queue{stage: "decode", limit: limit, size: size, wait: time.Minute, dynamic: true}
+	q := &queue{stage: "decode", limit: limit, size: size, wait: time.Minute}
 	g := &gate{pool: &pool{stage: "decode", dynamic: true, queue: q, handler: new(reverseproxy.Handler)}}
 	if instances > 0 {
 		g.scale(instances)

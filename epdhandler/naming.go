@@ -36,9 +36,19 @@ func (p *pool) place(address string) string {
 
 func (p *pool) debugs() bool { return p.logger.Core().Enabled(zapcore.DebugLevel) }
 
-var ipAddress = regexp.MustCompile(`\[[^\]]*:[^\]]*\](:\d+)?|\b\d{1,3}(\.\d{1,3}){3}\b(:\d+)?`)
+// What in an error's text is, or may be, the address of an engine or of something near it.
+var (
+	ipAddress = regexp.MustCompile(`\[[^\]]*:[^\]]*\](:\d+)?|\b\d{1,3}(\.\d{1,3}){3}\b(:\d+)?|\b[0-9a-fA-F]{0,4}(:[0-9a-fA-F]{0,4}){2,7}(%\w+)?`)
+	hostPort  = regexp.MustCompile(`\b[\w#-]+(\.[\w-]+)*:\d{2,5}\b`)
+	certNames = regexp.MustCompile(`is valid for .*, not `)
+	certName  = regexp.MustCompile(`not valid for \S+`)
+	lookUpOf  = regexp.MustCompile(`\blookup \S+`)
 
-// withoutAddresses is what logs say of an error of a call.
+	nameEnds   = regexp.MustCompile(`[\w-]\.?$`)
+	nameBegins = regexp.MustCompile(`^\.?[\w-]`)
+)
+
+// withoutAddresses is what logs say of an error of a call, nil if it is of none.
 func (p *pool) withoutAddresses(err error, c *call) string {
 	if err == nil {
 		return ""
@@ -47,12 +57,65 @@ func (p *pool) withoutAddresses(err error, c *call) string {
 	if p.debugs() {
 		return text
 	}
-	for _, address := range c.chosen {
-		text = strings.ReplaceAll(text, address, p.name(address))
+	for _, address := range p.addresses(c) {
+		name := p.name(address)
+		text = replaceWord(text, address, name)
+		if path, ok := strings.CutPrefix(address, "unix/"); ok {
+			text = replaceWord(text, path, name)
+		}
 		if host, _, err := net.SplitHostPort(address); err == nil {
-			word := regexp.MustCompile(`\b` + regexp.QuoteMeta(host) + `\b`)
-			text = word.ReplaceAllLiteralString(text, p.name(address))
+			text = replaceWord(text, host, name)
 		}
 	}
-	return ipAddress.ReplaceAllString(text, "…")
+	text = certNames.ReplaceAllLiteralString(text, "is not valid for ")
+	text = replaceUnnamed(certName, text, "not valid for …")
+	text = ipAddress.ReplaceAllLiteralString(text, "…")
+	text = replaceUnnamed(hostPort, text, "…")
+	return replaceUnnamed(lookUpOf, text, "lookup …")
+}
+
+// replaceUnnamed replaces matches in which there is no name of an instance.
+func replaceUnnamed(pattern *regexp.Regexp, text, by string) string {
+	return pattern.ReplaceAllStringFunc(text, func(match string) string {
+		if strings.Contains(match, "#") {
+			return match
+		}
+		return by
+	})
+}
+
+// addresses are those that an error may hold.
+func (p *pool) addresses(c *call) (known []string) {
+	for _, u := range p.handler.Upstreams {
+		known = append(known, u.String())
+	}
+	if c != nil {
+		known = append(known, c.chosen...)
+		for _, u := range c.upstreams {
+			known = append(known, u.String())
+		}
+	}
+	slices.Sort(known)
+	return slices.Compact(known)
+}
+
+// replaceWord replaces s where it is no part of another name.
+func replaceWord(text, s, by string) string {
+	if len(s) < 2 {
+		return text
+	}
+	var out strings.Builder
+	for {
+		before, after, found := strings.Cut(text, s)
+		out.WriteString(before)
+		if !found {
+			return out.String()
+		}
+		if nameEnds.MatchString(before) || nameBegins.MatchString(after) {
+			out.WriteString(s)
+		} else {
+			out.WriteString(by)
+		}
+		text = after
+	}
 }

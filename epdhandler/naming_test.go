@@ -10,7 +10,7 @@ import (
 )
 
 func TestNames(t *testing.T) {
-	h, err := load(t, `{"encode":{"upstreams":[{"dial":"e:1"},{"dial":"gpu-7.internal:8001"}],"health_checks":{"active":{}}},"decode":{"dynamic_upstreams":{"source":"a","name":"d","port":"1"}}}`)
+	h, err := load(t, `{"encode":{"upstreams":[{"dial":"e:1"},{"dial":"gpu-7.internal:8001"},{"dial":"unix//run/engine.sock"}],"health_checks":{"active":{}}},"decode":{"dynamic_upstreams":{"source":"a","name":"d","port":"1"}}}`)
 	require.NoError(t, err)
 	p := h.encode
 	p.logger, h.decode.logger = zap.NewNop(), zap.NewNop()
@@ -25,7 +25,11 @@ func TestNames(t *testing.T) {
 		"dial tcp 10.1.2.3:8001: connect: connection refused":                                     "dial tcp …: connect: connection refused",
 		"dial tcp: lookup gpu-7.internal on 10.255.255.53:53: no such host":                       "dial tcp: lookup encode#2 on …: no such host",
 		"read tcp [fd00::1]:5->[fd00::2%eth0]:8001: read: connection reset by peer":               "read tcp …->…: read: connection reset by peer",
-		"tls: failed to verify certificate: x509: certificate is valid for a, not gpu-7.internal": "tls: failed to verify certificate: x509: certificate is valid for a, not encode#2",
+		"tls: failed to verify certificate: x509: certificate is valid for a, not gpu-7.internal": "tls: failed to verify certificate: x509: certificate is not valid for encode#2",
+		"x509: cannot validate certificate for fd00::7:1 because it doesn't contain any IP SANs":  "x509: cannot validate certificate for … because it doesn't contain any IP SANs",
+		"dial unix /run/engine.sock: connect: no such file or directory":                          "dial unix encode#3: connect: no such file or directory",
+		"lookup consul.internal: i/o timeout, asking consul.internal:8500":                        "lookup … i/o timeout, asking …",
+		"dial tcp: lookup other.gpu-7.internal.: no such host":                                    "dial tcp: lookup … no such host",
 		"the answer broke off": "the answer broke off",
 	} {
 		assert.Equal(t, want, p.withoutAddresses(errors.New(text), c))

@@ -3,9 +3,7 @@ package epdhandler
 import (
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"reflect"
-	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -21,6 +19,8 @@ type pool struct {
 	stage   string // "encode", "prefill" or "decode"
 	handler *reverseproxy.Handler
 	dynamic bool // upstreams come from a source and are not known beforehand
+	lookUps chan struct{}
+	breaker *breaker // nil: none
 	queue   *queue
 	logger  *zap.Logger
 
@@ -32,17 +32,19 @@ type pool struct {
 // newPool provisions a pool. It leaves nothing behind if that fails.
 func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler, retryBudget int) (*pool, error) {
 	stage := q.stage
-	p := &pool{stage: stage, handler: handler, dynamic: handler.DynamicUpstreamsRaw != nil, queue: q, logger: ctx.Logger()}
+	p := &pool{
+		stage: stage, handler: handler, queue: q, logger: ctx.Logger(),
+		dynamic: handler.DynamicUpstreamsRaw != nil, lookUps: make(chan struct{}, maxLookUps),
+		budgetKey: budgetKeyOf(stage, handler),
+	}
 	if len(handler.Upstreams) == 0 && !p.dynamic {
 		return nil, fmt.Errorf("the %s pool has no upstreams; %s", stage, writePool(stage, "host:port"))
 	}
-	q.dynamic = p.dynamic
 	p.setHealthDefaults()
-	if err := p.loadPolicy(ctx); err != nil {
-		return nil, fmt.Errorf("provisioning %s pool: %w", stage, err)
-	}
-	if err := p.loadTransport(ctx); err != nil {
-		return nil, fmt.Errorf("provisioning %s pool: %w", stage, err)
+	for _, load := range []func(caddy.Context) error{p.loadPolicy, p.loadSource, p.loadBreaker, p.loadTransport} {
+		if err := load(ctx); err != nil {
+			return nil, fmt.Errorf("provisioning %s pool: %w", stage, err)
+		}
 	}
 	p.useBudget(retryBudget)
 	if err := handler.Provision(ctx); err != nil {
@@ -100,25 +102,6 @@ func (p *pool) setHealthDefaults() {
 	if a.Passes == 0 {
 		a.Passes = 1
 	}
-}
-
-// loadPolicy puts a selector around the pool's load balancing policy. The
-// handler keeps a policy that is set before it is provisioned.
-func (p *pool) loadPolicy(ctx caddy.Context) error {
-	if p.handler.LoadBalancing == nil {
-		p.handler.LoadBalancing = new(reverseproxy.LoadBalancing)
-	}
-	lb := p.handler.LoadBalancing
-	var policy reverseproxy.Selector = new(reverseproxy.RoundRobinSelection)
-	if lb.SelectionPolicyRaw != nil {
-		mod, err := ctx.LoadModule(lb, "SelectionPolicyRaw")
-		if err != nil {
-			return fmt.Errorf("loading load balancing policy: %w", err)
-		}
-		policy = mod.(reverseproxy.Selector)
-	}
-	lb.SelectionPolicy = selector{policy, p.queue}
-	return nil
 }
 
 // keepAliveDefaults are those of the transport's keep_alive, in JSON.
@@ -192,82 +175,15 @@ func (p *pool) known() reverseproxy.UpstreamPool {
 	return p.handler.Upstreams
 }
 
-// othersThan reports whether an instance may be available that is not in skip.
+// othersThan reports whether an instance may be asked that is not in skip.
 func (p *pool) othersThan(skip []string) bool {
-	return p.dynamic || slices.ContainsFunc(p.handler.Upstreams, func(u *reverseproxy.Upstream) bool {
-		return !slices.Contains(skip, u.String()) && u.Available()
-	})
-}
-
-// selector leaves out the instances at which a request has failed and those that have
-// enough to do, and notes the one that is chosen.
-type selector struct {
-	policy reverseproxy.Selector
-	queue  *queue
-}
-
-// Select implements reverseproxy.Selector.
-func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
-	if r.Context().Err() != nil && len(upstreams) > 0 {
-		return upstreams[0] // the round trip fails at once; Caddy would go on asking, for as long as lb_try_duration
-	}
-	if s.queue.dynamic {
-		s.queue.seen.Store(&upstreams)
-	}
-	c := callOf(r.Context())
-	if c.pinned != "" {
-		for _, u := range upstreams {
-			if u.String() == c.pinned { // also if it is not up any more: the attempt will show
-				c.chosen = append(c.chosen, c.pinned)
-				return u
-			}
-		}
-		return nil
-	}
-	freeSlot(c) // of an instance that could not be reached
-	choose := func(full func(*reverseproxy.Upstream) bool) *reverseproxy.Upstream {
-		return s.choose(upstreams, r, w, func(u *reverseproxy.Upstream) bool {
-			return slices.Contains(c.skip, u.String()) || full(u)
-		})
-	}
-	var u *reverseproxy.Upstream
-	if c.turn == nil {
-		u = choose(hasRoom)
-	} else {
-		u = s.queue.take(r.Context(), c, upstreams, choose)
-	}
-	if u != nil && c.ready != nil && !c.ready() {
-		freeSlot(c)
-		return nil
-	}
-	if u != nil {
-		c.chosen = append(c.chosen, u.String())
-	}
-	return u
-}
-
-// maxPicks is how often the policy is asked to come up with another instance by
-// itself. It should be given the chance, because a shorter list of instances can
-// mean something else to it: weights go by position.
-const maxPicks = 64
-
-// choose asks the policy for an instance that is not left out.
-func (s selector) choose(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter, out func(*reverseproxy.Upstream) bool) *reverseproxy.Upstream {
-	for range maxPicks {
-		u := s.policy.Select(upstreams, r, w)
-		if u == nil {
-			break // round_robin says so when others keep it from the only one that is up
-		}
-		if !out(u) {
-			return u
+	c := &call{skip: skip, upstreams: p.handler.Upstreams}
+	slots.Lock()
+	defer slots.Unlock()
+	for i := range c.upstreams {
+		if p.queue.standing(c, i) != unfit {
+			return true
 		}
 	}
-	fit := slices.DeleteFunc(slices.Clone(upstreams), func(u *reverseproxy.Upstream) bool { return !u.Available() || out(u) })
-	if len(fit) == 0 {
-		return nil
-	}
-	return s.policy.Select(fit, r, w)
+	return p.dynamic
 }
-
-// Interface guard
-var _ reverseproxy.Selector = selector{}

@@ -10,63 +10,52 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-	"go.opentelemetry.io/otel/trace"
 )
 
-// queue is where requests wait for an instance of a pool that has a free slot. They
-// wait for the pool, not for one of its instances, and take turns: one with many media
-// items gets one slot, then the next request does.
+// queue decides which instances of a pool a call may go to, and when. A call gets its
+// instance in three steps, because the load balancing policy is somebody else's code, which
+// may panic or hang:
+//
+//  1. With the lock, find the candidates: the instances that the call may go to now.
+//  2. Without it, on the call's own goroutine, have the policy choose one of them. The call
+//     holds nothing yet, so a policy that does not return keeps nobody else waiting.
+//  3. With the lock, take a slot of that instance if it is still a candidate. If not,
+//     begin again.
+//
+// A call waits if all instances have as many requests as they may: for the pool, not for
+// one of its instances. When one of them has a free slot, that is offered to the next call
+// in turn, which goes through the same steps. It passes the offer on if the slot is still
+// free then. Requests take turns: one with many media items gets one slot, then the next
+// request does.
 //
 // Caddy's own limits let more in than they say, refuse at once, or hold up the health
 // checks as well.
 type queue struct {
-	stage string
-	limit int           // requests in flight at each instance; 0: no limit
-	size  int           // requests that may wait
-	wait  time.Duration // how long they may
+	stage   string
+	limit   int           // requests in flight at each instance; 0: no limit
+	size    int           // requests that may wait
+	wait    time.Duration // how long they may
+	weights []int         // of the instances, by their place in the pool; nil: none
 
-	dynamic bool                                      // nobody knows the instances but a source
-	seen    atomic.Pointer[reverseproxy.UpstreamPool] // what it has told last
+	seen atomic.Pointer[reverseproxy.UpstreamPool] // what the source of a dynamic pool has told last, to anybody
 
-	turns []*turn // of the requests that wait, the next one first
+	turns  []*turn   // of the requests that wait, the next one first
+	offers uint64    // made so far
+	asking bool      // a call that waits asks a dynamic source which instances there are
+	asked  time.Time // when one did
 }
-
-// turn is a request's place in a queue.
-type turn struct {
-	admitted bool // it had a slot already, and is not refused for a queue that is full
-	waiting  []*waiter
-}
-
-// waiter is a call that wants an instance.
-type waiter struct {
-	call      *call
-	upstreams reverseproxy.UpstreamPool
-	choose    chooser
-
-	chosen *reverseproxy.Upstream // nil: there is none that could be waited for
-	done   chan struct{}          // closed when that is settled
-}
-
-// chooser asks the load balancing for an instance that is not full.
-type chooser func(full func(*reverseproxy.Upstream) bool) *reverseproxy.Upstream
 
 // instance is an engine in the role of a stage.
 type instance struct{ stage, address string }
 
 // slots knows the requests in flight at each instance. There is one for the process,
 // because the requests of a configuration that has been replaced go on. Its lock is
-// that of all queues.
+// that of all queues. No code of others runs under it.
 var slots = struct {
 	sync.Mutex
 	taken  map[instance]int
 	queues map[*queue]struct{} // in which somebody waits
 }{taken: make(map[instance]int), queues: make(map[*queue]struct{})}
-
-// takeSlot notes that a call is in flight at an instance. slots must be locked.
-func (q *queue) takeSlot(c *call, u *reverseproxy.Upstream) {
-	c.slot = instance{q.stage, u.String()}
-	slots.taken[c.slot]++
-}
 
 // freeSlot notes that a call is not in flight any more, if it was.
 func freeSlot(c *call) {
@@ -75,12 +64,15 @@ func freeSlot(c *call) {
 	}
 	slots.Lock()
 	defer slots.Unlock()
-	if slots.taken[c.slot]--; slots.taken[c.slot] == 0 {
-		delete(slots.taken, c.slot)
-	}
+	at := c.slot
 	c.slot = instance{}
+	if slots.taken[at]--; slots.taken[at] == 0 {
+		delete(slots.taken, at)
+	}
 	for q := range slots.queues {
-		q.serve()
+		if q.stage == at.stage {
+			q.newOffer(at.address)
+		}
 	}
 }
 
@@ -125,165 +117,140 @@ func (q *queue) full(known reverseproxy.UpstreamPool) bool {
 	return len(known) > 0 && !slices.ContainsFunc(known, free)
 }
 
-// take waits for an instance and returns it, nil if there is none: because none is up,
-// or because the queue is full or the wait too long, which makes the call crowded.
-func (q *queue) take(ctx context.Context, c *call, upstreams reverseproxy.UpstreamPool, choose chooser) *reverseproxy.Upstream {
-	c.crowded = nil
-	if q.limit == 0 {
-		u := choose(hasRoom)
-		if u != nil {
-			slots.Lock()
-			q.takeSlot(c, u)
-			slots.Unlock()
-		}
-		return u
-	}
+func (q *queue) isFull(u *reverseproxy.Upstream) bool {
+	return q.limit > 0 && slots.taken[instance{q.stage, u.String()}] >= q.limit
+}
 
-	w := &waiter{call: c, upstreams: upstreams, choose: choose, done: make(chan struct{})}
-	slots.Lock()
-	q.join(w)
-	q.serve()
-	if !w.settled() && !c.turn.admitted && len(q.turns) > q.size {
-		q.leave(w)
-		c.crowded = fmt.Errorf("the queue is full (queue_size %d)", q.size)
-	}
-	slots.Unlock()
-	if c.crowded != nil {
-		return nil
-	}
-	if w.settled() {
-		return w.chosen
-	}
+// standing is what an instance is to a call.
+type standing int
 
-	c.clock.stop()
-	defer c.clock.start()
-	start := time.Now()
-	defer func() {
-		stageWait.WithLabelValues(q.stage).Observe(time.Since(start).Seconds())
-		trace.SpanFromContext(ctx).AddEvent("waited for an instance")
-	}()
-	patience := limit{"queue_timeout", q.wait}
-	if c.patience > q.wait {
-		patience = limit{"kv_lease", c.patience}
+const (
+	unfit     standing = iota // no use waiting for it
+	busy                      // it has as many requests as it may
+	candidate                 // the call may go to it
+)
+
+// standing decides whether a call may go to an instance, the i-th of those that it knows.
+// Nothing else does. slots must be locked, here and in what follows.
+func (q *queue) standing(c *call, i int) standing {
+	u := c.upstreams[i]
+	switch {
+	case !u.Available(),
+		slices.Contains(c.skip, u.String()),
+		q.weights != nil && weight(q.weights, i) == 0:
+		return unfit
+	case c.turn != nil && q.isFull(u):
+		return busy
 	}
-	expired := time.NewTimer(patience.time)
-	defer expired.Stop()
-	select {
-	case <-w.done:
-	case <-expired.C:
-	case <-ctx.Done():
-	}
-	slots.Lock()
-	defer slots.Unlock()
-	if !w.settled() {
-		q.leave(w)
-		if ctx.Err() == nil {
-			c.crowded = fmt.Errorf("waited %s for an instance (%s)", patience.time, patience.option)
+	return candidate
+}
+
+// candidates returns the instances that a call may go to, and whether others are busy.
+func (q *queue) candidates(c *call) (fit reverseproxy.UpstreamPool, others bool) {
+	fit = make(reverseproxy.UpstreamPool, 0, len(c.upstreams))
+	for i, u := range c.upstreams {
+		switch q.standing(c, i) {
+		case candidate:
+			fit = append(fit, u)
+		case busy:
+			others = true
 		}
 	}
-	return w.chosen
+	return fit, others
 }
 
-func hasRoom(*reverseproxy.Upstream) bool { return false }
-
-func (w *waiter) settled() bool {
-	select {
-	case <-w.done:
-		return true
-	default:
-		return false
-	}
+// chooser is the load balancing of a call.
+type chooser struct {
+	choose func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream
+	lookUp func() // asks a dynamic source which instances there are; nil: they do not change
 }
 
-// join puts a call at the end of its request's turn. slots must be locked, here and
-// in what follows.
-func (q *queue) join(w *waiter) {
-	t := w.call.turn
-	if len(t.waiting) == 0 {
-		q.turns = append(q.turns, t)
-	}
-	t.waiting = append(t.waiting, w)
-	if _, ok := slots.queues[q]; !ok {
-		slots.queues[q] = struct{}{}
-		time.AfterFunc(healthPeriod, q.look)
-	}
-}
-
-// healthPeriod is how often those who wait look for instances that are up again, or
-// whether all are down.
-const healthPeriod = time.Second
-
-func (q *queue) look() {
-	slots.Lock()
-	defer slots.Unlock()
-	if q.serve(); len(q.turns) > 0 {
-		time.AfterFunc(healthPeriod, q.look)
-	} else {
-		delete(slots.queues, q)
-	}
-}
-
-// leave takes a call out of the queue.
-func (q *queue) leave(w *waiter) {
-	t := w.call.turn
-	t.waiting = slices.DeleteFunc(t.waiting, func(o *waiter) bool { return o == w })
-	if len(t.waiting) == 0 {
-		q.turns = slices.DeleteFunc(q.turns, func(o *turn) bool { return o == t })
-	}
-}
-
-// serve gives what is free to those who wait, one to each request in turn.
-func (q *queue) serve() {
-	for i := 0; i < len(q.turns); {
-		t := q.turns[i]
-		w, free := q.next(t)
-		switch {
-		case w != nil:
-			q.leave(w)
-			close(w.done)
-			if len(t.waiting) > 0 { // it is another one's turn
-				q.turns = append(slices.Delete(q.turns, i, i+1), t)
-			}
-		case free: // but not for this request, which has failed there
-			i++
-		default:
-			return
-		}
-	}
-}
-
-// next settles the first call of a request for which there is an instance, or which
-// has none to wait for. It returns nil if there is no such call, and whether anything
-// is free for anybody.
-func (q *queue) next(t *turn) (w *waiter, free bool) {
-	for _, w := range t.waiting {
-		up, mine := false, false
-		for _, u := range w.upstreams {
-			if !u.Available() {
-				continue
-			}
-			skipped := slices.Contains(w.call.skip, u.String())
-			up = up || !skipped
-			if !q.isFull(u) {
-				free = true
-				mine = mine || !skipped
-			}
-		}
-		if up && !mine {
+// take chooses an instance for a call, with a slot if it is one that counts. It returns nil
+// if there is none: because none is up, or the policy wants none, or because the queue is
+// full or the wait too long, which makes the call crowded.
+func (q *queue) take(ctx context.Context, c *call, lb chooser) *reverseproxy.Upstream {
+	w := &waiter{call: c}
+	defer q.end(ctx, w)
+	var declined reverseproxy.UpstreamPool
+	for {
+		fit, wait := q.begin(w, declined)
+		if wait && q.await(ctx, w, lb.lookUp) {
 			continue
 		}
-		if mine {
-			w.chosen = w.choose(q.isFull)
+		if fit == nil {
+			return nil
 		}
-		if w.chosen != nil {
-			q.takeSlot(w.call, w.chosen)
-			t.admitted = true
+		u := q.choose(w, fit, lb)
+		switch {
+		case c.fault != nil:
+			return nil
+		case u == nil:
+			declined = fit
+		case q.commit(w, u):
+			return u
 		}
-		return w, free
 	}
-	return nil, free
 }
 
-func (q *queue) isFull(u *reverseproxy.Upstream) bool {
-	return slots.taken[instance{q.stage, u.String()}] >= q.limit
+// begin returns the candidates, unless the policy has declined the same ones. Without any,
+// the call is to wait, if there is something to wait for and room in the queue.
+func (q *queue) begin(w *waiter, declined reverseproxy.UpstreamPool) (fit reverseproxy.UpstreamPool, wait bool) {
+	slots.Lock()
+	defer slots.Unlock()
+	q.collect(w)
+	fit, others := q.candidates(w.call)
+	if len(fit) == 0 || slices.Equal(fit, declined) {
+		fit = nil
+	}
+	switch {
+	case fit == nil && !others:
+		return nil, false
+	case fit != nil && (w.offer.number > 0 || len(q.turns) == 0):
+		return fit, false
+	}
+	t := w.call.turn
+	mayWait := w.joined || t.admitted || len(t.waiting) > 0 || len(q.turns) < q.size
+	q.passOn(w)
+	q.join(w)
+	if fit != nil { // those who came before do not want it, or are about to take it
+		q.newOffer(fit[0].String())
+	}
+	if !mayWait && len(w.offered) == 0 {
+		w.call.crowded = fmt.Errorf("the queue is full (queue_size %d)", q.size)
+		return nil, false
+	}
+	return nil, true
+}
+
+// slowPolicy is how long a policy may take before others are offered the slot that it was
+// asked for.
+const slowPolicy = 50 * time.Millisecond
+
+// choose has the policy choose. No lock is held.
+func (q *queue) choose(w *waiter, fit reverseproxy.UpstreamPool, lb chooser) *reverseproxy.Upstream {
+	if o := w.offer; o.number > 0 {
+		slow := time.AfterFunc(slowPolicy, func() {
+			slots.Lock()
+			defer slots.Unlock()
+			q.makeOffer(o)
+		})
+		defer slow.Stop()
+	}
+	return lb.choose(fit)
+}
+
+// commit takes a slot of the instance that was chosen, if it is still a candidate.
+func (q *queue) commit(w *waiter, u *reverseproxy.Upstream) bool {
+	slots.Lock()
+	defer slots.Unlock()
+	c := w.call
+	if q.standing(c, slices.Index(c.upstreams, u)) != candidate {
+		return false
+	}
+	if c.turn != nil {
+		c.turn.admitted = true
+		c.slot = instance{q.stage, u.String()}
+		slots.taken[c.slot]++
+	}
+	return true
 }

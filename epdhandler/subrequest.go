@@ -3,17 +3,16 @@ package epdhandler
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
@@ -49,6 +48,13 @@ type call struct {
 	stale   bool     // there was a slot for it, but its KV blocks were too old
 	crowded error    // why there was no slot for it; nil if there was
 	slot    instance // where it is in flight
+	fault   error    // what somebody else's code did wrong: it panicked, or chose nonsense
+
+	// For the load balancing:
+	upstreams reverseproxy.UpstreamPool  // the instances that there are
+	writer    http.ResponseWriter        // of the policy
+	offered   http.Header                // what the policy tells the client
+	found     *reverseproxy.UpstreamPool // it is only to find out which instances there are
 }
 
 // upstream is the instance that answered, or was asked last.
@@ -68,27 +74,37 @@ func callOf(ctx context.Context) *call {
 }
 
 // do sends a call to a pool and writes the answer to w. The error is that of the
-// pool's handler, or errBroke. The call ends when it is known what came of it.
+// pool's handler, errBroke, or the call's fault. The call ends when it is known what came of it.
 func (x *exchange) do(ctx context.Context, p *pool, c *call, w http.ResponseWriter) (err error) {
+	defer freeSlot(c)
+	defer x.contain(p, c, &err)
 	c.stage = p.stage
 	ctx, c.span = startSpan(ctx, c.method+" "+c.path, trace.SpanKindClient)
-	defer freeSlot(c)
-	defer func() {
-		// On a goroutine of ours a panic would end the process.
-		switch v := recover(); v {
-		case nil:
-		case http.ErrAbortHandler: // by which reverse_proxy ends an answer that w did not take
-			err = errBroke
-		default:
-			x.h.logger.Error("panic in a sub-request", zap.String("request_id", x.id), zap.String("stage", p.stage),
-				zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
-			err = fmt.Errorf("panic: %v", v)
-		}
-	}()
 	if err = p.handler.ServeHTTP(w, x.request(ctx, c, w), noHandler); err == nil && c.broke {
 		err = errBroke
 	}
 	return err
+}
+
+// choose has the pool choose an instance for a call that is made later.
+func (x *exchange) choose(ctx context.Context, p *pool, c *call) (u *reverseproxy.Upstream, err error) {
+	c.stage = p.stage
+	defer x.contain(p, c, &err)
+	w := new(answer)
+	return p.handler.LoadBalancing.SelectionPolicy.Select(p.handler.Upstreams, x.request(ctx, c, w), w), nil
+}
+
+// contain makes a panic, of reverse_proxy or of a module that it uses, a failure of the
+// call. On a goroutine of ours it would end the process.
+func (x *exchange) contain(p *pool, c *call, err *error) {
+	switch v := recover(); v {
+	case nil:
+	case http.ErrAbortHandler: // by which reverse_proxy ends an answer that its writer did not take
+		*err = errBroke
+	default:
+		c.fault = p.panicked(v, zap.String("request_id", x.id))
+		*err = c.fault
+	}
 }
 
 // errBroke is the end of an answer in its middle.

@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -56,6 +57,9 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	c := callOf(r.Context())
 	if c == nil { // a health check
 		return t.HTTPTransport.RoundTrip(new(roundTrip).request(r, new(call)))
+	}
+	if c.found != nil {
+		return nil, context.Canceled // which reverse_proxy holds against nobody
 	}
 	trip := new(roundTrip)
 	start := time.Now()

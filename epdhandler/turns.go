@@ -1,0 +1,220 @@
+package epdhandler
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// turn is a request's place in a queue.
+type turn struct {
+	admitted bool // it had a slot already, and is not refused for a queue that is full
+	waiting  []*waiter
+}
+
+// waiter is a call that wants an instance.
+type waiter struct {
+	call    *call
+	offer   offer      // that it goes by
+	offered chan offer // one that it has not seen; then it is in the queue no more
+	last    uint64     // the number of the last one
+	joined  bool       // it has been in the queue
+	away    bool       // it asks a dynamic source, and takes no offers
+
+	since   time.Time // when it began to wait; zero: it has not
+	tick    *time.Ticker
+	expired *time.Timer
+}
+
+// offer is a slot that has become free.
+type offer struct {
+	number  uint64 // of all offers of the queue; 0: none
+	address string
+}
+
+const (
+	// lookPeriod is how often a call that waits looks for instances that are new or up
+	// again, or whether all are down.
+	lookPeriod = time.Second
+
+	// lookGap is the least time between two questions to a dynamic source for that.
+	lookGap = 20 * time.Millisecond
+)
+
+// await waits for an offer. It reports false if the call is not to go on.
+func (q *queue) await(ctx context.Context, w *waiter, lookUp func()) bool {
+	patience := limit{"queue_timeout", q.wait}
+	if w.call.patience > q.wait {
+		patience = limit{"kv_lease", w.call.patience}
+	}
+	if w.since.IsZero() {
+		w.since = time.Now()
+		w.tick = time.NewTicker(lookPeriod)
+		w.expired = time.NewTimer(patience.time)
+		w.call.clock.stop()
+	}
+	for {
+		select {
+		case w.offer = <-w.offered:
+			return true
+		case <-w.tick.C:
+			if q.look(w, lookUp) {
+				return true // to be told so
+			}
+		case <-w.expired.C:
+			w.call.crowded = fmt.Errorf("waited %s for an instance (%s)", patience.time, patience.option)
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// look offers what is free but nobody was told of, such as an instance that is up again. It
+// reports whether there is nothing to wait for any more.
+func (q *queue) look(w *waiter, lookUp func()) (over bool) {
+	if lookUp != nil && q.goAway(w) {
+		lookUp()
+		q.comeBack(w)
+	}
+	slots.Lock()
+	defer slots.Unlock()
+	fit, others := q.candidates(w.call)
+	if len(fit) > 0 {
+		q.newOffer(fit[0].String())
+	}
+	return len(fit) == 0 && !others
+}
+
+// goAway notes that a call asks a dynamic source, unless another one does, or just did.
+func (q *queue) goAway(w *waiter) bool {
+	slots.Lock()
+	defer slots.Unlock()
+	if q.asking || time.Since(q.asked) < lookGap || len(w.offered) > 0 {
+		return false
+	}
+	q.asking, q.asked, w.away = true, time.Now(), true
+	return true
+}
+
+func (q *queue) comeBack(w *waiter) {
+	slots.Lock()
+	defer slots.Unlock()
+	q.asking, w.away = false, false
+}
+
+// end leaves nothing of a call behind in the queue, however it ended.
+func (q *queue) end(ctx context.Context, w *waiter) {
+	if !w.joined {
+		return
+	}
+	slots.Lock()
+	defer slots.Unlock()
+	q.collect(w)
+	q.passOn(w)
+	if w.away {
+		q.asking = false
+	}
+	if w.since.IsZero() {
+		return
+	}
+	w.tick.Stop()
+	w.expired.Stop()
+	w.call.clock.start()
+	stageWait.WithLabelValues(q.stage).Observe(time.Since(w.since).Seconds())
+	trace.SpanFromContext(ctx).AddEvent("waited for an instance")
+}
+
+// collect takes a call out of the queue, with the offer that it may have got.
+func (q *queue) collect(w *waiter) {
+	q.leave(w)
+	select {
+	case w.offer = <-w.offered:
+	default:
+	}
+}
+
+// join puts a call at the end of its request's turn, and one that was in the queue before
+// where it was: at the front. slots must be locked, here and in what follows.
+func (q *queue) join(w *waiter) {
+	slots.queues[q] = struct{}{}
+	t := w.call.turn
+	if !w.joined {
+		w.joined, w.offered = true, make(chan offer, 1)
+		if t.waiting = append(t.waiting, w); len(t.waiting) == 1 {
+			q.turns = append(q.turns, t)
+		}
+		return
+	}
+	t.waiting = slices.Insert(t.waiting, 0, w)
+	q.turns = slices.Insert(slices.DeleteFunc(q.turns, func(o *turn) bool { return o == t }), 0, t)
+}
+
+// leave takes a call out of the queue, if it is in it.
+func (q *queue) leave(w *waiter) {
+	t := w.call.turn
+	if t == nil || !slices.Contains(t.waiting, w) {
+		return
+	}
+	t.waiting = slices.DeleteFunc(t.waiting, func(o *waiter) bool { return o == w })
+	if len(t.waiting) == 0 {
+		q.turns = slices.DeleteFunc(q.turns, func(o *turn) bool { return o == t })
+	}
+	if len(q.turns) == 0 {
+		delete(slots.queues, q)
+	}
+}
+
+// newOffer offers a free slot of an instance to the first call in turn that may take it.
+func (q *queue) newOffer(address string) {
+	q.offers++
+	q.makeOffer(offer{q.offers, address})
+}
+
+// makeOffer makes an offer to those who have not had it.
+func (q *queue) makeOffer(o offer) {
+	if slots.taken[instance{q.stage, o.address}] >= q.limit {
+		return
+	}
+	var (
+		known reverseproxy.UpstreamPool // by the last call; most know the same
+		at    = -1
+	)
+	for i, t := range q.turns {
+		for _, w := range t.waiting {
+			if w.away || w.last >= o.number {
+				continue
+			}
+			if all := w.call.upstreams; !same(known, all) {
+				known, at = all, slices.IndexFunc(all, func(u *reverseproxy.Upstream) bool { return u.String() == o.address })
+			}
+			if at < 0 || q.standing(w.call, at) != candidate {
+				continue
+			}
+			q.leave(w)
+			if len(t.waiting) > 0 { // it is another one's turn
+				q.turns = append(slices.Delete(q.turns, i, i+1), t)
+			}
+			w.last = o.number
+			w.offered <- o
+			return
+		}
+	}
+}
+
+// passOn makes the offer of a call to the next one.
+func (q *queue) passOn(w *waiter) {
+	if o := w.offer; o.number > 0 {
+		w.offer = offer{}
+		q.makeOffer(o)
+	}
+}
+
+// same reports whether two lists are one.
+func same(a, b reverseproxy.UpstreamPool) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
