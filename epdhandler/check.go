@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
 
 // checkTimeout is how long an instance may take for each question of a check.
@@ -93,12 +96,57 @@ func (t target) examine(ctx context.Context, key string) finding {
 			f.wrong = "/v1/models lists no models: is that vLLM's API server?"
 		}
 	}
+	if f.wrong == "" && t.pool.stage == "prefill" {
+		f.wrong = t.handsOver(ctx, key, firstModel(models.body))
+	}
 	if version := get("/version"); version.err == nil && version.status == http.StatusOK {
 		var v struct{ Version string }
 		_ = json.Unmarshal(version.body, &v) // what is none is empty
 		f.version = printable(v.Version)
 	}
 	return f
+}
+
+// handsOver has an instance prefill a prompt, and says what is wrong if it hands nothing over.
+// Nobody reads the blocks, which takes a little memory there until their lease is over.
+func (t target) handsOver(ctx context.Context, key, model string) string {
+	// a few hundred tokens, for older releases hand over whole blocks only; of which no first
+	// token is the last
+	prompt := strings.Repeat("one two three four ", 64)
+	text, _ := json.Marshal(map[string]any{
+		"model": model, "prompt": prompt, "max_tokens": 1, "ignore_eos": true, "stream": false,
+		body.KVTransferParams.String(): json.RawMessage(kvStub),
+	})
+	q := question{method: http.MethodPost, path: "/v1/completions", body: text, timeout: prefillCheckTimeout}
+	q.header = http.Header{"X-Request-Id": {"epd-check-" + hex6()}}
+	if key != "" {
+		q.header["Authorization"] = []string{"Bearer " + key}
+	}
+	said := t.ask(ctx, q)
+	switch {
+	case errors.Is(said.err, context.DeadlineExceeded):
+		return fmt.Sprintf("no answer to a prompt of 256 words within %s: is it busy, or stuck?", prefillCheckTimeout)
+	case said.err != nil:
+		return "/v1/completions: " + whyNoReply(said.err)
+	case said.status != http.StatusOK:
+		return fmt.Sprintf("/v1/completions answers %d to a prompt of 256 words", said.status)
+	}
+	if kv, err := transferParams(said.body); err != nil || kv == nil {
+		return "hands no KV blocks over: does it have --kv-transfer-config, with a connector that answers with kv_transfer_params?"
+	}
+	return ""
+}
+
+// prefillCheckTimeout is longer than checkTimeout: a first request may compile something.
+const prefillCheckTimeout = 60 * time.Second
+
+// firstModel returns the first name in an answer to GET /v1/models.
+func firstModel(answer []byte) string {
+	var list struct{ Data []struct{ ID string } }
+	if json.Unmarshal(answer, &list) != nil || len(list.Data) == 0 {
+		return ""
+	}
+	return list.Data[0].ID
 }
 
 // modelNames returns the names in an answer to GET /v1/models, in order.

@@ -23,7 +23,8 @@ func init() {
 		Long: `
 Loads a configuration, as 'caddy validate' does, and asks every instance of every
 pool of every epd_proxy in it for /health, /v1/models and /version, the way that
-the pool's transport says. It prints what it finds, and what does not fit
+the pool's transport says. Instances of prefill also get a short prompt, and
+must hand over its KV blocks. It prints what it finds, and what does not fit
 together. Nothing is served.
 
 The exit status is 1 if anything is wrong.

@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 type question struct {
 	method, path string
 	header       http.Header
+	body         []byte // JSON; nil: none
 	timeout      time.Duration
 }
 
@@ -137,6 +139,11 @@ func (t target) request(ctx context.Context, q question) (*http.Request, error) 
 	r := &http.Request{Method: q.method, URL: &url.URL{Host: host, Path: q.path}, Host: host, Header: make(http.Header)}
 	for name, values := range q.header {
 		r.Header[name] = slices.Clone(values)
+	}
+	if q.body != nil {
+		r.Header["Content-Type"] = []string{"application/json"}
+		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(q.body)), int64(len(q.body))
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(q.body)), nil }
 	}
 	// without a value it is not sent, but net/http asks again if an idle connection has ended
 	r.Header["Idempotency-Key"] = nil

@@ -2,10 +2,13 @@ package epdhandler
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strconv"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
@@ -129,12 +132,66 @@ func (x *exchange) guardBlocks(c *call, cancel func()) {
 			return true
 		}
 		if x.remade {
+			handOvers.WithLabelValues(handOverExpired).Inc()
 			x.kv = nil
 			c.body = x.decodeBody()
 			return true
 		}
+		handOvers.WithLabelValues(handOverExpired).Inc()
 		x.remade, c.stale = true, true
 		cancel()
 		return false
 	}
+}
+
+// What becomes of hand-overs, in metrics.
+const (
+	handOverBlocks  = "blocks"  // prefill has handed blocks over
+	handOverNone    = "none"    // it has answered without
+	handOverExpired = "expired" // the blocks were too old when decode had room
+	handOverSkipped = "skipped" // the request can have none
+)
+
+// noteHandOver notes whether an answer of an instance of prefill had KV blocks, and logs
+// when that changes. Decode computes the prompt anew without them, so that nobody else
+// would notice. A token that ended the answer says nothing of an instance: before 0.32,
+// vLLM hands over only what ended by max_tokens.
+func (p *pool) noteHandOver(address string, blocks bool, answer []byte) {
+	h := historyOf(instance{p.stage, address})
+	result := handOverBlocks
+	if !blocks {
+		result = handOverNone
+	}
+	handOvers.WithLabelValues(result).Inc()
+	h.mu.Lock()
+	if blocks {
+		h.blocks++
+	} else {
+		h.none++
+	}
+	changed := h.withholds == blocks && (blocks || finishReason(answer) != "stop")
+	if changed {
+		h.withholds = !blocks
+	}
+	h.mu.Unlock()
+	upstream := zap.String("upstream", p.name(address))
+	switch {
+	case changed && blocks:
+		p.logger.Info("prefill hands KV blocks over again", upstream)
+	case changed:
+		p.logger.Warn("prefill hands no KV blocks over, so decode computes every prompt again; see its --kv-transfer-config", upstream)
+	}
+}
+
+// finishReason is why an answer ended.
+func finishReason(answer []byte) string {
+	var a struct {
+		Choices []struct {
+			FinishReason string `json:"finish_reason"`
+		}
+	}
+	if json.Unmarshal(answer, &a) != nil || len(a.Choices) == 0 {
+		return ""
+	}
+	return a.Choices[0].FinishReason
 }

@@ -3,11 +3,43 @@ package epdhandler
 import (
 	"testing"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
+
+// An instance of prefill is in the log when it begins to hand nothing over, and when it
+// hands over again; not for an answer that has ended by itself.
+func TestNoteHandOver(t *testing.T) {
+	core, logs := observer.New(zap.InfoLevel)
+	p := &pool{stage: "prefill", handler: new(reverseproxy.Handler), logger: zap.New(core)}
+	length, stop := []byte(`{"choices":[{"finish_reason":"length"}]}`), []byte(`{"choices":[{"finish_reason":"stop"}]}`)
+	for n, tc := range []struct {
+		address string
+		blocks  bool
+		answer  []byte
+		lines   int
+	}{
+		{"note:1", true, length, 0},
+		{"note:1", false, stop, 0},
+		{"note:1", false, length, 1},
+		{"note:1", false, length, 1},
+		{"note:1", false, []byte(`{}`), 1},
+		{"note:2", false, length, 2},
+		{"note:2", true, stop, 3},
+		{"note:2", true, length, 3},
+		{"note:1", true, length, 4},
+	} {
+		p.noteHandOver(tc.address, tc.blocks, tc.answer)
+		assert.Equal(t, tc.lines, logs.Len(), n)
+	}
+	h := historyOf(instance{"prefill", "note:1"})
+	assert.Equal(t, []int{2, 4}, []int{h.blocks, h.none})
+}
 
 // What vLLM reads as "one", or as "no", has a hand-over; what it reads otherwise has none,
 // in whatever form it is written.

@@ -18,6 +18,11 @@ type history struct {
 	answers  int             // all of them
 	times    []time.Duration // to the first byte of the last answers, the newest at the end
 	failings []failing       // the last ones, the newest at the end
+
+	// Of an instance of prefill: what it has handed over, and whether it did the last time
+	// that it should have.
+	blocks, none int
+	withholds    bool
 }
 
 // failing is a failed attempt.

@@ -38,6 +38,8 @@ var (
 	stageWait = histogram("stage_wait_seconds", "Time that requests waited for an instance to have room, of those that had to.",
 		stageBuckets, "stage")
 
+	handOvers = counter("prefill_handoffs_total", "What prefill has handed over to decode: KV blocks, none although it has answered, or blocks that expired before decode had room; and requests that cannot have a prefill.", "result")
+
 	mediaItems = counter("media_items_total", "Media items of requests.", "kind")
 
 	mediaBytes = counter("media_bytes_total", "Bytes of media items, as they are in the bodies of requests.", "kind")
@@ -70,6 +72,9 @@ func init() {
 			requestsTotal.WithLabelValues(api, outcome)
 		}
 		requestsInFlight.WithLabelValues(api)
+	}
+	for _, result := range []string{handOverBlocks, handOverNone, handOverExpired, handOverSkipped} {
+		handOvers.WithLabelValues(result)
 	}
 	for _, kind := range mediaKinds {
 		mediaItems.WithLabelValues(kind)

@@ -35,6 +35,7 @@ func (x *exchange) prefill() (f *failure) {
 	if f == nil {
 		kv, err := transferParams(a.body.Bytes())
 		if err == nil {
+			x.h.prefill.noteHandOver(c.upstream(), kv != nil, a.body.Bytes())
 			x.prefilling.succeeds()
 			x.prefilled, x.kv, x.made = true, kv, time.Now()
 			return nil

@@ -135,7 +135,9 @@ func (x *exchange) complete(chat bool) {
 	}
 	if x.h.prefill != nil {
 		x.direct = whyNoHandOver(x.body, chat)
-		x.report.direct = x.direct
+		if x.report.direct = x.direct; x.direct != "" {
+			handOvers.WithLabelValues(handOverSkipped).Inc()
+		}
 	}
 	x.encoded = !x.encodes()
 	if !x.encoded {

@@ -46,6 +46,14 @@ type upstreamStatus struct {
 
 	RecentFailures int      `json:"recent_failures"` // in the last five minutes, 100 at most
 	LastFailure    *failing `json:"last_failure,omitempty"`
+
+	HandOvers *handOverStatus `json:"handoffs,omitempty"` // of prefill
+}
+
+// handOverStatus is how many answers of an instance of prefill had KV blocks for decode.
+type handOverStatus struct {
+	Blocks int `json:"blocks"`
+	None   int `json:"none"`
 }
 
 type memoryStatus struct {
@@ -117,6 +125,9 @@ func (h *history) describe(s *upstreamStatus) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s.Answers = h.answers
+	if h.blocks+h.none > 0 {
+		s.HandOvers = &handOverStatus{h.blocks, h.none}
+	}
 	if n := len(h.failings); n > 0 {
 		newest := h.failings[n-1]
 		s.LastFailure = &newest

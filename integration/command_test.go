@@ -75,6 +75,9 @@ func TestCheck(t *testing.T) {
 		"cut off":               {after: func(e *engines) { e.prefill[0].SetFault(fakevllm.Fault{Kind: fakevllm.Garbage}) }, want: map[string]string{"prefill0": "/v1/models lists no models: is that vLLM's API server?"}},
 		"hangs up":              {after: func(e *engines) { e.prefill[0].SetFault(fakevllm.Fault{Kind: fakevllm.CutBefore}) }, want: map[string]string{"prefill0": "/v1/models: closes the connection before it has answered: does it want https://?"}},
 		"no TLS":                {block: []string{"prefill transport http {\ntls\n}"}, want: map[string]string{"prefill0": "does not speak TLS: write http://"}},
+		"no connector": {change: func(o *fakevllm.Options) { o.NoHandOver = true }, want: map[string]string{
+			"prefill0": "hands no KV blocks over: does it have --kv-transfer-config, with a connector that answers with kv_transfer_params?",
+		}},
 		"mixed": {change: func(o *fakevllm.Options) {
 			switch o.Name {
 			case "encode1":

@@ -272,20 +272,44 @@ func TestFailoverBehindTheGate(t *testing.T) {
 // and again if decode has failed with what they gave.
 func TestRequestsWithoutHandOverAreEncodedForDecode(t *testing.T) {
 	t.Parallel()
-	for name, tc := range map[string]struct {
-		change  func(*fakevllm.Options)
-		encodes int
-	}{"references": {modern, 1}, "handles": {withHandles, 2}} {
+	for name, change := range map[string]func(*fakevllm.Options){"references": modern, "handles": withHandles} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e := startEngines(t, 1, 1, 2, tc.change, func(o *fakevllm.Options) { o.RequireKV = false })
+			e := startEngines(t, 1, 1, 2, change, func(o *fakevllm.Options) { o.RequireKV = false })
 			c := startCaddy(t, e.block("references", "decode_has_embeddings", "decode lb_policy first"))
 			e.decode[0].SetFault(fault{Kind: fakevllm.Status, Code: 503, Spend: true})
 			body := chat(`,"n":2`, text("x"), image("AAAA"))
 			assertAnswer(t, body, c.post(t, body))
 			e.assertContract(t)
-			e.assertRequests(t, tc.encodes, 0, 2)
+			e.assertRequests(t, 2, 0, 2)
 			assert.Contains(t, string(e.decode[1].Requests()[0].Body), "image_embeds")
 		})
 	}
+}
+
+// That prefill hands nothing over is in the log once, and in metrics and status. Clients
+// get their answers, and nothing is tried again for it.
+func TestPrefillHandsNothingOver(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1, modern, func(o *fakevllm.Options) { o.NoHandOver, o.ComputesPrompts = true, true })
+	c := startCaddy(t, e.block("references"))
+	for _, body := range []string{chat("", image("AAAA")), stream(chat("", text("x"))), chat("", text("y"), image("BBBB"))} {
+		assertAnswer(t, body, c.post(t, body))
+	}
+	body := chat(`,"n":2`, text("z"))
+	assertAnswer(t, body, c.post(t, body))
+	e.assertContract(t)
+	e.assertRequests(t, 2, 3, 4)
+	lines := c.lines()
+	require.Len(t, lines, 1)
+	assert.Equal(t, "warn", lines[0].str("level"))
+	assert.Contains(t, lines[0].str("msg"), "prefill hands no KV blocks over")
+	assert.Equal(t, "prefill#1", lines[0].str("upstream"))
+	c.metrics(t).has(t, map[string]float64{
+		`prefill_handoffs_total{result="none"}`:    3,
+		`prefill_handoffs_total{result="blocks"}`:  0,
+		`prefill_handoffs_total{result="expired"}`: 0,
+		`prefill_handoffs_total{result="skipped"}`: 1,
+	})
+	assert.Equal(t, 3, c.status(t).Handlers[0].Pools[1].Upstreams[0].HandOvers.None)
 }

@@ -27,8 +27,9 @@ type poolStatus struct {
 		Healthy       *bool
 		InFlight      int `json:"in_flight"`
 		Answers       int
-		FirstByte     struct{ P50, P95 float64 } `json:"time_to_first_byte"`
-		Failures      int                        `json:"recent_failures"`
+		FirstByte     struct{ P50, P95 float64 }  `json:"time_to_first_byte"`
+		Failures      int                         `json:"recent_failures"`
+		HandOvers     *struct{ Blocks, None int } `json:"handoffs"`
 		LastFailure   *struct {
 			At     time.Time
 			Reason string
