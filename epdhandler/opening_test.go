@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"bytes"
 	"net/http"
 	"strconv"
 	"strings"
@@ -124,6 +125,39 @@ func checkOpening(t *testing.T, held string, status int, pieces ...string) *open
 		assert.Equal(t, status, o.failed.status)
 	}
 	return o
+}
+
+// What an opening says does not depend on how it is cut.
+func FuzzOpening(f *testing.F) {
+	for _, s := range []string{
+		": a\n\ndata: {\"choices\":[{\"delta\":{\"role\":\"a\"}}]}\n\ndata: {\"error\":{\"code\":400}}\n\n", "\ufeffdata: {\"error\":\ndata:\"x\"}\r\n\rdata: {}\n\n",
+		"event: error\rdata: {\"object\":\"error\",\"code\":\"503\"}\r\r", "data: {\"choices\":[{\"text\":\"role\"}]}\n\n", "data:\n\n\n\ndata: [DONE]",
+	} {
+		f.Add([]byte(s), uint16(3))
+	}
+	f.Fuzz(func(t *testing.T, stream []byte, cut uint16) {
+		read := func(pieces ...[]byte) (begun bool, o *opening) {
+			o = new(opening)
+			for _, p := range pieces {
+				if begun = o.add(p); begun {
+					return true, o
+				}
+			}
+			o.end()
+			return false, o
+		}
+		at := int(cut) % (len(stream) + 1)
+		begun, o := read(stream)
+		for _, pieces := range [][][]byte{{stream[:at], stream[at:]}, bytes.SplitAfter(stream, nil)} {
+			b, other := read(pieces...)
+			assert.Equal(t, begun, b)
+			assert.True(t, bytes.HasPrefix(stream, other.events))
+			if assert.Equal(t, o.failed == nil, other.failed == nil) && o.failed != nil {
+				assert.Equal(t, o.failed.status, other.failed.status)
+				assert.Equal(t, o.failed.body.String(), other.failed.body.String())
+			}
+		}
+	})
 }
 
 // However large the first event is, only so much is held back.
