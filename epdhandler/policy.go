@@ -64,10 +64,10 @@ func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w
 		return upstreams[i] // also if it is not up any more: the attempt will show
 	}
 	freeSlot(c) // of an instance that could not be reached
-	for name := range c.offered {
+	for name := range c.told {
 		delete(w.Header(), name)
 	}
-	c.upstreams, c.fault, c.offered = upstreams, nil, nil
+	c.upstreams, c.fault, c.told = upstreams, nil, nil
 	s.pool.breaker.ask()
 	lb := chooser{choose: func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream { return s.choose(c, fit, r) }}
 	if s.pool.dynamic {
@@ -82,8 +82,8 @@ func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w
 		return nil
 	}
 	c.chosen = append(c.chosen, u.String())
-	if c.offered != nil {
-		maps.Copy(w.Header(), c.offered)
+	if c.told != nil {
+		maps.Copy(w.Header(), c.told)
 	}
 	return u
 }
@@ -98,7 +98,7 @@ func (s selector) choose(c *call, fit reverseproxy.UpstreamPool, r *http.Request
 		c.fault = errors.New("the load balancing policy chose an instance that was none of its candidates")
 		return nil
 	}
-	c.offered = w.header
+	c.told = w.header
 	return u
 }
 

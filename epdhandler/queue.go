@@ -25,8 +25,8 @@ import (
 // A call waits if all instances have as many requests as they may: for the pool, not for
 // one of its instances. When one of them has a free slot, that is offered to the next call
 // in turn, which goes through the same steps. It passes the offer on if the slot is still
-// free then. Requests take turns: one with many media items gets one slot, then the next
-// request does.
+// free then. Nobody else gets that slot meanwhile, unless it takes too long. Requests take
+// turns: one with many media items gets one slot, then the next request does.
 //
 // Caddy's own limits let more in than they say, refuse at once, or hold up the health
 // checks as well.
@@ -53,9 +53,10 @@ type instance struct{ stage, address string }
 // that of all queues. No code of others runs under it.
 var slots = struct {
 	sync.Mutex
-	taken  map[instance]int
-	queues map[*queue]struct{} // in which somebody waits
-}{taken: make(map[instance]int), queues: make(map[*queue]struct{})}
+	taken   map[instance]int
+	offered map[instance]int    // free ones, to calls that have not decided yet
+	queues  map[*queue]struct{} // in which somebody waits
+}{taken: make(map[instance]int), offered: make(map[instance]int), queues: make(map[*queue]struct{})}
 
 // freeSlot notes that a call is not in flight any more, if it was.
 func freeSlot(c *call) {
@@ -66,13 +67,17 @@ func freeSlot(c *call) {
 	defer slots.Unlock()
 	at := c.slot
 	c.slot = instance{}
-	if slots.taken[at]--; slots.taken[at] == 0 {
-		delete(slots.taken, at)
-	}
+	decrement(slots.taken, at)
 	for q := range slots.queues {
 		if q.stage == at.stage {
 			q.newOffer(at.address)
 		}
+	}
+}
+
+func decrement(counts map[instance]int, at instance) {
+	if counts[at]--; counts[at] == 0 {
+		delete(counts, at)
 	}
 }
 
@@ -113,12 +118,8 @@ func (q *queue) full(known reverseproxy.UpstreamPool) bool {
 	if q.size > 0 {
 		return len(q.turns) >= q.size
 	}
-	free := func(u *reverseproxy.Upstream) bool { return !q.isFull(u) }
+	free := func(u *reverseproxy.Upstream) bool { return slots.taken[instance{q.stage, u.String()}] < q.limit }
 	return len(known) > 0 && !slices.ContainsFunc(known, free)
-}
-
-func (q *queue) isFull(u *reverseproxy.Upstream) bool {
-	return q.limit > 0 && slots.taken[instance{q.stage, u.String()}] >= q.limit
 }
 
 // standing is what an instance is to a call.
@@ -139,10 +140,20 @@ func (q *queue) standing(c *call, i int) standing {
 		slices.Contains(c.skip, u.String()),
 		q.weights != nil && weight(q.weights, i) == 0:
 		return unfit
-	case c.turn != nil && q.isFull(u):
+	case c.turn != nil && q.limit > 0 && q.free(u.String(), c.offer) <= 0:
 		return busy
 	}
 	return candidate
+}
+
+// free is how many slots of an instance somebody may take who was made this offer.
+func (q *queue) free(address string, own *offer) int {
+	at := instance{q.stage, address}
+	n := q.limit - slots.taken[at] - slots.offered[at]
+	if own != nil && own.address == address {
+		n++
+	}
+	return n
 }
 
 // candidates returns the instances that a call may go to, and whether others are busy.
@@ -180,7 +191,7 @@ func (q *queue) take(ctx context.Context, c *call, lb chooser) *reverseproxy.Ups
 		if fit == nil {
 			return nil
 		}
-		u := q.choose(w, fit, lb)
+		u := lb.choose(fit)
 		switch {
 		case c.fault != nil:
 			return nil
@@ -205,38 +216,21 @@ func (q *queue) begin(w *waiter, declined reverseproxy.UpstreamPool) (fit revers
 	switch {
 	case fit == nil && !others:
 		return nil, false
-	case fit != nil && (w.offer.number > 0 || len(q.turns) == 0):
+	case fit != nil && (w.call.offer != nil || len(q.turns) == 0):
 		return fit, false
 	}
 	t := w.call.turn
 	mayWait := w.joined || t.admitted || len(t.waiting) > 0 || len(q.turns) < q.size
-	q.passOn(w)
+	q.passOn(w.call)
 	q.join(w)
 	if fit != nil { // those who came before do not want it, or are about to take it
 		q.newOffer(fit[0].String())
 	}
-	if !mayWait && len(w.offered) == 0 {
+	if !mayWait && w.call.offer == nil {
 		w.call.crowded = fmt.Errorf("the queue is full (queue_size %d)", q.size)
 		return nil, false
 	}
 	return nil, true
-}
-
-// slowPolicy is how long a policy may take before others are offered the slot that it was
-// asked for.
-const slowPolicy = 50 * time.Millisecond
-
-// choose has the policy choose. No lock is held.
-func (q *queue) choose(w *waiter, fit reverseproxy.UpstreamPool, lb chooser) *reverseproxy.Upstream {
-	if o := w.offer; o.number > 0 {
-		slow := time.AfterFunc(slowPolicy, func() {
-			slots.Lock()
-			defer slots.Unlock()
-			q.makeOffer(o)
-		})
-		defer slow.Stop()
-	}
-	return lb.choose(fit)
 }
 
 // commit takes a slot of the instance that was chosen, if it is still a candidate.

@@ -189,3 +189,24 @@ func TestQueueInDisorder(t *testing.T) {
 	wg.Wait()
 	assert.Greater(t, served, 1000)
 }
+
+// A slot that is free is for who waits, not for who comes at that moment.
+func TestQueueIsNotJumped(t *testing.T) {
+	h := limited(t, "", "a:1")
+	for range 100 {
+		first := newCall(new(turn))
+		require.Equal(t, "a:1", h.ask(t.Context(), first))
+		order := make(chan string, 2)
+		waits, comes := newCall(new(turn)), newCall(new(turn))
+		h.asks(t, waits, func(string) {
+			order <- "waits"
+			freeSlot(waits)
+		})
+		freeSlot(first)
+		h.ask(t.Context(), comes)
+		order <- "comes"
+		freeSlot(comes)
+		require.Equal(t, "waits", <-order)
+		<-order
+	}
+}

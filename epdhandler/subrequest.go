@@ -52,8 +52,9 @@ type call struct {
 
 	// For the load balancing:
 	upstreams reverseproxy.UpstreamPool  // the instances that there are
+	offer     *offer                     // a slot that is kept for it; nil: none
 	writer    http.ResponseWriter        // of the policy
-	offered   http.Header                // what the policy tells the client
+	told      http.Header                // what the policy tells the client
 	found     *reverseproxy.UpstreamPool // it is only to find out which instances there are
 }
 

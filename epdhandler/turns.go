@@ -18,23 +18,27 @@ type turn struct {
 
 // waiter is a call that wants an instance.
 type waiter struct {
-	call    *call
-	offer   offer      // that it goes by
-	offered chan offer // one that it has not seen; then it is in the queue no more
-	last    uint64     // the number of the last one
-	joined  bool       // it has been in the queue
-	away    bool       // it asks a dynamic source, and takes no offers
+	call   *call
+	wake   chan struct{} // has room for one: that the call was made an offer, and is in the queue no more
+	last   uint64        // the number of the last one
+	joined bool          // it has been in the queue
+	away   bool          // it asks a dynamic source, and takes no offers
 
 	since   time.Time // when it began to wait; zero: it has not
 	tick    *time.Ticker
 	expired *time.Timer
 }
 
-// offer is a slot that has become free.
+// offer is a slot that has become free, and is kept for a call.
 type offer struct {
-	number  uint64 // of all offers of the queue; 0: none
+	number  uint64 // of all offers of the queue
 	address string
+	slow    *time.Timer // until it is not kept any more
 }
+
+// slowPolicy is how long a slot is kept for a call that has been offered it: a policy that
+// hangs must not hold up others.
+const slowPolicy = 50 * time.Millisecond
 
 const (
 	// lookPeriod is how often a call that waits looks for instances that are new or up
@@ -59,7 +63,7 @@ func (q *queue) await(ctx context.Context, w *waiter, lookUp func()) bool {
 	}
 	for {
 		select {
-		case w.offer = <-w.offered:
+		case <-w.wake:
 			return true
 		case <-w.tick.C:
 			if q.look(w, lookUp) {
@@ -94,7 +98,7 @@ func (q *queue) look(w *waiter, lookUp func()) (over bool) {
 func (q *queue) goAway(w *waiter) bool {
 	slots.Lock()
 	defer slots.Unlock()
-	if q.asking || time.Since(q.asked) < lookGap || len(w.offered) > 0 {
+	if q.asking || time.Since(q.asked) < lookGap || len(w.wake) > 0 {
 		return false
 	}
 	q.asking, q.asked, w.away = true, time.Now(), true
@@ -115,7 +119,7 @@ func (q *queue) end(ctx context.Context, w *waiter) {
 	slots.Lock()
 	defer slots.Unlock()
 	q.collect(w)
-	q.passOn(w)
+	q.passOn(w.call)
 	if w.away {
 		q.asking = false
 	}
@@ -133,7 +137,7 @@ func (q *queue) end(ctx context.Context, w *waiter) {
 func (q *queue) collect(w *waiter) {
 	q.leave(w)
 	select {
-	case w.offer = <-w.offered:
+	case <-w.wake:
 	default:
 	}
 }
@@ -144,7 +148,7 @@ func (q *queue) join(w *waiter) {
 	slots.queues[q] = struct{}{}
 	t := w.call.turn
 	if !w.joined {
-		w.joined, w.offered = true, make(chan offer, 1)
+		w.joined, w.wake = true, make(chan struct{}, 1)
 		if t.waiting = append(t.waiting, w); len(t.waiting) == 1 {
 			q.turns = append(q.turns, t)
 		}
@@ -172,12 +176,12 @@ func (q *queue) leave(w *waiter) {
 // newOffer offers a free slot of an instance to the first call in turn that may take it.
 func (q *queue) newOffer(address string) {
 	q.offers++
-	q.makeOffer(offer{q.offers, address})
+	q.makeOffer(q.offers, address)
 }
 
 // makeOffer makes an offer to those who have not had it.
-func (q *queue) makeOffer(o offer) {
-	if slots.taken[instance{q.stage, o.address}] >= q.limit {
+func (q *queue) makeOffer(number uint64, address string) {
+	if q.free(address, nil) <= 0 {
 		return
 	}
 	var (
@@ -186,11 +190,11 @@ func (q *queue) makeOffer(o offer) {
 	)
 	for i, t := range q.turns {
 		for _, w := range t.waiting {
-			if w.away || w.last >= o.number {
+			if w.away || w.last >= number {
 				continue
 			}
 			if all := w.call.upstreams; !same(known, all) {
-				known, at = all, slices.IndexFunc(all, func(u *reverseproxy.Upstream) bool { return u.String() == o.address })
+				known, at = all, slices.IndexFunc(all, func(u *reverseproxy.Upstream) bool { return u.String() == address })
 			}
 			if at < 0 || q.standing(w.call, at) != candidate {
 				continue
@@ -199,19 +203,37 @@ func (q *queue) makeOffer(o offer) {
 			if len(t.waiting) > 0 { // it is another one's turn
 				q.turns = append(slices.Delete(q.turns, i, i+1), t)
 			}
-			w.last = o.number
-			w.offered <- o
+			q.keepFor(w, number, address)
+			w.wake <- struct{}{}
 			return
 		}
 	}
 }
 
-// passOn makes the offer of a call to the next one.
-func (q *queue) passOn(w *waiter) {
-	if o := w.offer; o.number > 0 {
-		w.offer = offer{}
-		q.makeOffer(o)
+// keepFor keeps a slot for a call for a while.
+func (q *queue) keepFor(w *waiter, number uint64, address string) {
+	o := &offer{number: number, address: address}
+	o.slow = time.AfterFunc(slowPolicy, func() {
+		slots.Lock()
+		defer slots.Unlock()
+		if w.call.offer == o {
+			q.passOn(w.call)
+		}
+	})
+	w.call.offer, w.last = o, number
+	slots.offered[instance{q.stage, address}]++
+}
+
+// passOn makes the offer of a call to the next one, if the slot is still free.
+func (q *queue) passOn(c *call) {
+	o := c.offer
+	if o == nil {
+		return
 	}
+	o.slow.Stop()
+	c.offer = nil
+	decrement(slots.offered, instance{q.stage, o.address})
+	q.makeOffer(o.number, o.address)
 }
 
 // same reports whether two lists are one.
