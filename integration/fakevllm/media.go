@@ -46,6 +46,7 @@ func newItem(l load, options string) (item, error) {
 	case l.kind == "image_pil":
 		return i, errors.New("image_pil must not reach an engine: it would be fetched past all checks")
 	case l.kind == "prompt_embeds":
+		//lint:ignore ST1005 vLLM's words
 		return i, errors.New("You must set `--enable-prompt-embeds` to input `prompt_embeds`")
 	case i.ready:
 		content = canonical(l.value)
