@@ -25,8 +25,6 @@ func TestNothingIsLeft(t *testing.T) {
 	nothingHeld(t)
 	// of other tests, and of the packages that Caddy is made of
 	before := goleak.IgnoreCurrent()
-	defer func(d time.Duration) { idLinger = d }(idLinger)
-	idLinger = time.Millisecond
 	s := newSite(t)
 	for name, config := range map[string]struct{ options, limit string }{
 		"no comments":    {`"stream_keepalive":0`, ""},
@@ -201,9 +199,7 @@ func (s *site) end(t *testing.T, client *http.Client, how ending, role fakevllm.
 	eventually(t, "something is still in flight", func() bool {
 		slots.Lock()
 		defer slots.Unlock()
-		ids := 0
-		inFlight.Range(func(any, any) bool { ids++; return true })
-		return len(slots.taken) == 0 && ids == 0 && busyWith(engines) == 0
+		return len(slots.taken) == 0 && len(slots.offered) == 0 && busyWith(engines) == 0
 	})
 }
 

@@ -18,7 +18,7 @@ const modelsTimeout = 5 * time.Second
 // models gives the client the list of models of a decode instance, or one of them. Any
 // failure leads to another instance, for this costs engines nothing.
 func (x *exchange) models() {
-	defer x.begin()()
+	x.begin()
 	x.decoding.turn = nil // it does not wait for a slot
 	x.decoding.late = x.decoding.left
 	for {

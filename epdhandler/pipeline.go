@@ -10,7 +10,7 @@ import (
 // run takes the request through its stages, until one has failed for good or the
 // client has its answer.
 func (x *exchange) run() {
-	defer x.begin()()
+	x.begin()
 	defer x.dropConsumer()
 	defer x.leaveGate()
 	if x.h.prefill != nil {
@@ -33,13 +33,11 @@ func (x *exchange) run() {
 	}
 }
 
-// begin readies the request for being sent to engines, until end is called.
-func (x *exchange) begin() (end func()) {
-	engineID, release := claimID(x.id)
-	x.engineID = engineID
+// begin readies the request for being sent to engines.
+func (x *exchange) begin() {
+	x.engineID = engineID(x.id)
 	x.header = forwarded(x.r.Header, x.h.TrustClients)
 	x.decoding = x.attempts(x.h.decode)
-	return func() { release(x.report.outcome == outcomeOK) }
 }
 
 // pass goes through the stages that are not done yet, each with one attempt

@@ -2,6 +2,7 @@ package epdhandler
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"math/rand/v2"
@@ -38,18 +39,17 @@ func validID(id string) bool {
 	return 0 < len(id) && len(id) <= 128
 }
 
-// hex6 returns 6 random hexadecimal digits, which tell attempts apart. Engines
-// mix up two requests in flight with one id.
-func hex6() string {
-	const digits = "0123456789abcdef"
-	n := rand.Uint32()
-	var b [6]byte
-	for i := range b {
-		b[i] = digits[n&15]
-		n >>= 4
-	}
-	return string(b[:])
-}
+// engineID returns the x-request-id for engines: one that nobody else has, whatever clients
+// send and however many proxies there are. vLLM before 0.14, or with
+// VLLM_DISABLE_REQUEST_ID_RANDOMIZATION, mixes up requests that have one id, or crashes; and
+// a prefill is not over for it when it is answered.
+func engineID(id string) string { return id + "-" + randomHex(12) }
+
+// hex6 tells the attempts of a request apart.
+func hex6() string { return randomHex(6) }
+
+// randomHex returns n random hexadecimal digits, 16 at most.
+func randomHex(n int) string { return fmt.Sprintf("%016x", rand.Uint64())[:n] }
 
 // readRaw reads the client's body as it is. On error it returns what the client is to
 // be told.

@@ -118,6 +118,7 @@ var volatile = []struct {
 	pattern *regexp.Regexp
 	name    string
 }{
+	{regexp.MustCompile(`golden-[0-9a-f]{12}`), "golden"},
 	{regexp.MustCompile(`(golden:\d+:)[0-9a-f]{6}`), "${1}SIXHEX"},
 	{regexp.MustCompile(`"remote_block_ids":\[[\d,]+\]`), `"remote_block_ids":[BLOCKS]`},
 	{regexp.MustCompile(`("(?:remote_engine_id|remote_request_id|handle)"):"[^"]+"`), `$1:"OPAQUE"`},

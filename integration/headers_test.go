@@ -2,6 +2,7 @@ package integration
 
 import (
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -94,11 +95,12 @@ func TestRequestIDs(t *testing.T) {
 			assertAnswer(t, body, r)
 			require.Len(t, r.Header["X-Request-Id"], 1)
 			assert.Regexp(t, tc.want, r.id())
-			assert.Equal(t, r.id(), e.prefill[0].Requests()[0].ID)
-			assert.Equal(t, r.id(), e.decode[0].Requests()[0].ID)
+			engineID := e.prefill[0].Requests()[0].ID
+			assert.Regexp(t, "^"+regexp.QuoteMeta(r.id())+"-[0-9a-f]{12}$", engineID)
+			assert.Equal(t, engineID, e.decode[0].Requests()[0].ID)
 			items := make(map[string]bool)
 			for _, request := range e.encode[0].Requests() {
-				suffix, ok := strings.CutPrefix(request.ID, r.id()+":")
+				suffix, ok := strings.CutPrefix(request.ID, engineID+":")
 				require.True(t, ok, request.ID)
 				assert.Regexp(t, "^[01]:[0-9a-f]{6}$", suffix)
 				item := image(map[string]string{"0": "AAAA", "1": "BBBB"}[suffix[:1]])

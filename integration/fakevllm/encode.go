@@ -8,7 +8,7 @@ import (
 )
 
 // encodeID is the request's id, the item's index, and what makes an attempt unique.
-var encodeID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}:[0-9]+:[0-9a-f]{6}$`)
+var encodeID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,141}:[0-9]+:[0-9a-f]{6}$`)
 
 // encodeMembers are all that an encode request may have: the rest of a client's
 // request is none of an encoder's business.

@@ -25,7 +25,7 @@ func TestEncodeContract(t *testing.T) {
 		{"client's id", "r", right, "must be parent:index:6 hex"},
 		{"short suffix", "r:0:abcde", right, "must be parent:index:6 hex"},
 		{"upper-case suffix", "r:0:ABCDEF", right, "must be parent:index:6 hex"},
-		{"long parent", strings.Repeat("a", 129) + ":0:abcdef", right, "must be parent:index:6 hex"},
+		{"long parent", strings.Repeat("a", 142) + ":0:abcdef", right, "must be parent:index:6 hex"},
 		{"strange parent", "a b:0:abcdef", right, "must be parent:index:6 hex"},
 		{"other member", "r:0:abcdef", with(right, "temperature", "0"), `must not have "temperature"`},
 		{"kv", "r:0:abcdef", with(right, "kv_transfer_params", "{}"), `must not have "kv_transfer_params"`},
