@@ -17,15 +17,17 @@ import (
 type attempts struct {
 	pool     *pool
 	turn     *turn
+	call     *call    // the last one
 	left     int      // further attempts that may be made
 	late     int      // further attempts that may be made after a time limit
 	skip     []string // instances that are not asked again
 	made     int
 	reached  int  // attempts that an engine may have seen
 	paid     bool // the attempt that is made is one of the retry budget
-	suspect  int  // attempts that may have failed because of what was asked
+	poison   int  // attempts that may have failed because of what was asked
 	upstream string
 	last     *failure
+	suspects []suspect // instances that have failed, and may be at fault
 }
 
 func (x *exchange) attempts(p *pool) *attempts {
@@ -45,13 +47,14 @@ var repeated = []int{
 
 // begin notes that an attempt is made with c.
 func (a *attempts) begin(c *call) {
-	if a.made == 0 {
+	if a.made == 0 && c.body != nil {
 		a.pool.earn(time.Now())
 	}
 	a.made++
 	c.attempt = a.made
 	c.skip = a.skip
 	c.turn = a.turn
+	a.call = c
 }
 
 // note keeps what is known of the attempt when it is over.
@@ -82,7 +85,7 @@ func (a *attempts) repeatable(status int) bool {
 // settle decides after a failed attempt whether there is another one, and logs the
 // failure. If it was the last one, f becomes what the client gets.
 func (x *exchange) settle(a *attempts, f *failure) {
-	a.fails(f)
+	x.fails(a, f)
 	nobody := f.reason == unavailable
 	if nobody && a.last != nil {
 		*f = *a.last // says more than that there is nobody else
@@ -109,28 +112,45 @@ func (x *exchange) settle(a *attempts, f *failure) {
 }
 
 // fails counts a failed attempt.
-func (a *attempts) fails(f *failure) {
+func (x *exchange) fails(a *attempts, f *failure) {
 	countFailure(f)
+	now := time.Now()
+	if f.isEngines() && f.call.body != nil {
+		s := suspect{at: instance{f.stage, f.call.upstream()}, failed: now, chosen: f.call.chosenAt, weight: 1}
+		if x.lost(f) {
+			s.weight = 0.5 // the other half is for who has made what was lost
+		}
+		a.suspects = append(a.suspects, s)
+		historyOf(s.at).fails(s.chosen, now)
+	}
 	if f.isEngines() || f.reason == canceled && f.call.reached {
-		a.suspect++
+		a.poison++
 	}
 	if a.paid && (f.isEngines() || f.status == http.StatusTooManyRequests) {
 		a.paid = false
-		a.pool.charge(time.Now())
+		a.pool.charge(now)
 	}
 }
 
 // succeeds notes that an attempt has done what was asked.
-func (a *attempts) succeeds() { a.paid, a.suspect = false, 0 }
+func (a *attempts) succeeds() {
+	now := time.Now()
+	a.paid, a.poison = false, 0
+	a.pool.clear(a.call, now)
+	if a.suspects != nil {
+		a.pool.judge(a.suspects, a.call, now)
+		a.suspects = nil
+	}
+}
 
 // spend makes the next attempt one of the retry budget. If that is spent, there is none.
 func (a *attempts) spend(f *failure) {
-	if !a.pool.mayRetry(time.Now()) {
+	a.paid = f.call.body != nil // else it costs an engine nothing
+	if a.paid && !a.pool.mayRetry(time.Now()) {
 		f.final, f.unpaid = true, true
 		return
 	}
 	a.left--
-	a.paid = true
 }
 
 // may reports whether a failure is one after which another attempt makes sense.

@@ -9,6 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
 
 // A bad instance among four costs nobody a request, whatever the load and from the first one
@@ -79,7 +81,7 @@ func TestWhatTheRetryBudgetPaysFor(t *testing.T) {
 		"decode":{"upstreams":[{"dial":"d:1"}],"health_checks":{"active":{}}}}`)
 	require.NoError(t, err)
 	fail := func(why reason, status int, at string) *failure {
-		f := &failure{reason: why, status: status, stage: "encode", call: &call{chosen: []string{at}, reached: why != refused}}
+		f := &failure{reason: why, status: status, stage: "encode", call: &call{chosen: []string{at}, reached: why != refused, body: body.Join([]byte("{}"))}}
 		f.verdict = f.explain()
 		return f
 	}

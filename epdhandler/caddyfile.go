@@ -21,6 +21,7 @@ func (h *Handler) options() caddyfile.Options {
 
 		"retries":               caddyfile.OptionalInt(&h.Retries),
 		"retry_budget":          caddyfile.OptionalInt(&h.RetryBudget),
+		"max_ejected":           caddyfile.OptionalInt(&h.MaxEjected),
 		"encode_concurrency":    caddyfile.Int(&h.EncodeConcurrency),
 		"encode_optional":       caddyfile.Flag(&h.EncodeOptional),
 		"encode_timeout":        caddyfile.Duration(&h.EncodeTimeout),
@@ -64,6 +65,7 @@ func (h *Handler) options() caddyfile.Options {
 //
 //		retries              <number>
 //		retry_budget         <percent>
+//		max_ejected          <percent>
 //		encode_concurrency   <number>
 //		encode_optional
 //		encode_timeout       <duration>

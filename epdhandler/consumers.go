@@ -97,6 +97,7 @@ func (x *exchange) pin(c *call, p *pool) {
 	}
 	c.pinned = x.consumer.address
 	c.slot, x.consumer.hold.slot = x.consumer.hold.slot, instance{}
+	c.chosenAt = x.consumer.hold.chosenAt
 	if x.handles != nil {
 		c.rank = x.consumer.rank
 	}

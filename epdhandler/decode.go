@@ -80,7 +80,7 @@ func (x *exchange) noteError(c *call, status int, cause error) *failure {
 		reason: badStatus, status: status, stage: "decode", call: c, final: true,
 		cause: cause, verdict: apiError{status: status},
 	}
-	x.decoding.fails(f)
+	x.fails(x.decoding, f)
 	x.logFailure(f, x.decoding)
 	return f
 }

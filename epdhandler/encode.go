@@ -73,7 +73,7 @@ func (x *exchange) mayBeOptional(f *failure) bool {
 // harmless reports whether no item may have made two encoders fail, which it would do to its
 // consumer as well. With one, the consumer is the further attempt, if retries allows it.
 func (x *exchange) harmless() bool {
-	return !slices.ContainsFunc(x.encoding, func(a *attempts) bool { return a.suspect > min(1, *x.h.Retries) })
+	return !slices.ContainsFunc(x.encoding, func(a *attempts) bool { return a.poison > min(1, *x.h.Retries) })
 }
 
 // encodeBatch has a batch of media items encoded and returns the entries of the answer's

@@ -64,9 +64,9 @@ func (f *failure) why() reason {
 func (f *failure) isEngines() bool {
 	switch f.reason {
 	case timedOut, broken:
-		return f.call.fault == nil
+		return f.call.reached
 	case badStatus:
-		return f.status >= http.StatusInternalServerError
+		return f.call.reached && f.status >= http.StatusInternalServerError
 	}
 	return false
 }

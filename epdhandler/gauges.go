@@ -17,6 +17,7 @@ var (
 	limitDesc            = desc("body_bytes_limit", "Memory that the bodies of requests may hold.")
 	budgetDesc           = desc("retry_budget_tokens", "How many further attempts of a stage may fail; below 1, none is made. Of the pool that has the fewest.", "stage")
 	upstreamInFlightDesc = desc("upstream_requests_in_flight", "Requests that are at an instance.", "stage", "upstream")
+	upstreamEjectedDesc  = desc("upstream_ejected", "Whether an instance is ejected, because requests fail there and succeed elsewhere.", "stage", "upstream")
 	upstreamHealthyDesc  = desc("upstream_healthy", "Whether an instance is up, as health checks see it.", "stage", "upstream")
 )
 
@@ -27,7 +28,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (gauges) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		inFlightDesc, waitingDesc, queueSizeDesc, heldDesc, limitDesc, budgetDesc, upstreamInFlightDesc, upstreamHealthyDesc,
+		inFlightDesc, waitingDesc, queueSizeDesc, heldDesc, limitDesc, budgetDesc, upstreamInFlightDesc, upstreamEjectedDesc, upstreamHealthyDesc,
 	} {
 		to <- d
 	}
@@ -66,6 +67,7 @@ func (gauges) Collect(to chan<- prometheus.Metric) {
 	for at, n := range busy {
 		inFlight[at.stage] += n
 		send(upstreamInFlightDesc, float64(n), at.stage, at.address)
+		send(upstreamEjectedDesc, oneIf(historyOf(at).isEjected()), at.stage, at.address)
 	}
 	for at, up := range isUp {
 		send(upstreamHealthyDesc, oneIf(up), at.stage, at.address)

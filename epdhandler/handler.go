@@ -58,6 +58,12 @@ type Handler struct {
 	// limit off.
 	RetryBudget *int `json:"retry_budget,omitempty"`
 
+	// How many instances of a pool may be ejected at the same time, in percent of those that
+	// health checks find up; 50 at most. One is ejected, for a while, when requests fail there
+	// and then succeed at another instance, five times since it last succeeded. Default: 50.
+	// 0 turns this off.
+	MaxEjected *int `json:"max_ejected,omitempty"`
+
 	// How many media items of one request are encoded at the same time. Default: 16.
 	EncodeConcurrency int `json:"encode_concurrency,omitempty"`
 
@@ -243,11 +249,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 }
 
 func (h *Handler) queue(stage string, limit int) *queue {
-	return &queue{stage: stage, limit: limit, size: *h.QueueSize, wait: time.Duration(h.QueueTimeout)}
+	return &queue{stage: stage, limit: limit, size: *h.QueueSize, wait: time.Duration(h.QueueTimeout), maxEjected: *h.MaxEjected}
 }
 
 func (h *Handler) setDefaults() {
-	for n, value := range map[**int]int{&h.Retries: 1, &h.RetryBudget: 20, &h.QueueSize: 1000} {
+	for n, value := range map[**int]int{&h.Retries: 1, &h.RetryBudget: 20, &h.MaxEjected: 50, &h.QueueSize: 1000} {
 		if *n == nil {
 			*n = &value
 		}
@@ -290,6 +296,7 @@ func (h *Handler) Validate() error {
 	}{
 		{"retries", int64(*h.Retries)},
 		{"retry_budget", int64(*h.RetryBudget)},
+		{"max_ejected", int64(*h.MaxEjected)},
 		{"encode_concurrency", int64(h.EncodeConcurrency)},
 		{"encode_timeout", int64(h.EncodeTimeout)},
 		{"prefill_timeout", int64(h.PrefillTimeout)},
@@ -311,6 +318,9 @@ func (h *Handler) Validate() error {
 		if n.value < 0 {
 			return fmt.Errorf("%s must not be negative", n.name)
 		}
+	}
+	if *h.MaxEjected > 50 {
+		return fmt.Errorf("max_ejected must not be more than 50 (percent), so that half of a pool remains")
 	}
 	return h.memorySuffices() // with the defaults
 }

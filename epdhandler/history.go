@@ -12,12 +12,14 @@ import (
 type history struct {
 	firstByte prometheus.Observer
 	failures  prometheus.Counter
+	ejections prometheus.Counter
 
 	mu       sync.Mutex
 	used     time.Time
 	answers  int             // all of them
 	times    []time.Duration // to the first byte of the last answers, the newest at the end
 	failings []failing       // the last ones, the newest at the end
+	outlier  outlier
 
 	// Of an instance of prefill: what it has handed over, and whether it did the last time
 	// that it should have.
@@ -55,6 +57,7 @@ func historyOf(at instance) *history {
 		h = &history{
 			firstByte: upstreamFirstByte.WithLabelValues(at.stage, at.address),
 			failures:  upstreamFailures.WithLabelValues(at.stage, at.address),
+			ejections: upstreamEjections.WithLabelValues(at.stage, at.address),
 			used:      time.Now(),
 		}
 		histories.of[at] = h
@@ -79,6 +82,8 @@ func forgetIdle(since time.Time) {
 			delete(histories.of, at)
 			upstreamFirstByte.DeleteLabelValues(at.stage, at.address)
 			upstreamFailures.DeleteLabelValues(at.stage, at.address)
+			upstreamEjections.DeleteLabelValues(at.stage, at.address)
+			h.outlier.end()
 		}
 		h.mu.Unlock()
 	}

@@ -49,6 +49,8 @@ var (
 
 	upstreamFailures = counter("upstream_failures_total", "Failed attempts at an instance.", "stage", "upstream")
 
+	upstreamEjections = counter("upstream_ejections_total", "How often an instance was ejected.", "stage", "upstream")
+
 	upstreamFirstByte = histogram("upstream_time_to_first_byte_seconds", "Time from sending a request to an instance to the header of its answer.",
 		stageBuckets, "stage", "upstream")
 )

@@ -30,7 +30,7 @@ type pool struct {
 }
 
 // newPool provisions a pool. It leaves nothing behind if that fails.
-func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler, retryBudget int) (*pool, error) {
+func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler, retryBudget int) (_ *pool, err error) {
 	stage := q.stage
 	p := &pool{
 		stage: stage, handler: handler, queue: q, logger: ctx.Logger(),
@@ -40,15 +40,19 @@ func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler, retryBu
 	if len(handler.Upstreams) == 0 && !p.dynamic {
 		return nil, fmt.Errorf("the %s pool has no upstreams; %s", stage, writePool(stage, "host:port"))
 	}
+	p.useBudget(retryBudget)
+	defer func() {
+		if err != nil {
+			p.leaveBudget()
+		}
+	}()
 	p.setHealthDefaults()
 	for _, load := range []func(caddy.Context) error{p.loadPolicy, p.loadSource, p.loadBreaker, p.loadTransport} {
 		if err := load(ctx); err != nil {
 			return nil, fmt.Errorf("provisioning %s pool: %w", stage, err)
 		}
 	}
-	p.useBudget(retryBudget)
 	if err := handler.Provision(ctx); err != nil {
-		p.leaveBudget()
 		// It may have failed before or after it counted its hosts, all of them
 		// at once, and Cleanup of what was not counted would take them away
 		// from other handlers.

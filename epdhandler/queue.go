@@ -37,7 +37,8 @@ type queue struct {
 	wait    time.Duration // how long they may
 	weights []int         // of the instances, by their place in the pool; nil: none
 
-	seen atomic.Pointer[reverseproxy.UpstreamPool] // what the source of a dynamic pool has told last, to anybody
+	seen       atomic.Pointer[reverseproxy.UpstreamPool] // what the source of a dynamic pool has told last, to anybody
+	maxEjected int                                       // percent of the instances that are up
 
 	turns  []*turn   // of the requests that wait, the next one first
 	offers uint64    // made so far
@@ -67,6 +68,9 @@ func freeSlot(c *call) {
 	defer slots.Unlock()
 	at := c.slot
 	c.slot = instance{}
+	if !c.chosenAt.IsZero() {
+		historyOf(at).leave(c.chosenAt)
+	}
 	decrement(slots.taken, at)
 	for q := range slots.queues {
 		if q.stage == at.stage {
@@ -156,10 +160,22 @@ func (q *queue) free(address string, own *offer) int {
 	return n
 }
 
-// candidates returns the instances that a call may go to, and whether others are busy.
+// candidates returns the instances that a call may go to, and whether others are busy. Those
+// that are ejected are among them only if there are no others.
 func (q *queue) candidates(c *call) (fit reverseproxy.UpstreamPool, others bool) {
+	out := q.out(c.upstreams)
+	if fit, others = q.candidatesBut(c, out); len(fit) == 0 && !others && len(out) > 0 {
+		return q.candidatesBut(c, nil)
+	}
+	return fit, others
+}
+
+func (q *queue) candidatesBut(c *call, out []*reverseproxy.Upstream) (fit reverseproxy.UpstreamPool, others bool) {
 	fit = make(reverseproxy.UpstreamPool, 0, len(c.upstreams))
 	for i, u := range c.upstreams {
+		if len(out) > 0 && slices.Contains(out, u) {
+			continue
+		}
 		switch q.standing(c, i) {
 		case candidate:
 			fit = append(fit, u)
@@ -168,6 +184,18 @@ func (q *queue) candidates(c *call) (fit reverseproxy.UpstreamPool, others bool)
 		}
 	}
 	return fit, others
+}
+
+// isCandidate reports whether the i-th instance is a candidate.
+func (q *queue) isCandidate(c *call, i int) bool {
+	if q.standing(c, i) != candidate {
+		return false
+	}
+	if ejectedNow.Load() == 0 {
+		return true
+	}
+	fit, _ := q.candidates(c)
+	return slices.Contains(fit, c.upstreams[i])
 }
 
 // chooser is the load balancing of a call.
@@ -238,13 +266,18 @@ func (q *queue) commit(w *waiter, u *reverseproxy.Upstream) bool {
 	slots.Lock()
 	defer slots.Unlock()
 	c := w.call
-	if q.standing(c, slices.Index(c.upstreams, u)) != candidate {
+	if !q.isCandidate(c, slices.Index(c.upstreams, u)) {
 		return false
 	}
+	c.chosenAt = time.Time{}
 	if c.turn != nil {
 		c.turn.admitted = true
 		c.slot = instance{q.stage, u.String()}
 		slots.taken[c.slot]++
+		if ejectedNow.Load() > 0 {
+			c.chosenAt = time.Now()
+			historyOf(c.slot).try(c.chosenAt)
+		}
 	}
 	return true
 }

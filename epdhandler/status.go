@@ -35,6 +35,7 @@ type upstreamStatus struct {
 	Name     string `json:"name"` // in logs
 	Address  string `json:"address"`
 	Healthy  *bool  `json:"healthy"` // null: nobody checks
+	Ejected  bool   `json:"ejected"`
 	InFlight int    `json:"in_flight"`
 	Answers  int    `json:"answers"` // since Caddy was started
 
@@ -124,7 +125,7 @@ func (h *history) describe(s *upstreamStatus) {
 	s.RecentFailures = len(failings)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s.Answers = h.answers
+	s.Answers, s.Ejected = h.answers, h.outlier.ejections > 0
 	if h.blocks+h.none > 0 {
 		s.HandOvers = &handOverStatus{h.blocks, h.none}
 	}

@@ -39,16 +39,17 @@ type call struct {
 	items        []int          // the media items that it is about, in encode
 
 	// What came of it, besides the answer:
-	stage   string
-	span    trace.Span
-	status  int      // of the engine's last answer, 0 if there was none
-	chosen  []string // the instances that the load balancing chose, the last one answered
-	reached bool     // a connection was there, so an engine may have got the request
-	broke   bool     // the answer ended in its middle
-	stale   bool     // there was a slot for it, but its KV blocks were too old
-	crowded error    // why there was no slot for it; nil if there was
-	slot    instance // where it is in flight
-	fault   error    // what somebody else's code did wrong: it panicked, or chose nonsense
+	stage    string
+	span     trace.Span
+	status   int       // of the engine's last answer, 0 if there was none
+	chosen   []string  // the instances that the load balancing chose, the last one answered
+	reached  bool      // a connection was there, so an engine may have got the request
+	broke    bool      // the answer ended in its middle
+	stale    bool      // there was a slot for it, but its KV blocks were too old
+	crowded  error     // why there was no slot for it; nil if there was
+	chosenAt time.Time // zero: when no instance was ejected
+	slot     instance  // where it is in flight
+	fault    error     // what somebody else's code did wrong: it panicked, or chose nonsense
 
 	// For the load balancing:
 	upstreams reverseproxy.UpstreamPool  // the instances that there are

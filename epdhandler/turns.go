@@ -196,7 +196,7 @@ func (q *queue) makeOffer(number uint64, address string) {
 			if all := w.call.upstreams; !same(known, all) {
 				known, at = all, slices.IndexFunc(all, func(u *reverseproxy.Upstream) bool { return u.String() == address })
 			}
-			if at < 0 || q.standing(w.call, at) != candidate {
+			if at < 0 || !q.isCandidate(w.call, at) {
 				continue
 			}
 			q.leave(w)

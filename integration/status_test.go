@@ -25,6 +25,7 @@ type poolStatus struct {
 	Upstreams     []struct {
 		Name, Address string
 		Healthy       *bool
+		Ejected       bool
 		InFlight      int `json:"in_flight"`
 		Answers       int
 		FirstByte     struct{ P50, P95 float64 }  `json:"time_to_first_byte"`

@@ -49,3 +49,105 @@ func TestNothingWorks(t *testing.T) {
 		})
 	}
 }
+
+// An instance that fails at all that it is asked, but not at its health checks, costs nobody a
+// request, and soon gets none, also after a reload, until it works again.
+func TestBlackHole(t *testing.T) {
+	broken := fault{Kind: fakevllm.Status, Code: 500, Message: "broken"}
+	for name, tc := range map[string]struct {
+		prefills int
+		role     fakevllm.Role
+		fault    fault
+	}{
+		"encode":                 {0, fakevllm.Encode, broken},
+		"prefill":                {4, fakevllm.Prefill, broken},
+		"decode":                 {0, fakevllm.Decode, broken},
+		"decode after a prefill": {4, fakevllm.Decode, broken},
+		"decode breaks":          {0, fakevllm.Decode, fault{Kind: fakevllm.CutBefore}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 4, tc.prefills, 4)
+			stage := string(tc.role)
+			block := e.block(stage + " lb_policy least_conn")
+			c := startCaddy(t, block)
+			hole := e.of(tc.role)[2]
+			hole.SetFault(tc.fault)
+			client := c.client(t, true)
+			said := func(msg string) []entry {
+				found, _ := c.log.find(func(e entry) bool { return e.str("msg") == msg })
+				return found
+			}
+			for len(said("instance is ejected")) == 0 {
+				c.crowd(t, client, 16, 4, mixed)
+			}
+			entry := said("instance is ejected")[0]
+			assert.Equal(t, stage+"#3", entry.str("upstream"))
+			c.metrics(t).has(t, map[string]float64{
+				upstream("upstream_ejected", stage, hole):         1,
+				upstream("upstream_ejections_total", stage, hole): 1,
+			})
+			hole.Reset()
+			c.crowd(t, client, 8, 4, mixed)
+			c.reload(t, block)
+			c.crowd(t, client, 8, 4, mixed)
+			assert.LessOrEqual(t, len(hole.Requests()), 2, "it goes on getting requests")
+			for _, p := range c.status(t).Handlers[0].Pools {
+				for i, u := range p.Upstreams {
+					assert.Equal(t, p.Stage == stage && i == 2, u.Ejected)
+				}
+			}
+
+			hole.SetFault(fault{})
+			eventually(t, func() bool {
+				c.crowd(t, client, 8, 1, mixed)
+				return len(said("instance is no longer ejected")) > 0
+			})
+			c.metrics(t).has(t, map[string]float64{upstream("upstream_ejected", stage, hole): 0})
+			e.assertContract(t)
+		})
+	}
+}
+
+// Requests that fail everywhere eject nobody, and nor does a prefill whose blocks are lost.
+func TestNobodyIsEjectedForOthers(t *testing.T) {
+	t.Run("poison", func(t *testing.T) {
+		t.Parallel()
+		e := startEngines(t, 4, 0, 4)
+		c := startCaddy(t, e.block("retry_budget 0"))
+		setFault(fault{Kind: fakevllm.Status, Code: 500, Message: "broken", Match: "POISON"}, e.all()...)
+		for n := range 40 {
+			c.post(t, chat("", image("POISON"), image("AAAA")))
+			c.post(t, chat("", text("POISON")))
+			body := mixed(n)
+			assertAnswer(t, body, c.post(t, body))
+		}
+		assert.NotContains(t, c.log.text(), "instance is ejected")
+	})
+	t.Run("lost blocks", func(t *testing.T) {
+		t.Parallel()
+		e := startEngines(t, 1, 2, 2)
+		c := startCaddy(t, e.block("prefill lb_policy first", "decode lb_policy round_robin"))
+		body := chat("", image("AAAA"))
+		for range 8 {
+			setFault(fault{Kind: fakevllm.Hang}, e.decode...)
+			answered := make(chan *reply, 1)
+			go func() { answered <- c.post(t, body) }()
+			eventually(t, func() bool { return e.decode[0].InFlight()+e.decode[1].InFlight() == 1 })
+			require.NoError(t, e.prefill[0].Restart())
+			setFault(fault{}, e.decode...)
+			assertAnswer(t, body, <-answered)
+		}
+		assert.NotContains(t, c.log.text(), "instance is ejected")
+	})
+	for option, role := range map[string]fakevllm.Role{"max_ejected 0": fakevllm.Decode, "max_ejected 20": fakevllm.Encode} {
+		t.Run(option, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 4, 0, 4)
+			c := startCaddy(t, e.block(option))
+			e.of(role)[1].SetFault(fault{Kind: fakevllm.Status, Code: 500, Message: "broken"})
+			c.crowd(t, c.client(t, true), 8, 20, mixed)
+			assert.NotContains(t, c.log.text(), "instance is ejected")
+		})
+	}
+}
