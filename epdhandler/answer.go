@@ -10,10 +10,13 @@ import (
 	"time"
 )
 
-// maxAnswer bounds what is kept of an encoder's or prefill's answer. It is far
-// above what they say, except when a client wants log probabilities of a very
-// long prompt.
-const maxAnswer = 64 << 20
+// maxAnswer bounds what is kept of an engine's answer. The largest are those of a prefill
+// whose client wants to see the prompt or its tokens: 10 MB or so for a million tokens.
+const maxAnswer = 16 << 20
+
+// smallAnswer is the size up to which an answer is not counted as memory that the request
+// holds. Few have more.
+const smallAnswer = 32 << 10
 
 // Why an answer is not taken.
 var (
@@ -28,6 +31,9 @@ type answer struct {
 	header  http.Header
 	body    bytes.Buffer
 	refused error // why it is not taken; nil if it is
+
+	room    *share // of the request; nil: the answer is not counted
+	counted int64
 }
 
 // Header implements http.ResponseWriter.
@@ -48,13 +54,31 @@ func (a *answer) WriteHeader(status int) {
 // Write implements http.ResponseWriter.
 func (a *answer) Write(p []byte) (int, error) {
 	a.WriteHeader(http.StatusOK)
-	if a.body.Len()+len(p) > maxAnswer {
-		a.refused = errAnswerTooLarge
+	if a.refused == nil {
+		a.refused = a.grow(int64(a.body.Len() + len(p)))
 	}
 	if a.refused != nil {
 		return 0, a.refused
 	}
 	return a.body.Write(p)
+}
+
+// grow waits until there is memory for n bytes, and some more. It is the request's until
+// that ends, for parts of the answer are kept.
+func (a *answer) grow(n int64) error {
+	if n > maxAnswer {
+		return errAnswerTooLarge
+	}
+	if a.room == nil || n <= max(a.counted, smallAnswer) {
+		return nil
+	}
+	more := 2*n - a.counted
+	if err := a.room.add(more); err != nil {
+		return err
+	}
+	a.counted += more
+	a.body = *bytes.NewBuffer(append(make([]byte, 0, a.counted), a.body.Bytes()...))
+	return nil
 }
 
 // response is the http.ResponseWriter of decode. It holds an answer back until

@@ -32,7 +32,13 @@ func (h *Handler) contradictions() error {
 // memorySuffices compares the sizes as far as they are known: max_memory may be a default
 // still to come.
 func (h *Handler) memorySuffices() error {
-	if h.MaxMemory <= 0 || h.MaxBodySize <= h.MaxMemory/2 {
+	if h.MaxMemory <= 0 {
+		return nil
+	}
+	if least := 2 * itemSize * int64(h.MaxMediaItems); h.MaxMemory < least {
+		return fmt.Errorf("max_memory (%d bytes) must be %d bytes at least for max_media_items %d: an item counts as %d bytes", h.MaxMemory, least, h.MaxMediaItems, itemSize)
+	}
+	if h.MaxBodySize <= h.MaxMemory/2 {
 		return nil
 	}
 	return fmt.Errorf("max_memory (%d bytes) must be twice max_body_size (%d bytes) at least, so that one request cannot take all of it", h.MaxMemory, h.MaxBodySize)

@@ -91,6 +91,7 @@ func (x *exchange) response() *response {
 		client:    x.w,
 		conn:      http.NewResponseController(x.w),
 		id:        x.id,
+		held:      answer{room: x.room},
 		keepalive: x.keepalive,
 		silence:   new(silence),
 		stop:      func() {},

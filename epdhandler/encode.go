@@ -145,7 +145,7 @@ func (x *exchange) understand(answer []byte, b batch, ids []string, known []enco
 func (x *exchange) ask(ctx context.Context, a *attempts, c *call) (*answer, *failure) {
 	a.begin(c)
 	defer a.note(c)
-	answer := new(answer)
+	answer := &answer{room: x.room}
 	err := x.do(ctx, a.pool, c, answer)
 	f := judge(ctx, a.pool.stage, c, answer, err)
 	c.end(f)

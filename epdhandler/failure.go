@@ -105,6 +105,8 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 	case handler.StatusCode >= 400 && handler.StatusCode != http.StatusBadGateway:
 		// lb_retry_match gave up on an answer, or handle_response made an error
 		f.reason, f.status = badStatus, handler.StatusCode
+	case errors.Is(a.refused, errNoMemory):
+		f.reason, f.cause = overloaded, a.refused
 	case a.refused != nil:
 		f.reason, f.cause = broken, a.refused
 	default:
@@ -142,6 +144,9 @@ func (f *failure) explain() apiError {
 	case unavailable, refused:
 		return serverError(http.StatusServiceUnavailable, f.stage+"_unavailable", "no instance of the %s stage can be reached", f.stage)
 	case overloaded:
+		if errors.Is(f.cause, errNoMemory) {
+			return noMemoryError()
+		}
 		return overloadedError(f.stage)
 	case badStatus:
 		return engineError(f.stage, f.status, f.engine)
@@ -166,6 +171,13 @@ type apiError struct {
 
 func serverError(status int, code, format string, args ...any) apiError {
 	return apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "server_error", Code: code}
+}
+
+// noMemoryError is for requests that did not get the memory that they need.
+func noMemoryError() apiError {
+	e := serverError(http.StatusServiceUnavailable, "overloaded", "%s; try again later", errNoMemory)
+	e.header = retryLater()
+	return e
 }
 
 // overloadedError is for requests that found no room. It is 503, not 429: the engines have

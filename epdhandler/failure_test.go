@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -64,6 +65,40 @@ func TestAnswerIsBounded(t *testing.T) {
 	assert.Equal(t, broken, f.reason)
 	assert.Equal(t, errAnswerTooLarge, f.cause)
 	assert.Equal(t, http.StatusBadGateway, f.verdict.status)
+}
+
+// What engines answer is memory of the request, until that ends.
+func TestAnswersAreCounted(t *testing.T) {
+	nothingHeld(t)
+	ctx, leave := context.WithCancel(t.Context())
+	room, err := newShare(ctx, 0, 4*miB)
+	require.NoError(t, err)
+	m := room.arrived(0)
+	small, large := &answer{room: room}, &answer{room: room}
+	write := func(a *answer, n int) error {
+		_, err := a.Write(make([]byte, n))
+		return err
+	}
+	require.NoError(t, write(small, smallAnswer))
+	got, _ := held()
+	assert.Zero(t, got, "nearly all are small")
+	for range 16 {
+		require.NoError(t, write(large, 64*kiB))
+		got, _ = held()
+		assert.GreaterOrEqual(t, got, int64(large.body.Cap()))
+	}
+	assert.LessOrEqual(t, got, int64(4*large.body.Len()))
+	leave()
+	assert.ErrorIs(t, write(large, 4*miB), context.Canceled, "there is not so much, and who waits has left")
+	m.Release()
+	require.NoError(t, write(small, miB))
+	nothingHeld(t)
+
+	a := &answer{refused: errNoMemory}
+	f := judge(t.Context(), "prefill", &call{chosen: []string{"a"}, reached: true}, a, errBroke)
+	assert.Equal(t, overloaded, f.reason)
+	assert.Equal(t, http.StatusServiceUnavailable, f.verdict.status)
+	assert.Equal(t, "overloaded", f.verdict.Code)
 }
 
 // net/http quotes what it could not read, and an engine may have said anything.

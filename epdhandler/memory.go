@@ -67,6 +67,7 @@ type share struct {
 
 	region *region // nil: the bytes are in ordinary memory
 	held   int64
+	ended  bool // all is given back
 }
 
 // newShare waits a little until there is room for a body of so many bytes, as far as
@@ -143,7 +144,11 @@ func (s *share) add(n int64) error {
 	if n <= 0 {
 		return nil
 	}
-	return memory.wait(waitToGoOn, &claim{share: s, n: n, take: func() { s.holds(s.held + n) }})
+	return memory.wait(waitToGoOn, &claim{share: s, n: n, take: func() {
+		if !s.ended { // else nobody would give it back
+			s.holds(s.held + n)
+		}
+	}})
 }
 
 // received says that no more of the body will come, and what has; nil if that is not known.
@@ -187,6 +192,7 @@ func (s *share) over() {
 		memory.idle.put(s.region)
 	}
 	s.holds(0)
+	s.ended = true
 }
 
 // take counts n bytes. The ledger must be locked, here and in what follows.

@@ -195,8 +195,7 @@ func (x *exchange) readError(err error) *apiError {
 	case errors.Is(err, errBodyTooLarge):
 		return tooLargeError(x.h.MaxBodySize)
 	case errors.Is(err, errNoMemory):
-		e := serverError(http.StatusServiceUnavailable, "overloaded", "%s; try again later", err)
-		e.header = retryLater()
+		e := noMemoryError()
 		return &e
 	case errors.Is(err, io.ErrUnexpectedEOF): // the client may still listen
 		return badRequest(http.StatusBadRequest, "incomplete_body", "the body ended early")
