@@ -22,9 +22,11 @@ type attempts struct {
 	late     int      // further attempts that may be made after a time limit
 	skip     []string // instances that are not asked again
 	made     int
-	reached  int  // attempts that an engine may have seen
-	paid     bool // the attempt that is made is one of the retry budget
-	poison   int  // attempts that may have failed because of what was asked
+	begun    time.Time     // when the last one was
+	dialing  time.Duration // that refused connections have taken
+	reached  int           // attempts that an engine may have seen
+	paid     bool          // the attempt that is made is one of the retry budget
+	poison   int           // attempts that may have failed because of what was asked
 	upstream string
 	last     *failure
 	suspects []suspect // instances that have failed, and may be at fault
@@ -51,6 +53,7 @@ func (a *attempts) begin(c *call) {
 		a.pool.earn(time.Now())
 	}
 	a.made++
+	a.begun = time.Now()
 	c.attempt = a.made
 	c.skip = a.skip
 	c.turn = a.turn
@@ -97,7 +100,7 @@ func (x *exchange) settle(a *attempts, f *failure) {
 		a.skip = skip
 	}
 	f.final = nobody || !a.may(f) || !others && !x.lost(f)
-	if free := f.reason == refused && f.call.pinned == ""; !f.final && !free {
+	if !f.final && !a.free(f) {
 		a.spend(f)
 	}
 	if !f.final && f.reason == timedOut {
@@ -125,6 +128,9 @@ func (x *exchange) fails(a *attempts, f *failure) {
 	}
 	if f.isEngines() || f.reason == canceled && f.call.reached {
 		a.poison++
+	}
+	if f.reason == refused {
+		a.dialing += now.Sub(a.begun) - f.call.waited
 	}
 	if a.paid && (f.isEngines() || f.status == http.StatusTooManyRequests) {
 		a.paid = false
@@ -157,7 +163,7 @@ func (a *attempts) spend(f *failure) {
 func (a *attempts) may(f *failure) bool {
 	switch f.reason {
 	case refused:
-		return f.call.pinned == "" || a.left > 0 // else bounded by the size of the pool, and it costs nothing
+		return a.free(f) || a.left > 0
 	case broken:
 		return a.left > 0
 	case timedOut:
@@ -166,6 +172,18 @@ func (a *attempts) may(f *failure) bool {
 		return a.repeatable(f.status)
 	}
 	return false
+}
+
+// maxDialing is how long the refused connections of a stage may take before they count as
+// attempts: a host that is gone takes dial_timeout.
+const maxDialing = 30 * time.Second
+
+// free reports whether a failure takes none of the attempts: no engine knows of it, and there
+// are no more of its kind than the pool has instances. The source of a dynamic pool could
+// else go on with new ones for ever.
+func (a *attempts) free(f *failure) bool {
+	return f.reason == refused && f.call.pinned == "" && a.dialing < maxDialing &&
+		(!a.pool.dynamic || a.made <= len(a.pool.known()))
 }
 
 // logFailure logs a failed attempt, unless the client has gone or a sibling has

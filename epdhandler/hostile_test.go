@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
@@ -25,6 +26,7 @@ func init() {
 	caddy.RegisterModule(new(hostilePolicy))
 	caddy.RegisterModule(new(hostileSource))
 	caddy.RegisterModule(new(hostileBreaker))
+	caddy.RegisterModule(new(hostileHandler))
 }
 
 // hostile is what a module of these tests does: what is set, or what a request asks for.
@@ -452,6 +454,52 @@ func TestHostileSource(t *testing.T) {
 	assert.Equal(t, http.StatusOK, (<-hung).status)
 	assertAlive(t)
 	assertNobodyHeld(t)
+}
+
+// A source that has other instances each time, all dead, does not keep a request for ever.
+func TestSourceOfDeadInstances(t *testing.T) {
+	beHostile(t)
+	setSource("always dead")
+	port := hostileDecode(t, `,"retries":1`, `{"dynamic_upstreams":{"source":"hostile"}}`)
+	status, body, _ := post(t, port, chatPath, "x")
+	assert.Equal(t, http.StatusServiceUnavailable, status)
+	assert.Contains(t, body, "decode_unavailable")
+	assert.LessOrEqual(t, hostile.picks.Load(), int64(4), "look-ups: two instances, a further attempt, and what is asked beside")
+}
+
+// The connections of an attempt that ends with a panic are closed.
+func TestPanicClosesTheConnection(t *testing.T) {
+	left := make(chan struct{})
+	decode := engine(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			return
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = io.WriteString(w, "begins")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		close(left)
+	})
+	port := hostileDecode(t, `,"retries":0`, `{`+upstreamsOf([]string{decode})+`,"handle_response":[{"routes":[{"handle":[{"handler":"hostile"}]}]}]}`)
+	status, _, _ := post(t, port, chatPath, "x")
+	assert.Equal(t, http.StatusBadGateway, status)
+	select {
+	case <-left:
+	case <-time.After(10 * time.Second):
+		assert.Fail(t, "the engine works on")
+	}
+	assertNobodyHeld(t)
+}
+
+// hostileHandler panics.
+type hostileHandler struct{}
+
+func (hostileHandler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.hostile", New: func() caddy.Module { return new(hostileHandler) }}
+}
+
+func (hostileHandler) ServeHTTP(http.ResponseWriter, *http.Request, caddyhttp.Handler) error {
+	panic("somebody else's")
 }
 
 // Those who wait see the instances that there are now.

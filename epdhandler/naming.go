@@ -44,8 +44,8 @@ var (
 	certName  = regexp.MustCompile(`not valid for \S+`)
 	lookUpOf  = regexp.MustCompile(`\blookup \S+`)
 
-	nameEnds   = regexp.MustCompile(`[\w-]\.?$`)
-	nameBegins = regexp.MustCompile(`^\.?[\w-]`)
+	nameEnds   = regexp.MustCompile(`\w[.-]?$`)
+	nameBegins = regexp.MustCompile(`^[.-]?\w`)
 )
 
 // withoutAddresses is what logs say of an error of a call, nil if it is of none.
@@ -57,14 +57,16 @@ func (p *pool) withoutAddresses(err error, c *call) string {
 	if p.debugs() {
 		return text
 	}
-	for _, address := range p.addresses(c) {
-		name := p.name(address)
-		text = replaceWord(text, address, name)
+	known := p.addresses(c)
+	for _, address := range known {
+		text = replaceWord(text, address, p.name(address))
 		if path, ok := strings.CutPrefix(address, "unix/"); ok {
-			text = replaceWord(text, path, name)
+			text = replaceWord(text, path, p.name(address))
 		}
+	}
+	for _, address := range known { // which may have one host: the first is the one that was asked
 		if host, _, err := net.SplitHostPort(address); err == nil {
-			text = replaceWord(text, host, name)
+			text = replaceWord(text, host, p.name(address))
 		}
 	}
 	text = certNames.ReplaceAllLiteralString(text, "is not valid for ")
@@ -84,19 +86,20 @@ func replaceUnnamed(pattern *regexp.Regexp, text, by string) string {
 	})
 }
 
-// addresses are those that an error may hold.
+// addresses are those that an error may hold, the instances that were asked first.
 func (p *pool) addresses(c *call) (known []string) {
-	for _, u := range p.handler.Upstreams {
-		known = append(known, u.String())
-	}
+	lists := []reverseproxy.UpstreamPool{p.handler.Upstreams}
 	if c != nil {
-		known = append(known, c.chosen...)
-		for _, u := range c.upstreams {
+		known = slices.Clone(c.chosen)
+		slices.Reverse(known)
+		lists = append(lists, c.upstreams)
+	}
+	for _, list := range lists {
+		for _, u := range list {
 			known = append(known, u.String())
 		}
 	}
-	slices.Sort(known)
-	return slices.Compact(known)
+	return known
 }
 
 // replaceWord replaces s where it is no part of another name.

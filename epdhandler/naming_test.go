@@ -10,7 +10,7 @@ import (
 )
 
 func TestNames(t *testing.T) {
-	h, err := load(t, `{"encode":{"upstreams":[{"dial":"e:1"},{"dial":"gpu-7.internal:8001"},{"dial":"unix//run/engine.sock"}],"health_checks":{"active":{}}},"decode":{"dynamic_upstreams":{"source":"a","name":"d","port":"1"}}}`)
+	h, err := load(t, `{"encode":{"upstreams":[{"dial":"e:1"},{"dial":"gpu-7.internal:8001"},{"dial":"unix//run/engine.sock"},{"dial":"gpu-7.internal:8002"}],"health_checks":{"active":{}}},"decode":{"dynamic_upstreams":{"source":"a","name":"d","port":"1"}}}`)
 	require.NoError(t, err)
 	p := h.encode
 	p.logger, h.decode.logger = zap.NewNop(), zap.NewNop()
@@ -30,6 +30,7 @@ func TestNames(t *testing.T) {
 		"dial unix /run/engine.sock: connect: no such file or directory":                          "dial unix encode#3: connect: no such file or directory",
 		"lookup consul.internal: i/o timeout, asking consul.internal:8500":                        "lookup … i/o timeout, asking …",
 		"dial tcp: lookup other.gpu-7.internal.: no such host":                                    "dial tcp: lookup … no such host",
+		"dial tcp gpu-7.internal:8002->gpu-7.internal:8001: refused":                              "dial tcp encode#4->encode#2: refused",
 		"the answer broke off": "the answer broke off",
 	} {
 		assert.Equal(t, want, p.withoutAddresses(errors.New(text), c))

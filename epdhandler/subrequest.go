@@ -53,6 +53,7 @@ type call struct {
 
 	// For the load balancing:
 	upstreams reverseproxy.UpstreamPool  // the instances that there are
+	waited    time.Duration              // for an instance
 	offer     *offer                     // a slot that is kept for it; nil: none
 	writer    http.ResponseWriter        // of the policy
 	told      http.Header                // what the policy tells the client

@@ -129,7 +129,9 @@ func (q *queue) end(ctx context.Context, w *waiter) {
 	w.tick.Stop()
 	w.expired.Stop()
 	w.call.clock.start()
-	stageWait.WithLabelValues(q.stage).Observe(time.Since(w.since).Seconds())
+	waited := time.Since(w.since)
+	w.call.waited += waited
+	stageWait.WithLabelValues(q.stage).Observe(waited.Seconds())
 	trace.SpanFromContext(ctx).AddEvent("waited for an instance")
 }
 

@@ -242,3 +242,26 @@ func TestInstanceComesBackToTheQueue(t *testing.T) {
 	assert.NoError(t, <-answered)
 	assert.Len(t, e.decode[1].Requests(), 1)
 }
+
+// Caddy's own policies fall back on each other in every combination.
+func TestStockPoliciesThatFallBack(t *testing.T) {
+	t.Parallel()
+	for _, limit := range []string{"", "decode_limit 1"} {
+		e := startEngines(t, 1, 0, 2)
+		c := startCaddy(t, e.block(limit, "decode lb_policy header X-Session {\nfallback cookie\n}"))
+		for range 3 {
+			body := chat("", image("AAAA"))
+			assertAnswer(t, body, c.post(t, body, "X-Session: 1"))
+			r := c.post(t, body)
+			assertAnswer(t, body, r)
+			require.Len(t, r.Header["Set-Cookie"], 1)
+			cookie, _, _ := strings.Cut(r.Header.Get("Set-Cookie"), ";")
+			again := c.post(t, body, "Cookie: "+cookie)
+			assertAnswer(t, body, again)
+			assert.Equal(t, r.Header.Get("X-Engine"), again.Header.Get("X-Engine"))
+			assert.Empty(t, again.Header["Set-Cookie"])
+		}
+		assert.Equal(t, "healthy", object(t, c.do(t, http.MethodGet, "/health", "").body)["decode_cluster"])
+		assert.Empty(t, c.lines())
+	}
+}

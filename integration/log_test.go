@@ -77,9 +77,10 @@ func TestLogsHoldNoAddresses(t *testing.T) {
 	t.Parallel()
 	for _, debug := range []bool{false, true} {
 		e := startEngines(t, 2, 1, 1)
-		c := startCaddy(t, e.block())
+		block := e.block("encode health_interval 50ms")
+		c := startCaddy(t, block)
 		if debug {
-			c.reloadWith(t, "debug", e.block())
+			c.reloadWith(t, "debug", block)
 		}
 		body := stream(chat("", image("AAAA")))
 		c.post(t, body)
@@ -98,12 +99,14 @@ func TestLogsHoldNoAddresses(t *testing.T) {
 		assert.Contains(t, line.str("error"), "connection refused")
 		assert.Equal(t, debug, strings.Contains(line.str("upstream"), e.encode[0].Addr()) || strings.Contains(line.str("upstream"), e.encode[1].Addr()), "%s", line)
 		c.access(t, r.id())
+		c.entries(t, len(e.encode), func(e entry) bool { return e.str("msg") == "instance is down" })
 		if debug {
 			continue
 		}
 		found, _ := c.log.find(func(entry entry) bool {
 			for _, engine := range e.all() {
-				if strings.Contains(fmt.Sprint(entry), engine.Addr()) {
+				_, port, _ := strings.Cut(engine.Addr(), ":")
+				if strings.Contains(fmt.Sprint(entry), ":"+port) {
 					// Caddy's own, which an operator can exclude
 					return !strings.HasPrefix(entry.str("logger"), "http.handlers.epd_proxy.health_checker")
 				}
@@ -112,6 +115,18 @@ func TestLogsHoldNoAddresses(t *testing.T) {
 		})
 		assert.Empty(t, found)
 	}
+}
+
+// What the source of a dynamic pool says about its failures names no hosts either.
+func TestLogsHoldNoNamesOfSources(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1)
+	c := startCaddy(t, "encode "+e.encode[0].Addr()+"\ndecode {\ndynamic a gpu.engines.invalid 8000\n}")
+	r := c.post(t, chat("", text("x")))
+	assert.Equal(t, http.StatusServiceUnavailable, r.StatusCode)
+	assert.NotEmpty(t, c.entries(t, 1, func(e entry) bool { return strings.HasPrefix(e.str("msg"), "failed getting dynamic upstreams") }))
+	c.access(t, r.id())
+	assert.NotContains(t, c.log.text(), "gpu.engines")
 }
 
 func TestHealth(t *testing.T) {
