@@ -91,15 +91,19 @@ type response struct {
 	accept func(status int) bool    // whether the client gets an answer of this status
 	plain  bool                     // the client wants a stream, and the engine was told not to compress it
 	begins func()                   // called with each piece of a stream
-	done   func()                   // called when an answer is accepted: there is no further attempt
-	stop   func()                   // ends the answer of an engine that nobody reads any more
+
+	// correct returns what corrects the usage in an answer, nil if it is right.
+	correct func(events bool) *usageEdit
+	done    func() // called when an answer is accepted: there is no further attempt
+	stop    func() // ends the answer of an engine that nobody reads any more
 
 	held      answer   // what was not accepted
 	opening   *opening // of a stream; nil if there is none, or it has begun
 	silence   *silence
 	keepalive *keepalive
-	committed bool     // the client has the status
-	stream    bool     // of server-sent events, not compressed by the engine
+	committed bool // the client has the status
+	stream    bool // of server-sent events, not compressed by the engine
+	usage     *usageEdit
 	end       [16]byte // of what the client has
 	status    int      // that it has
 	failure   int      // status of an error that the engine put into the stream
@@ -137,6 +141,9 @@ func (w *response) commit(status int, header http.Header) {
 	w.committed, w.status = true, status
 	w.done()
 	w.stream = isStream(header)
+	if status == http.StatusOK && w.correct != nil && isIdentity(header.Get("Content-Encoding")) {
+		w.usage = w.correct(w.stream)
+	}
 	if w.keepalive.end() {
 		return // it has them
 	}
@@ -187,15 +194,26 @@ func (w *response) Write(p []byte) (int, error) {
 		w.begins()
 		w.failure = cmp.Or(w.failure, failureIn(w.end[:], p))
 	}
+	if w.usage != nil {
+		w.usage.write(p, w.put)
+	} else {
+		w.put(p)
+	}
+	return len(p), nil // else reverse_proxy would write a line of its own to the log
+}
+
+// put gives the client a piece of the answer.
+func (w *response) put(p []byte) {
+	if w.gone {
+		return
+	}
 	n, err := w.client.Write(p)
 	if err != nil {
-		// reverse_proxy would write a line of its own to the log
 		w.gone = true
 		w.stop()
-		return len(p), nil
+		return
 	}
 	w.keepEnd(p[:n])
-	return n, nil
 }
 
 // keepEnd keeps the end of what the client has.
@@ -235,6 +253,7 @@ func (w *response) begin() {
 // an answer with the status that it should have had, and close reports true. What
 // came after it does not matter, nor how that ended.
 func (w *response) close(cut bool) (failed bool) {
+	defer func() { w.usage.flush(w.put) }()
 	o := w.opening
 	if o == nil {
 		return false

@@ -131,7 +131,7 @@ func (t target) handsOver(ctx context.Context, key, model string) string {
 	case said.status != http.StatusOK:
 		return fmt.Sprintf("/v1/completions answers %d to a prompt of 256 words", said.status)
 	}
-	if kv, err := transferParams(said.body); err != nil || kv == nil {
+	if kv, _, err := transferParams(said.body); err != nil || kv == nil {
 		return "hands no KV blocks over: does it have --kv-transfer-config, with a connector that answers with kv_transfer_params?"
 	}
 	return ""

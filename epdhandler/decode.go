@@ -96,6 +96,7 @@ func (x *exchange) response() *response {
 		silence:   new(silence),
 		stop:      func() {},
 		begins:    x.report.begins,
+		correct:   x.correct,
 		plain:     x.streams(),
 		accept: func(status int) bool {
 			// reverse_proxy says 499 for a client that went away

@@ -73,7 +73,7 @@ func FuzzStages(f *testing.F) {
 		setParams(want, "ec_transfer_params", x.handles, trusted)
 		require.Equal(t, want, got)
 
-		x.kv, err = transferParams(prefilled)
+		x.kv, _, err = transferParams(prefilled)
 		kv, fit := params(prefilled, "kv_transfer_params")
 		require.Equal(t, fit, err == nil, "%q: %v", prefilled, err)
 		if err == nil && len(kv) > 0 {

@@ -33,11 +33,11 @@ func (x *exchange) prefill() (f *failure) {
 	x.pin(c, x.h.prefill)
 	a, f := x.ask(ctx, x.prefilling, c)
 	if f == nil {
-		kv, err := transferParams(a.body.Bytes())
+		kv, cached, err := transferParams(a.body.Bytes())
 		if err == nil {
 			x.h.prefill.noteHandOver(c.upstream(), kv != nil, a.body.Bytes())
 			x.prefilling.succeeds()
-			x.prefilled, x.kv, x.made = true, kv, time.Now()
+			x.prefilled, x.kv, x.made, x.cached = true, kv, time.Now(), cached
 			return nil
 		}
 		f = brokenAnswer("prefill", c, err)
@@ -91,20 +91,20 @@ func (x *exchange) carry(f body.Field, params []byte) body.Edit {
 }
 
 // transferParams returns the kv_transfer_params of a prefill's answer, nil if
-// there are none.
-func transferParams(answer []byte) ([]byte, error) {
+// there are none, and how many tokens of the prompt it had cached, -1 if it does not say.
+func transferParams(answer []byte) (params []byte, cached int, err error) {
 	b, err := body.Parse(answer)
 	if err != nil {
-		return nil, err
+		return nil, -1, err
 	}
-	params := b.Value(body.KVTransferParams)
+	params = b.Value(body.KVTransferParams)
 	switch {
 	case params == nil || body.IsNull(params):
-		return nil, nil
+		return nil, -1, nil
 	case !body.IsObject(params):
-		return nil, errors.New("kv_transfer_params is no object")
+		return nil, -1, errors.New("kv_transfer_params is no object")
 	case len(bytes.TrimSpace(params[1:len(params)-1])) == 0:
-		return nil, nil
+		return nil, -1, nil
 	}
-	return params, nil
+	return params, cachedTokens(b, params), nil
 }

@@ -39,6 +39,7 @@ type exchange struct {
 	prefilled bool
 	kv        []byte    // kv_transfer_params, nil if the prefill gave none
 	made      time.Time // when kv was
+	cached    int       // tokens of the prompt that prefill had cached, -1 if it does not say
 	remade    bool      // kv was made again, because it had become too old
 
 	uuids    []string // of the media items, nil if engines do not get to know them

@@ -313,3 +313,46 @@ func TestPrefillHandsNothingOver(t *testing.T) {
 	})
 	assert.Equal(t, 3, c.status(t).Handlers[0].Pools[1].Upstreams[0].HandOvers.None)
 }
+
+// What counts as cached is what prefill had cached. Where it does not say, the number is
+// left out. Nothing else of the answer changes, not even its length.
+func TestCachedTokensArePrefills(t *testing.T) {
+	t.Parallel()
+	lookalike := `"usage":{"prompt_tokens_details":{"cached_tokens":999}}`
+	for name, tc := range map[string]struct {
+		change func(*fakevllm.Options)
+		want   any // cached tokens of the request with a prefill
+	}{
+		"prefill says":     {func(o *fakevllm.Options) { o.PromptDetails = true; o.CachedTokens = 7 }, 7.0},
+		"prefill says 0":   {func(o *fakevllm.Options) { o.PromptDetails = true }, 0.0},
+		"only decode says": {func(o *fakevllm.Options) { o.PromptDetails = o.Role == fakevllm.Decode }, nil},
+		"nothing is handed": {func(o *fakevllm.Options) {
+			o.PromptDetails, o.NoHandOver, o.ComputesPrompts, o.CachedTokens = true, true, true, 5
+		}, 5.0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 1, 1, 1, tc.change)
+			c := startCaddy(t, e.block())
+			for path, body := range map[string]string{chatPath: chat("", text(lookalike), image("AAAA")), completionsPath: `{"model":"fake","prompt":"a prompt that is long enough"}`} {
+				r := c.do(t, http.MethodPost, path, body)
+				assertAnswer(t, body, r)
+				assert.Equal(t, fmt.Sprint(len(r.body)), r.Header.Get("Content-Length"))
+				assert.Equal(t, tc.want, cached(t, r.body))
+
+				r = c.do(t, http.MethodPost, path, stream(body))
+				assertAnswer(t, stream(body), r)
+				usage := regexp.MustCompile(`data: (.*"choices":\[\],.*)\n`).FindSubmatch(r.body)
+				require.NotNil(t, usage)
+				assert.Equal(t, tc.want, cached(t, usage[1]))
+			}
+			e.assertContract(t)
+		})
+	}
+}
+
+// cached returns the cached tokens in the usage of an answer, nil if there are none.
+func cached(t *testing.T, answer []byte) any {
+	t.Helper()
+	return entry(object(t, answer)).at("usage", "prompt_tokens_details", "cached_tokens")
+}

@@ -10,7 +10,7 @@ import (
 // passed on as they are.
 type Field uint8
 
-// The fields of requests and, for the last four, of engines' answers.
+// The fields of requests and, for the last three, of engines' answers.
 const (
 	Model Field = iota
 	Messages
@@ -39,7 +39,6 @@ const (
 	KVTransferParams
 	ECTransferParams
 	Usage
-	Choices
 	numFields
 )
 
@@ -71,7 +70,6 @@ var fieldNames = [numFields]string{
 	KVTransferParams:     "kv_transfer_params",
 	ECTransferParams:     "ec_transfer_params",
 	Usage:                "usage",
-	Choices:              "choices",
 }
 
 // options are the fields whose members are indexed as well, if they are objects. None of
