@@ -149,7 +149,7 @@ func (p *pool) clear(c *call, now time.Time) {
 		return // a question that any engine can answer
 	}
 	if address := c.upstream(); historyOf(instance{p.stage, address}).succeeds(c.chosenAt, now) {
-		p.logger.Info("instance is no longer ejected", zap.String("upstream", p.place(address)))
+		p.logger.Info("instance is no longer ejected", zap.String("upstream", p.name(address)))
 	}
 }
 
@@ -170,7 +170,7 @@ func (p *pool) judge(suspects []suspect, c *call, now time.Time) {
 			continue
 		}
 		if h := historyOf(s.at); h.convict(s) && (h.isEjected() || p.queue.mayEject(known)) {
-			p.logger.Warn("instance is ejected", zap.String("upstream", p.place(s.at.address)), zap.Duration("for", h.eject(now)),
+			p.logger.Warn("instance is ejected", zap.String("upstream", p.name(s.at.address)), zap.Duration("for", h.eject(now)),
 				zap.String("reason", "requests fail there and succeed elsewhere"))
 		}
 	}
