@@ -30,7 +30,7 @@ func TestNothingIsLeft(t *testing.T) {
 		"no comments":    {`"stream_keepalive":0`, ""},
 		"comments":       {`"stream_keepalive":"5ms"`, ""},
 		"limited engine": {`"encode_timeout":"400ms","prefill_timeout":"400ms","stream_start_timeout":"400ms","stream_keepalive":"50ms"`, "engine"},
-		"limited queue":  {`"queue_timeout":"100ms","stream_keepalive":"10ms"`, "queue"},
+		"limited queue":  {`"queue_timeout":"100ms","kv_lease":"300ms","stream_keepalive":"10ms"`, "queue"},
 	} {
 		s.load(t, config.options)
 		for _, http2 := range []bool{false, true} {

@@ -287,6 +287,7 @@ func TestDecodeAnswersForItself(t *testing.T) {
 // An instance that is busy and says so does not answer for the others; if they all do, the
 // client gets to know when to come back.
 func TestBusyInstanceIsNotTheOnlyOne(t *testing.T) {
+	t.Parallel()
 	busy := fault{Kind: fakevllm.Status, Code: 429, Message: "slow down", Header: http.Header{"Retry-After": {"7"}}}
 	for _, role := range []fakevllm.Role{fakevllm.Encode, fakevllm.Prefill, fakevllm.Decode} {
 		t.Run(string(role), func(t *testing.T) {
@@ -502,6 +503,7 @@ func TestSilentStreams(t *testing.T) {
 // With the option, a request whose media nobody can encode goes on to its consumer, unless an
 // encoder says that it is at fault, or its media may be what makes engines fail.
 func TestEncodersAreOptional(t *testing.T) {
+	t.Parallel()
 	cut := fault{Kind: fakevllm.CutBefore}
 	for name, tc := range map[string]struct {
 		encoders int

@@ -64,6 +64,7 @@ const (
 // An error as the first event of a stream is the answer's status, whatever decode needs of
 // other engines, and leads to another instance if a status would.
 func TestErrorAsFirstEvent(t *testing.T) {
+	t.Parallel()
 	const completion = `{"model":"fake","prompt":"Once upon a time","max_tokens":7}`
 	for name, tc := range map[string]struct {
 		code, status int

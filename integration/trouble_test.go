@@ -15,6 +15,7 @@ import (
 // When everything fails, engines get little more than the requests of clients; the log says
 // why there is no further attempt.
 func TestNothingWorks(t *testing.T) {
+	t.Parallel()
 	const clients, each = 8, 60
 	for _, role := range []fakevllm.Role{fakevllm.Encode, fakevllm.Prefill, fakevllm.Decode} {
 		t.Run(string(role), func(t *testing.T) {
