@@ -15,20 +15,18 @@ import (
 // A decode slot, on the other hand, is not held while prefill works, which can take minutes.
 //
 // So the gate counts those who have passed it, until they are over, and lets in as many as
-// decode has slots, and again as many (see ahead), for which blocks are ready when a slot
-// becomes free. It asks nobody while it holds its lock.
+// decode has slots, and some ahead of these, whose blocks are ready when a slot becomes
+// free. It asks nobody while it holds its lock.
 type gate struct {
-	pool *pool // decode
+	pool   *pool         // decode
+	before time.Duration // how long blocks may wait for a slot
 
 	mu      sync.Mutex
 	inside  int
 	waiting []chan struct{} // closed when let in, the next one first
+	pace    time.Duration   // between two slots that become free, on average; 0: not known yet
+	freed   time.Time       // when the last one did; zero: nobody waited for it
 }
-
-// ahead is how many requests pass for each slot of decode, those that have one included.
-// With 1, a slot is idle during the prefill of the next request; more than 2 only makes
-// blocks older.
-const ahead = 2
 
 // atGates is how many requests wait at all gates of the process.
 var atGates atomic.Int64
@@ -38,7 +36,7 @@ func (h *Handler) newGate() *gate {
 	if h.prefill == nil || h.decode.queue.limit == 0 {
 		return nil
 	}
-	return &gate{pool: h.decode}
+	return &gate{pool: h.decode, before: time.Duration(h.KVLease) / 3}
 }
 
 // slots is how many requests the instances of decode that are up can have. One is always
@@ -55,7 +53,32 @@ func (g *gate) slots() int {
 
 // room is how many may be inside. Who is inside and has no slot waits for one, and so is
 // one of the queue_size that may wait.
-func (g *gate) room(slots int) int { return slots + min((ahead-1)*slots, g.pool.queue.size) }
+func (g *gate) room(slots int) int { return slots + min(g.ahead(slots), g.pool.queue.size) }
+
+// ahead is how many may be inside besides those that have a slot: as many as get one before
+// their blocks are old, but one, and not more than there are slots. Short streams need more
+// to keep the slots in use while prefill works, long ones would let blocks get too old.
+func (g *gate) ahead(slots int) int {
+	if g.pace == 0 {
+		return max(1, slots/4)
+	}
+	return max(1, min(int(g.before/g.pace), slots))
+}
+
+// measure notes that a slot becomes free. That says something only if somebody waits for it.
+func (g *gate) measure(now time.Time, slots int) {
+	const smooth = 8
+	switch {
+	case g.inside <= slots:
+		now = time.Time{}
+	case g.freed.IsZero():
+	case g.pace == 0:
+		g.pace = max(1, now.Sub(g.freed))
+	default:
+		g.pace = max(1, g.pace+(now.Sub(g.freed)-g.pace)/smooth)
+	}
+	g.freed = now
+}
 
 // full reports whether a request would be refused now.
 func (g *gate) full() bool {
@@ -93,16 +116,32 @@ func (g *gate) wait(ctx context.Context, turn chan struct{}) error {
 	defer func() { stageWait.WithLabelValues(g.pool.stage).Observe(time.Since(start).Seconds()) }()
 	timeout := time.NewTimer(g.pool.queue.wait)
 	defer timeout.Stop()
-	select {
-	case <-turn:
-		return nil
-	case <-ctx.Done():
-	case <-timeout.C:
+	again := time.NewTicker(lookPeriod)
+	defer again.Stop()
+	for over := false; !over; {
+		select {
+		case <-turn:
+			return nil
+		case <-again.C: // there may be more instances
+			g.look()
+		case <-ctx.Done():
+			over = true
+		case <-timeout.C:
+			over = true
+		}
 	}
 	if g.giveUp(turn) {
 		return fmt.Errorf("waited %s for an instance (queue_timeout)", g.pool.queue.wait)
 	}
 	return nil
+}
+
+// look lets in those for whom there is room now.
+func (g *gate) look() {
+	slots := g.slots()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.serve(slots)
 }
 
 // passGate waits at the gate, if there is one. Having passed it, the request is not refused
@@ -156,6 +195,7 @@ func (g *gate) leave() {
 	slots := g.slots()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.measure(time.Now(), slots)
 	g.inside--
 	g.serve(slots)
 }

@@ -15,7 +15,7 @@ import (
 // gateOf is a gate in front of a dynamic pool with so many instances.
 func gateOf(instances, limit, size int) *gate {
 	q := &queue{stage: "decode", limit: limit, size: size, wait: time.Minute}
-	g := &gate{pool: &pool{stage: "decode", dynamic: true, queue: q, handler: new(reverseproxy.Handler)}}
+	g := &gate{pool: &pool{stage: "decode", dynamic: true, queue: q, handler: new(reverseproxy.Handler)}, before: time.Hour}
 	if instances > 0 {
 		g.scale(instances)
 	}
@@ -40,14 +40,14 @@ func isIn(turn chan struct{}) bool {
 	}
 }
 
-// As many get in as decode has slots, and again as many; of those that may wait at all.
+// As many get in as decode has slots, and a quarter more; of those that may wait at all.
 func TestGateLetsIn(t *testing.T) {
 	for name, tc := range map[string]struct{ instances, limit, size, in, waiting int }{
 		"one":         {1, 1, 1000, 2, 1000 - 1},
-		"two of four": {2, 4, 1000, 16, 1000 - 8},
-		"short queue": {1, 4, 2, 6, 0},
+		"two of four": {2, 4, 1000, 10, 1000 - 2},
+		"short queue": {1, 8, 1, 9, 0},
 		"no queue":    {2, 3, 0, 6, 0},
-		"unknown":     {0, 3, 10, 6, 7},
+		"unknown":     {0, 3, 10, 4, 9},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := gateOf(tc.instances, tc.limit, tc.size)
@@ -89,15 +89,62 @@ func TestGateFollowsTheInstances(t *testing.T) {
 	}
 	g.scale(2)
 	g.leave()
-	assert.True(t, isIn(turns[4]), "4 may be in, and one has left")
+	assert.True(t, isIn(turns[3]), "3 may be in, and one has left")
+	assert.False(t, isIn(turns[4]))
 	g.scale(1)
 	last, err := g.join()
 	require.NoError(t, err)
 	g.leave()
 	g.leave()
+	assert.True(t, isIn(turns[4]))
 	assert.False(t, isIn(last), "2 are in")
 	g.leave()
 	assert.True(t, isIn(last))
+}
+
+// The faster slots become free, the more get in ahead of them.
+func TestGateKeepsPace(t *testing.T) {
+	for name, tc := range map[string]struct {
+		every time.Duration
+		ahead int
+	}{
+		"short streams":     {time.Millisecond, 16},
+		"each second":       {time.Second, 10},
+		"each four seconds": {4 * time.Second, 2},
+		"long streams":      {time.Minute, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const slots = 16
+			g, now := &gate{before: 10 * time.Second, inside: slots + 1}, time.Now()
+			assert.Equal(t, slots/4, g.ahead(slots), "not known yet")
+			for range 40 {
+				now = now.Add(tc.every)
+				g.measure(now, slots)
+			}
+			assert.Equal(t, tc.ahead, g.ahead(slots))
+
+			g.inside = slots // nobody waits, for an hour
+			g.measure(now.Add(tc.every), slots)
+			g.inside = slots + 1
+			g.measure(now.Add(time.Hour), slots)
+			g.measure(now.Add(time.Hour+tc.every), slots)
+			assert.Equal(t, tc.ahead, g.ahead(slots))
+		})
+	}
+}
+
+// Who waits finds out by itself that there are more instances.
+func TestGateSeesNewInstances(t *testing.T) {
+	g := gateOf(1, 1, 1000)
+	for range 2 {
+		_, err := g.join()
+		require.NoError(t, err)
+	}
+	turn, err := g.join()
+	require.NoError(t, err)
+	g.scale(2)
+	require.NoError(t, g.wait(t.Context(), turn))
+	assert.Equal(t, 3, g.inside)
 }
 
 // Who waits too long, or goes away, leaves nothing behind: not even if it is let in at that

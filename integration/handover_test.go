@@ -137,7 +137,7 @@ func (c *caddy) waiting(t *testing.T) int {
 	return int(c.metrics(t)[`caddy_epd_stage_requests_waiting{stage="decode"}`])
 }
 
-// While decode is busy, as many requests are prefilled as it has slots, and the rest wait
+// While decode is busy, few requests more are prefilled than it has slots, and the rest wait
 // before, in turn. Who waits there for too long, or comes when too many do, is refused, and
 // prefill has not heard of it; who has been prefilled is not.
 func TestRefusedBeforePrefill(t *testing.T) {
