@@ -115,6 +115,7 @@ func TestWhatTheRetryBudgetPaysFor(t *testing.T) {
 	h.encode.budget.tokens = -100
 	x, spent := &exchange{h: h}, testutil.ToFloat64(budgetSpent.WithLabelValues("encode"))
 	a := x.attempts(h.encode)
+	a.begun = time.Now()
 	free := fail(refused, 0, "a:1")
 	x.settle(a, free)
 	assert.False(t, free.final, "a refused connection costs nothing")

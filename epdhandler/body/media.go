@@ -90,10 +90,24 @@ func (p *mediaParser) messages(s *scanner) error {
 		}
 		var seen names
 		return s.object(&seen, func(m member) error {
-			if string(m.name) != "content" || s.peek() != '[' {
+			first := s.peek()
+			if first != '[' && first != '{' {
 				return s.value()
 			}
-			return s.list(func(part int) error { return p.part(s, message, part) })
+			switch string(m.name) {
+			case "content":
+				if first == '[' {
+					return s.list(func(part int) error { return p.part(s, message, part) })
+				}
+			case "reasoning", "reasoning_content":
+				if !p.trusted { // vLLM 0.33 takes prompt_embeds there (renderers/chat_utils/chat_message.py)
+					return &Error{
+						Message: fmt.Sprintf("the %s of message %d must be a string", m.name, message),
+						Param:   fmt.Sprintf("messages[%d].%s", message, m.name),
+					}
+				}
+			}
+			return s.value()
 		})
 	})
 }
@@ -196,7 +210,7 @@ type part struct {
 	bad    bool   // the media member has no form that vLLM knows
 
 	typ    Range  // of its value; empty if it is missing
-	typed  bool   // it is not null
+	odd    bool   // it is no string
 	text   string // the type, if it is a string and not too long
 	uuid   Range  // of its value
 	named  bool   // uuid is not null
@@ -228,8 +242,9 @@ func (it *part) member(s *scanner, m member, null bool) error {
 		return err
 	case string(m.name) == "type":
 		err := s.value()
-		it.typ, it.typed = Range{start, s.i}, !null
-		if v := s.b[start:s.i]; err == nil && v[0] == '"' && len(v) <= maxType+2 {
+		it.typ = Range{start, s.i}
+		v := s.b[start:s.i]
+		if it.odd = err == nil && v[0] != '"'; err == nil && !it.odd && len(v) <= maxType+2 {
 			it.text = string(unescape(v[1 : len(v)-1]))
 		}
 		return err
@@ -286,6 +301,8 @@ func (it *part) problem(trusted bool) *Error {
 		return &Error{Message: fmt.Sprintf(format, args...), Param: member}
 	}
 	switch {
+	case it.odd: // vLLM answers 500, having loaded the media
+		return wrong("type", "has a type that is no string")
 	case it.second:
 		return wrong("", "has more than one media member; send one part for each")
 	case kind == imagePIL || typeKind == imagePIL:
@@ -300,7 +317,7 @@ func (it *part) problem(trusted bool) *Error {
 		return wrong(typeKind, "has no %s", typeKind)
 	case !encoded:
 		return nil
-	case it.typed && typeKind != kind && !named:
+	case !it.typ.empty() && typeKind != kind && !named:
 		return wrong("type", "has %s, but its type is another", kind)
 	case it.bad, !named && it.misformed():
 		return wrong(kind, "has %s in no known form: it must be %s", kind, it.form())
@@ -317,7 +334,7 @@ func (it *part) misformed() bool {
 	if it.text == inputImage {
 		return !isString || !it.detail
 	}
-	return isString && it.typed
+	return isString && !it.typ.empty()
 }
 
 // form is what the value should be.

@@ -19,7 +19,6 @@ func TestItems(t *testing.T) {
 		`{"image_url":"https://x/y.png"}`:                                                     "image_url",
 		`{"image_url":{"url":"file:///x.png"}}`:                                               "image_url",
 		`{"image_url":{"url":"https://x/y.png"},"type":"image_url"}`:                          "image_url",
-		`{"type":null,"image_url":"https://x/y.png"}`:                                         "image_url",
 		`{"type":"audio_url","audio_url":{"url":"https://x/y.wav"}}`:                          "audio_url",
 		`{"audio_url":"https://x/y.wav"}`:                                                     "audio_url",
 		`{"type":"input_image","image_url":"https://x/y.png","detail":"auto"}`:                "image_url",
@@ -49,7 +48,6 @@ func TestNoItems(t *testing.T) {
 		`{"type":"text","text":"image_url"}`,
 		`{"type":"text","text":"x","image_url":null}`,
 		`{"type":"file","file":{"file_data":"x"}}`,
-		`{"type":5}`,
 		`{"image_url":null}`,
 		`{"IMAGE_URL":"x"}`,
 		`"https://x/y.png"`,
@@ -94,7 +92,10 @@ func TestParseChatRefuses(t *testing.T) {
 		"two media, one unknown":    {chat(`{"image_url":"y","prompt_embeds":0}`), "has more than one media member", part},
 		"other type":                {chat(`{"type":"image_url","video_url":{"url":"x"}}`), "has video_url, but its type is another", part + ".type"},
 		"text and media":            {chat(`{"type":"text","text":"x","image_url":{"url":"x"}}`), "has image_url, but its type is another", part + ".type"},
-		"type a number":             {chat(`{"type":5,"image_url":"x"}`), "its type is another", part + ".type"},
+		"type a number":             {chat(`{"type":5,"image_url":"x"}`), "has a type that is no string", part + ".type"},
+		"type null":                 {chat(`{"type":null,"text":"x"}`), "has a type that is no string", part + ".type"},
+		"thoughts of tensors":       {`{"messages":[{"role":"assistant","reasoning":{"type":"prompt_embeds","data":"AAAA"}}]}`, "the reasoning of message 0 must be a string", "messages[0].reasoning"},
+		"old name of thoughts":      {`{"messages":[{},{"reasoning_content": ["x"]}]}`, "the reasoning_content of message 1 must be a string", "messages[1].reasoning_content"},
 		"a long type":               {chat(`{"type":"` + strings.Repeat("x", 1000) + `","image_url":"x"}`), "its type is another", part + ".type"},
 		"a string with a type":      {chat(`{"type":"image_url","image_url":"x"}`), `has image_url in no known form: it must be {"url": "…"}`, url},
 		"Responses, an object":      {chat(`{"type":"input_image","image_url":{"url":"x"},"detail":"auto"}`), "it must be a string, and there must be detail", url},
@@ -139,7 +140,7 @@ func TestBlanks(t *testing.T) {
 		`{"image_url":"x"}`:                                  `{"image_url":"x"}`,
 		`{"type":"text","text":"x","uuid":"u"}`:              `{"type":"text","text":"x"}`,
 		`{"uuid":"u","image_url":"x"}`:                       `{"image_url":"x"}`,
-		`{"type":null , "uuid" : "u" , "image_url":"x"}`:     `{"type":null , "image_url":"x"}`,
+		`{"foo":null , "uuid" : "u" , "image_url":"x"}`:      `{"foo":null , "image_url":"x"}`,
 		`{"image_url":{"url":"x","uuid":"i"},"uu\u0069d":1}`: `{"image_url":{"url":"x","uuid":"i"}}`,
 		`{"type":"text","text":"x","uuid":null}`:             `{"type":"text","text":"x"}`,
 		`{"type":"text","text":"\"uuid\":\"u\""}`:            `{"type":"text","text":"\"uuid\":\"u\""}`,
@@ -195,10 +196,10 @@ func TestTrusted(t *testing.T) {
 // client's counts, and without one the type must fit.
 func TestUUIDMakesAnItem(t *testing.T) {
 	for part, kind := range map[string]string{
-		`{"type":"text","text":"x","uuid":"u","image_url":"https://x"}`:          "image_url",
-		`{"type":"image_url","uuid":"u","video_url":{"url":"https://x"}}`:        "video_url",
-		`{"type":"file","image_pil":null,"audio_url":"https://x","uuid":"u"}`:    "audio_url",
-		`{"type":7,"uuid":"","input_audio":{"data":"AAAA"},"image_embeds":null}`: "input_audio",
+		`{"type":"text","text":"x","uuid":"u","image_url":"https://x"}`:           "image_url",
+		`{"type":"image_url","uuid":"u","video_url":{"url":"https://x"}}`:         "video_url",
+		`{"type":"file","image_pil":null,"audio_url":"https://x","uuid":"u"}`:     "audio_url",
+		`{"type":"","uuid":"","input_audio":{"data":"AAAA"},"image_embeds":null}`: "input_audio",
 	} {
 		b, err := ParseChat([]byte(chat(part)), 1, true)
 		require.NoError(t, err, part)
@@ -283,7 +284,7 @@ func TestAppendAlone(t *testing.T) {
 		`{"foo":1,"image_url":{ "url":"x","detail":"low"},"type":"image_url"}`:           `{"foo":1,"image_url":{ "url":"x","detail":"low"},"type":"image_url"}`,
 		`{"foo":1,"image_url":{ "url":"x","detail":"low"}}`:                              `{"type":"image_url","image_url":{ "url":"x","detail":"low"}}`,
 		`{"image_url":{"url":"x"}}`:                                                      `{"type":"image_url","image_url":{"url":"x"}}`,
-		`{"type":null,"video_url":"\u0041"}`:                                             `{"type":"video_url","video_url":{"url":"\u0041"}}`,
+		`{"video_url":"\u0041"}`:                                                         `{"type":"video_url","video_url":{"url":"\u0041"}}`,
 		`{"type":"input_image","image_url":"x","detail":"auto"}`:                         `{"type":"image_url","image_url":{"url":"x"}}`,
 		`{"audio_url":"x"}`:                                                              `{"type":"audio_url","audio_url":{"url":"x"}}`,
 		`{"input_audio":{"format":"mp3","data":"x"}}`:                                    `{"type":"input_audio","input_audio":{"format":"mp3","data":"x"}}`,
@@ -304,7 +305,7 @@ func TestRefer(t *testing.T) {
 	for part, want := range map[string]string{
 		`{"type":"image_url","image_url":{"url":"x"}}`:                        `{"type":"image_embeds","image_embeds":7,"uuid":"u"}`,
 		`{"image_url":"x"}`:                                                   `{"type":"image_embeds","image_embeds":7,"uuid":"u"}`,
-		`{"type":null,"image_url":"x","foo":1}`:                               `{"type":"image_embeds","image_embeds":7,"foo":1,"uuid":"u"}`,
+		`{"image_url":"x","foo":1}`:                                           `{"type":"image_embeds","image_embeds":7,"foo":1,"uuid":"u"}`,
 		`{"foo":1,"\u0069mage_url":{"url":"x"} , "type" : "image_url","b":2}`: `{"foo":1,"image_embeds":7 , "type" : "image_embeds","b":2,"uuid":"u"}`,
 	} {
 		b, err := ParseChat([]byte(chat(part)), 1, false)

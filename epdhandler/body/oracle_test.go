@@ -137,7 +137,11 @@ func plainly(raw string, r reading) bool {
 			nulls++
 		}
 	}
-	if typ, _ := part["type"].(string); media == 0 {
+	typ, typed := part["type"].(string)
+	if _, there := part["type"]; there && !typed {
+		return false // an engine loads the media, and then answers 500
+	}
+	if media == 0 {
 		kind, _ := carrier(typ)
 		return len(r.Load) == 0 && (part["uuid"] == nil || nulls == 0) && kind == "" && typ != inputImage
 	}
