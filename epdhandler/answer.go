@@ -99,6 +99,7 @@ type response struct {
 
 	held      answer   // what was not accepted
 	opening   *opening // of a stream; nil if there is none, or it has begun
+	pending   bool     // held has the status and header of an answer whose first byte has not come
 	silence   *silence
 	keepalive *keepalive
 	committed bool // the client has the status
@@ -132,7 +133,17 @@ func (w *response) WriteHeader(status int) {
 	case !w.accept(status) || w.keepalive.end():
 		w.held.WriteHeader(status)
 	default:
-		w.commit(status, w.held.header)
+		w.held.WriteHeader(status)
+		w.pending = true
+	}
+}
+
+// whole gives the client the status and header of an answer that has not been cut before
+// its first byte.
+func (w *response) whole() {
+	if w.pending {
+		w.pending = false
+		w.commit(w.held.status, w.held.header)
 	}
 }
 
@@ -186,6 +197,7 @@ func (w *response) Write(p []byte) (int, error) {
 		w.open(p)
 		return len(p), nil
 	}
+	w.whole()
 	if !w.committed {
 		return w.held.Write(p)
 	}
@@ -254,6 +266,9 @@ func (w *response) begin() {
 // came after it does not matter, nor how that ended.
 func (w *response) close(cut bool) (failed bool) {
 	defer func() { w.usage.flush(w.put) }()
+	if !cut {
+		w.whole()
+	}
 	o := w.opening
 	if o == nil {
 		return false

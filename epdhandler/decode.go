@@ -31,6 +31,7 @@ func (x *exchange) decode() (f *failure) {
 	if x.streams() {
 		c.encoding = []string{"identity"} // what is compressed cannot be seen to be an error
 	}
+	c.spends, c.alone = x.transferred() || x.consumer != nil, x.alone
 	x.pin(c, x.h.decode)
 	x.guardBlocks(c, cancel)
 	w := x.response()
@@ -40,7 +41,13 @@ func (x *exchange) decode() (f *failure) {
 	x.decoding.note(c)
 	if c.stale {
 		x.decoding.made-- // nobody was asked
-		return &failure{reason: expired, stage: "decode", call: c, cause: errStale}
+		return again(c, errStale)
+	}
+	if c.lost {
+		return x.lostOnTheWay(c)
+	}
+	if err == nil && c.unframed && w.stream && !w.ended() {
+		err = errBroke // which looks like the end
 	}
 	if w.close(err != nil) {
 		ctx, err = x.r.Context(), nil

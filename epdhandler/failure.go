@@ -22,7 +22,7 @@ type reason string
 
 const (
 	canceled    reason = "canceled"    // by the client, or because a sibling failed
-	expired     reason = "expired"     // the blocks of prefill, before decode had room; no instance has failed
+	expired     reason = "expired"     // what earlier stages have made, before it was used; no instance has failed
 	timedOut    reason = "timeout"     // a time limit of ours or of the transport
 	unavailable reason = "unavailable" // no instance is up, so there was nobody to ask
 	overloaded  reason = "overloaded"  // no instance is free, and the queue full, or the wait too long
@@ -32,7 +32,7 @@ const (
 	rejected    reason = "rejected"    // a bad status that is the request's own fault: 4xx
 )
 
-// reasons are those of failures. That somebody canceled is none, nor that blocks expired.
+// reasons are those of failures. That somebody canceled is none, nor that something expired.
 var reasons = []reason{timedOut, unavailable, overloaded, refused, broken, badStatus, rejected}
 
 // failure is why an attempt, or the whole request, failed, and what the client

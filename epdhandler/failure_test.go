@@ -129,6 +129,8 @@ func TestInformationalAnswersAreNotTheAnswer(t *testing.T) {
 	assert.False(t, w.committed)
 	w.Header().Set("X-Request-Id", "engine's")
 	w.WriteHeader(http.StatusCreated)
+	assert.False(t, w.committed, "it may still break off before its first byte")
+	assert.False(t, w.close(false))
 	assert.Equal(t, http.StatusCreated, client.Code)
 	assert.Equal(t, []string{"id"}, client.Header()["X-Request-Id"])
 }

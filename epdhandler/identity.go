@@ -25,7 +25,11 @@ func (x *exchange) identify() []string {
 		if uuids[i] = items[i].UUID; uuids[i] == "" {
 			h := hmac.New(sha256.New, salt)
 			for _, options := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs} {
-				body.WriteField(h, x.body.Value(options))
+				v := x.body.Value(options)
+				if body.IsNull(v) || string(v) == "{}" {
+					v = nil // which is the same
+				}
+				body.WriteField(h, v)
 			}
 			x.body.WriteMedia(h, items[i])
 			uuids[i] = hex.EncodeToString(h.Sum(nil))

@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"errors"
 	"net/http"
 	"time"
 
@@ -65,7 +66,7 @@ func (x *exchange) pass() *failure {
 func (x *exchange) restore(f *failure) {
 	spent := f.stage == "prefill" && x.handles != nil || f.stage == "decode" && x.transferred()
 	lost := x.lost(f)
-	if x.refers(f.stage) && (lost || f.reason == broken && f.call.reached) {
+	if died := f.call.reached && (f.reason == broken || f.call.lost); x.refers(f.stage) && (lost || died) {
 		// an engine that lacks an embedding dies of a reference to it (vLLM 0.32): the
 		// next one gets the media
 		x.raw, x.referred, x.consumers = true, false, x.withUUIDs()
@@ -82,6 +83,24 @@ func (x *exchange) restore(f *failure) {
 		x.encoded, x.handles, x.consumers, x.referred = false, nil, nil, false
 		x.dropConsumer()
 	}
+}
+
+// lostOnTheWay is what becomes of a call that met the end of an idle connection, of which
+// nobody can say whether the engine has got what the call brought. It counts as spent, but
+// not as a failure of the engine. This happens to a request once: the next attempts have
+// connections of their own.
+func (x *exchange) lostOnTheWay(c *call) *failure {
+	x.alone = true
+	return again(c, errIdleEnded)
+}
+
+var errIdleEnded = errors.New("an idle connection ended")
+
+// again has the stages done again whose results a call brought, and then the stage of the call.
+func again(c *call, why error) *failure {
+	f := &failure{reason: expired, stage: c.stage, call: c, cause: why}
+	c.end(f)
+	return f
 }
 
 // lost reports whether an engine may have failed because it could not get what others

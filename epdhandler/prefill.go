@@ -30,8 +30,12 @@ func (x *exchange) prefill() (f *failure) {
 		body:   prefillBody(x.forConsumers(), x.carry(body.ECTransferParams, x.handles)),
 		clock:  clock,
 	}
+	c.spends, c.alone = x.handles != nil || x.consumer != nil, x.alone
 	x.pin(c, x.h.prefill)
 	a, f := x.ask(ctx, x.prefilling, c)
+	if c.lost {
+		return x.lostOnTheWay(c)
+	}
 	if f == nil {
 		kv, cached, err := transferParams(a.body.Bytes())
 		if err == nil {

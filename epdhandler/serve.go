@@ -28,6 +28,7 @@ type exchange struct {
 	engineID string // x-request-id, for engines
 
 	inside bool   // it has passed the gate
+	alone  bool   // an idle connection has ended, so the stages get connections of their own
 	direct string // the member for which decode does without prefill, empty if it does not
 
 	// What the stages have come to:

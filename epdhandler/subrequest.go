@@ -35,6 +35,8 @@ type call struct {
 	clock        *silence       // what the time limit goes by
 	pinned       string         // the only instance that it may go to, whose slot it has
 	rank         string         // of that instance
+	spends       bool           // it brings what engines give only once
+	alone        bool           // it gets a connection of its own
 	attempt      int            // of the stage, from 1
 	items        []int          // the media items that it is about, in encode
 
@@ -44,7 +46,9 @@ type call struct {
 	status   int       // of the engine's last answer, 0 if there was none
 	chosen   []string  // the instances that the load balancing chose, the last one answered
 	reached  bool      // a connection was there, so an engine may have got the request
+	lost     bool      // an idle connection ended, perhaps with what the call brought
 	broke    bool      // the answer ended in its middle
+	unframed bool      // nothing but the end of the connection says that the answer ended
 	stale    bool      // there was a slot for it, but its KV blocks were too old
 	crowded  error     // why there was no slot for it; nil if there was
 	chosenAt time.Time // zero: when no instance was ejected
@@ -183,8 +187,9 @@ var (
 		prefixes: []string{"Content-", "If-", ":"},
 	}
 	steering = headerNames{
-		names: []string{"X-Vllm-Priority", "X-Data-Parallel-Rank", "X-Data-Parallel-Host-Port", "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "X-Kv-Cache-Source-Host-Port", "Epp-Profile",
-			"X-Dp-Rank", "X-Prefill-Dp-Rank", "X-Worker-Instance-Id", "X-Prefill-Instance-Id"},
+		names: []string{"X-Vllm-Priority", "X-Data-Parallel-Rank", "X-Data-Parallel-Host-Port", "X-Prefiller-Host-Port", "X-Prefiller-Url", "X-Encoder-Hosts-Ports", "X-Kv-Cache-Source-Host-Port", "Epp-Profile",
+			"X-Dp-Rank", "X-Prefill-Dp-Rank", "X-Worker-Instance-Id", "X-Prefill-Instance-Id",
+			"Endpoint-Load-Metrics-Format"}, // answers tell the load then
 		prefixes: []string{"X-Llm-D-", "X-Dynamo-", "X-Smg-", "X-Gateway-Destination-Endpoint"},
 	}
 )

@@ -21,7 +21,8 @@ import (
 
 // replayTransport gives every round trip of a sub-request its body anew, and
 // repeats one, once and on a connection of its own, that met a connection which the
-// engine had closed in the meantime. It notes answers that end in their middle.
+// engine had closed in the meantime: unless it brings what engines give only once, and the
+// engine may have got it after all. It notes answers that end in their middle.
 //
 // Without it a body could be sent once only, and requests would fail whenever
 // they meet the end of an idle connection: net/http repeats a POST only if it can
@@ -63,21 +64,26 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	trip := new(roundTrip)
 	start := time.Now()
-	res, err := t.HTTPTransport.RoundTrip(trip.request(r, c))
+	res, err := t.send(trip.request(r, c), c.alone)
 	c.reached = c.reached || trip.connected.Load()
-	if err != nil && t.fresh != nil && trip.stale(err) && r.Context().Err() == nil {
-		if c.renew != nil {
-			c.renew()
+	if err != nil && t.fresh != nil && r.Context().Err() == nil {
+		switch stale, sure := trip.stale(err); {
+		case stale && c.spends && !sure:
+			c.lost = true
+		case stale:
+			if c.renew != nil {
+				c.renew()
+			}
+			again := new(roundTrip).request(r, c)
+			again.Header = again.Header.Clone()
+			again.Header["X-Request-Id"] = []string{c.idHead + hex6()} // should it know the other after all
+			res, err = t.send(again, true)
 		}
-		again := new(roundTrip).request(r, c)
-		again.Header = again.Header.Clone()
-		again.Header["X-Request-Id"] = []string{c.idHead + hex6()} // should it know the other after all
-		t.SetScheme(again)
-		res, err = t.fresh.RoundTrip(again)
 	}
-	c.broke, c.status = false, 0
+	c.broke, c.unframed, c.status = false, false, 0
 	if err == nil {
 		c.status = res.StatusCode
+		c.unframed = res.ContentLength < 0 && res.TransferEncoding == nil && res.ProtoMajor == 1 && !res.Uncompressed
 	}
 	if err == nil && c.body != nil { // a question that costs nothing would make the instance look fast
 		historyOf(instance{c.stage, c.upstream()}).answered(time.Since(start))
@@ -86,6 +92,15 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		res.Body = answerBody{res.Body, c}
 	}
 	return res, err
+}
+
+// send makes a round trip, if alone on a connection of its own.
+func (t replayTransport) send(r *http.Request, alone bool) (*http.Response, error) {
+	if alone && t.fresh != nil {
+		t.SetScheme(r)
+		return t.fresh.RoundTrip(r)
+	}
+	return t.HTTPTransport.RoundTrip(r)
 }
 
 // answerBody is the body of an engine's answer. If it breaks off, the call knows it,
@@ -145,19 +160,20 @@ func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
 	return r
 }
 
-// stale reports whether err is the end of an idle connection, found too late.
-func (t *roundTrip) stale(err error) bool {
+// stale reports whether err is the end of an idle connection, found too late, and whether
+// the engine surely has not got the request.
+func (t *roundTrip) stale(err error) (stale, sure bool) {
 	if !t.reused.Load() || t.answered.Load() {
-		return false
+		return false, false
 	}
 	if strings.Contains(err.Error(), "server closed idle connection") { // net/http is sure
-		return true
+		return true, true
 	}
 	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
-		return false
+		return false, false
 	}
 	sent := t.sent.Load()
-	return sent == nil || time.Since(*sent) < staleWindow
+	return sent == nil || time.Since(*sent) < staleWindow, sent == nil
 }
 
 func isHTTP2(c net.Conn) bool {

@@ -207,6 +207,36 @@ func TestWhatIsSpentIsMadeAgain(t *testing.T) {
 	}
 }
 
+// When an idle connection ends just as a request is sent on it, the engine may have got the
+// request. What that brings is then made again, and does not reach engines twice.
+func TestIdleConnectionThatEndsWithARequest(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		prefills int
+		handles  bool
+		requests [3]int
+	}{
+		"kv blocks":             {1, false, [3]int{1, 2, 2}},
+		"kv blocks and handles": {1, true, [3]int{2, 2, 2}},
+		"handles":               {0, true, [3]int{2, 0, 2}},
+		"nothing":               {0, false, [3]int{1, 0, 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := startEngines(t, 1, tc.prefills, 1, func(o *fakevllm.Options) { o.Handles = tc.handles })
+			c := startCaddy(t, e.block("retries 0"))
+			body := chat("", image("AAAA"))
+			assertAnswer(t, body, c.post(t, body))
+			e.reset()
+			setFault(fault{Kind: fakevllm.CutBefore, Times: 1, Spend: true}, e.decode...)
+			assertAnswer(t, body, c.post(t, body))
+			e.assertRequests(t, tc.requests[0], tc.requests[1], tc.requests[2])
+			e.assertContract(t)
+			c.assertNoLeaks(t)
+		})
+	}
+}
+
 // A prefill that dies before decode has read its KV blocks takes them with it. Of a stream
 // decode says so when it has begun; the client sees nothing of that.
 func TestPrefillDiesBeforeDecode(t *testing.T) {

@@ -234,3 +234,65 @@ func TestCompressedStreams(t *testing.T) {
 	r = c.post(t, chatStream, "Accept-Encoding: gzip")
 	assert.Contains(t, string(r.body), "the decode stage gave no valid answer")
 }
+
+// An answer that is no stream, and breaks off before its first byte, has not begun: another
+// instance is asked, and if there is none, the client gets to know.
+func TestAnswerThatBreaksOffBeforeItsFirstByte(t *testing.T) {
+	t.Parallel()
+	const whole = `{"model":"m","messages":[]}`
+	header := func(status, length int) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			if length > 0 {
+				w.Header().Set("Content-Length", fmt.Sprint(length))
+			}
+			w.WriteHeader(status)
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}
+	}
+	good := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{}`) }
+	for _, status := range []int{200, 400, 500} {
+		for _, length := range []int{0, 50} {
+			c := startDecoders(t, "", header(status, length), good)
+			r := c.post(t, whole)
+			assert.Equal(t, http.StatusOK, r.StatusCode, "%s", r.body)
+			assert.Equal(t, `{}`, string(r.body))
+
+			c = startDecoders(t, "", header(status, length))
+			r = c.post(t, whole)
+			assert.Equal(t, http.StatusBadGateway, r.StatusCode)
+			assert.Equal(t, "decode_failed", r.apiError(t).str("code"))
+		}
+	}
+	empty := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }
+	assert.Equal(t, http.StatusNoContent, startDecoders(t, "", empty).post(t, whole).StatusCode)
+}
+
+// A stream that ends with its connection, without its last event, may have been cut.
+func TestStreamWithoutFraming(t *testing.T) {
+	t.Parallel()
+	unframed := func(events ...string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"+strings.Join(events, ""))
+		}
+	}
+	const token = "data: " + tokenEvent + "\n\n"
+	c := startDecoders(t, "", unframed(token, "data: [DONE]\n\n"))
+	r := c.post(t, chatStream)
+	assert.Equal(t, token+"data: [DONE]\n\n", string(r.body))
+
+	c = startDecoders(t, "", unframed(token, token[:len(token)/2]))
+	res, err := c.send(t.Context(), c.client(t, true), http.MethodPost, chatPath, chatStream)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	got, err := io.ReadAll(res.Body)
+	assert.Error(t, err)
+	assert.Contains(t, string(got), `data: {"error"`)
+}

@@ -44,8 +44,10 @@ func (b *Body) AppendAlone(pieces [][]byte, i Item, uuid []byte) [][]byte {
 	case !common && len(format) <= maxFormat:
 		// this is what vLLM makes of it
 		pieces = append(pieces, open("audio_url"), []byte(`{"url":"data:audio/`), formatText(format), []byte(`;base64,`), b.Slice(i.payload), []byte(`"}`))
-	default:
+	case i.Kind == inputAudio:
 		pieces = append(pieces, open(i.Kind), b.Slice(i.value))
+	default: // without detail and the like, which would have to be right then
+		pieces = append(pieces, open(i.Kind), []byte(`{"url":`), b.Slice(Range{i.payload.Start - 1, i.payload.End + 1}), []byte("}"))
 	}
 	if uuid != nil {
 		pieces = append(pieces, []byte(`,"uuid":`), uuid)

@@ -282,7 +282,7 @@ func TestAppendAlone(t *testing.T) {
 	for part, want := range map[string]string{
 		`{"type":"image_url","image_url":{"url":"x"}}`:                                   `{"type":"image_url","image_url":{"url":"x"}}`,
 		`{"foo":1,"image_url":{ "url":"x","detail":"low"},"type":"image_url"}`:           `{"foo":1,"image_url":{ "url":"x","detail":"low"},"type":"image_url"}`,
-		`{"foo":1,"image_url":{ "url":"x","detail":"low"}}`:                              `{"type":"image_url","image_url":{ "url":"x","detail":"low"}}`,
+		`{"foo":1,"image_url":{ "url":"x","detail":"low"}}`:                              `{"type":"image_url","image_url":{"url":"x"}}`,
 		`{"image_url":{"url":"x"}}`:                                                      `{"type":"image_url","image_url":{"url":"x"}}`,
 		`{"video_url":"\u0041"}`:                                                         `{"type":"video_url","video_url":{"url":"\u0041"}}`,
 		`{"type":"input_image","image_url":"x","detail":"auto"}`:                         `{"type":"image_url","image_url":{"url":"x"}}`,
