@@ -27,7 +27,9 @@ var overload = flag.Duration("overload", 0, "how long TestOverload overloads Cad
 //
 //	go test ./integration -run TestOverload -v -args -overload 2m
 func TestOverload(t *testing.T) {
-	// not in parallel: it measures
+	if *overload == 0 {
+		t.Parallel() // else it measures times
+	}
 	if buildFlags != nil {
 		t.Skip("the race detector takes memory of its own")
 	}

@@ -22,7 +22,7 @@ func modern(o *fakevllm.Options) { o.Modern, o.VaryShapes = true, true }
 // medley is a request like no other with media of all kinds, some of them twice.
 func medley(n int) string {
 	name := fmt.Sprintf("%08d", n)
-	parts := []string{text("request " + name), image(name + strings.Repeat("QUJD", (n*7919)%20_000))}
+	parts := []string{text("request " + name), image(name + data(n))}
 	if n%2 == 0 {
 		parts = append(parts, image("Twice"+name), text("and again"), image("Twice"+name))
 	}

@@ -67,6 +67,9 @@ func newItem(l load, options string) (item, error) {
 
 // falsy is Python's idea of nothing.
 func falsy(raw json.RawMessage) bool {
+	if len(raw) > 2 && raw[0] == '"' {
+		return false // worth it: media are megabytes
+	}
 	switch compact(raw) {
 	case "null", "false", "0", `""`, "[]", "{}":
 		return true
