@@ -378,7 +378,7 @@ func endedRightly(body string, err error) bool {
 
 // When Caddy stops, requests and streams that have begun end as they should.
 func TestStopUnderLoad(t *testing.T) {
-	t.Parallel()
+	// not in parallel: on a busy machine streams last longer than the grace period
 	e := startEngines(t, 2, 1, 2, func(o *fakevllm.Options) {
 		o.ChunkDelay = 5 * time.Millisecond
 		if o.Role == fakevllm.Encode {
