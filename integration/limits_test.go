@@ -188,10 +188,17 @@ func TestClientLeavesTheQueue(t *testing.T) {
 	c := startCaddy(t, e.block("encode_limit 1", "queue_size 1"))
 	release := c.occupy(t, chat("", image("HELD")), "HELD", e.encode...)
 	for range 3 {
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		_, err := c.send(ctx, c.client(t, true), http.MethodPost, chatPath, chat("", image("GONE"), image("AWAY")), "X-Request-Id: left")
-		assert.ErrorIs(t, err, context.DeadlineExceeded)
-		cancel()
+		ctx, leave := context.WithCancel(t.Context())
+		left := make(chan error, 1)
+		go func() {
+			_, err := c.send(ctx, c.client(t, true), http.MethodPost, chatPath, chat("", image("GONE"), image("AWAY")), "X-Request-Id: left")
+			left <- err
+		}()
+		waiting := func() float64 { return c.metrics(t)[`caddy_epd_stage_requests_waiting{stage="encode"}`] }
+		require.Eventually(t, func() bool { return waiting() == 1 }, waitLong, tick)
+		leave()
+		assert.ErrorIs(t, <-left, context.Canceled)
+		require.Eventually(t, func() bool { return waiting() == 0 }, waitLong, tick)
 	}
 	for _, e := range c.entries(t, 3, func(e entry) bool { return e.str("epd", "request_id") == "left" }) {
 		assert.Equal(t, 499.0, e.at("status"))

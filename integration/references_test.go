@@ -440,36 +440,32 @@ func TestPush(t *testing.T) {
 func TestConsumerDies(t *testing.T) {
 	t.Parallel()
 	for topology, n := range map[string][3]int{"E+PD": {1, 0, 2}, "E+P+D": {1, 2, 1}} {
-		t.Run(topology, func(t *testing.T) {
-			t.Parallel()
-			role := consuming(n[1])
-			e := startEngines(t, n[0], n[1], n[2], modern, consumers(role, 2))
-			list := e.of(role)
-			patient := "health_fails 1000"
-			c := startCaddy(t, e.block("references", "encode "+patient, "prefill "+patient, "decode "+patient,
-				string(role)+" lb_policy first", "encode_limit 8", e.pushing(role, 2)))
-			for name, begin := range map[string]func(){
-				"refuses":   list[0].Kill,
-				"breaks":    func() { list[0].SetFault(fault{Kind: fakevllm.CutBefore, Spend: true}) },
-				"says 503":  func() { list[0].SetFault(fault{Kind: fakevllm.Status, Code: 503, Spend: true, Message: "no"}) },
-				"lost that": func() { list[0].SetFault(fault{Kind: fakevllm.Status, Code: 500, Spend: true, Message: "no"}) },
-			} {
-				e.reset()
-				begin()
-				for i, body := range []string{chat("", image(name[:4]), image("BBBB")), stream(chat("", image("CCCC"+name[:4])))} {
-					r := c.do(t, http.MethodPost, chatPath, body)
-					require.Equal(t, http.StatusOK, r.StatusCode, "%s, %d: %s", name, i, r.body)
-					assertAnswer(t, body, r)
-				}
-				list[0].SetFault(fault{})
-				if name == "refuses" {
-					require.NoError(t, list[0].Restart())
+		for name, begin := range map[string]func(*fakevllm.Engine){
+			"refuses": (*fakevllm.Engine).Kill,
+			"breaks":  func(e *fakevllm.Engine) { e.SetFault(fault{Kind: fakevllm.CutBefore, Spend: true}) },
+			"says 503": func(e *fakevllm.Engine) {
+				e.SetFault(fault{Kind: fakevllm.Status, Code: 503, Spend: true, Message: "no"})
+			},
+			"lost that": func(e *fakevllm.Engine) {
+				e.SetFault(fault{Kind: fakevllm.Status, Code: 500, Spend: true, Message: "no"})
+			},
+		} {
+			t.Run(topology+", "+name, func(t *testing.T) {
+				t.Parallel()
+				role := consuming(n[1])
+				e := startEngines(t, n[0], n[1], n[2], modern, consumers(role, 2))
+				patient := "health_fails 1000"
+				c := startCaddy(t, e.block("references", "encode "+patient, "prefill "+patient, "decode "+patient,
+					string(role)+" lb_policy first", string(role)+" "+noKeepalive, "encode_limit 8", e.pushing(role, 2)))
+				begin(e.of(role)[0])
+				for _, body := range []string{chat("", image("AAAA"), image("BBBB")), stream(chat("", image("CCCC")))} {
+					assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
 				}
 				encoded, _, _ := e.requests()
-				assert.Equal(t, 2*3, encoded, "embeddings are made for each consumer: %s", name)
+				assert.Equal(t, 2*3, encoded, "embeddings are made for each consumer")
 				e.assertContract(t)
-			}
-			c.assertNoLeaks(t)
-		})
+				c.assertNoLeaks(t)
+			})
+		}
 	}
 }
