@@ -122,6 +122,8 @@ func TestWhatTheRetryBudgetPaysFor(t *testing.T) {
 	f := fail(broken, 0, "b:1")
 	x.settle(a, f)
 	assert.True(t, f.final && f.unpaid)
+	h.EncodeOptional = true
+	assert.False(t, x.mayBeOptional(f), "another encoder could have been asked")
 	assert.EqualValues(t, spent+1, testutil.ToFloat64(budgetSpent.WithLabelValues("encode")))
 }
 

@@ -65,9 +65,9 @@ func (x *exchange) encode() (f *failure) {
 
 // mayBeOptional reports whether a request may go on after a failure, which ends the attempts
 // of an item: its consumer then encodes the media itself. That is not for encoders that are
-// only busy, as the consumers would be then.
+// only busy, as the consumers would be then, nor where another encoder could have been asked.
 func (x *exchange) mayBeOptional(f *failure) bool {
-	return x.h.EncodeOptional && f.stage == "encode" && (f.reason == unavailable || f.reason == refused || f.isEngines())
+	return x.h.EncodeOptional && f.stage == "encode" && !f.unpaid && (f.reason == unavailable || f.reason == refused || f.isEngines())
 }
 
 // harmless reports whether no item may have made two encoders fail, which it would do to its

@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -99,7 +100,8 @@ type Handler struct {
 	EncodeLimit int `json:"encode_limit,omitempty"`
 
 	// How many requests each prefill instance gets at the same time. More wait, for the
-	// first one that is done. Default: no limit.
+	// first one that is done. Default: with decode_limit and several prefill instances, each
+	// one's share of the requests that decode has slots for; else no limit.
 	PrefillLimit int `json:"prefill_limit,omitempty"`
 
 	// How many requests each decode instance gets at the same time; a stream is one
@@ -234,7 +236,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if h.Prefill != nil {
-		if h.prefill, err = newPool(ctx, h.queue("prefill", h.PrefillLimit), h.Prefill, *h.RetryBudget); err != nil {
+		if h.prefill, err = newPool(ctx, h.queue("prefill", cmp.Or(h.PrefillLimit, h.prefillShare())), h.Prefill, *h.RetryBudget); err != nil {
 			return err
 		}
 	}
@@ -246,6 +248,16 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.enlist()
 	go h.watchHealth(ctx)
 	return nil
+}
+
+// prefillShare is how many of the requests that decode has slots for may be at one prefill
+// instance, where there are several: one that hangs must not keep all of them. 0: no limit.
+func (h *Handler) prefillShare() int {
+	prefills := len(h.Prefill.Upstreams)
+	if prefills < 2 || h.Prefill.DynamicUpstreamsRaw != nil || h.Decode.DynamicUpstreamsRaw != nil {
+		return 0
+	}
+	return (h.DecodeLimit*len(h.Decode.Upstreams) + prefills - 1) / prefills
 }
 
 func (h *Handler) queue(stage string, limit int) *queue {

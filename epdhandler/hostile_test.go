@@ -283,7 +283,7 @@ func TestHostilePolicyFailsItsRequest(t *testing.T) {
 				logs := observe(t)
 				got, body, header := post(t, port, chatPath, "x", "X-Do: "+do)
 				if do == "from the configuration" {
-					got, body, header = post(t, port, chatPath, "x", "X-Do: "+do) // b, which is free
+					got, _, _ = post(t, port, chatPath, "x", "X-Do: "+do) // b, which is free
 					assert.Equal(t, http.StatusOK, got)
 				} else {
 					assert.Equal(t, status, got, body)

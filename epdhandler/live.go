@@ -14,14 +14,35 @@ var live struct {
 
 func (h *Handler) enlist() {
 	live.Lock()
-	defer live.Unlock()
 	live.handlers = append(live.handlers, h)
+	live.Unlock()
+	h.renewLimits(false)
 }
 
 func (h *Handler) delist() {
 	live.Lock()
-	defer live.Unlock()
 	live.handlers = slices.DeleteFunc(live.handlers, func(other *Handler) bool { return other == h })
+	live.Unlock()
+	h.renewLimits(true)
+}
+
+// renewLimits notes which limits are in force, for those who wait in queues of a handler that
+// is retired.
+func (h *Handler) renewLimits(retired bool) {
+	limits := make(map[instance]int)
+	for _, other := range liveHandlers() { // what a newer one says counts
+		for _, p := range other.pools() {
+			for _, u := range p.handler.Upstreams {
+				limits[instance{p.stage, u.String()}] = p.queue.limit
+			}
+		}
+	}
+	slots.Lock()
+	defer slots.Unlock()
+	slots.limits = limits
+	for _, p := range h.pools() {
+		p.queue.retired = retired
+	}
 }
 
 // liveHandlers returns the handlers that are provisioned.

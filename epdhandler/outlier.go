@@ -176,6 +176,15 @@ func (p *pool) judge(suspects []suspect, c *call, now time.Time) {
 	}
 }
 
+// maxOut is how many instances may be ejected of so many that are up: one, if any, but never
+// more than half.
+func (q *queue) maxOut(up int) int {
+	if q.maxEjected == 0 {
+		return 0
+	}
+	return min(max(1, up*q.maxEjected/100), up/2)
+}
+
 // mayEject reports whether one more of these instances may be ejected.
 func (q *queue) mayEject(known reverseproxy.UpstreamPool) bool {
 	up, ejected := 0, 1
@@ -188,7 +197,7 @@ func (q *queue) mayEject(known reverseproxy.UpstreamPool) bool {
 			ejected++
 		}
 	}
-	return ejected*100 <= up*q.maxEjected
+	return ejected <= q.maxOut(up)
 }
 
 // out returns which of these instances get no requests because they are ejected. They are
@@ -214,5 +223,5 @@ func (q *queue) out(known reverseproxy.UpstreamPool) []*reverseproxy.Upstream {
 		}
 	}
 	slices.SortStableFunc(out, func(a, b *reverseproxy.Upstream) int { return since[a].Compare(since[b]) })
-	return out[:min(len(out), up*q.maxEjected/100)]
+	return out[:min(len(out), q.maxOut(up))]
 }

@@ -188,6 +188,11 @@ func TestEjectedInstancesGetNoRequests(t *testing.T) {
 		ejectAt(t, 0, "o1:1")
 		assert.Equal(t, map[string]int{"o1:1": 50, "o2:1": 50}, h.choices(t))
 	})
+	t.Run("less than one", func(t *testing.T) {
+		h := ofEncoders(t, `,"max_ejected":1`, "o1:1", "o2:1", "o3:1", "o4:1")
+		ejectAt(t, time.Second, "o1:1")
+		assert.Zero(t, h.choices(t)["o1:1"])
+	})
 	t.Run("a quarter", func(t *testing.T) {
 		h := ofEncoders(t, `,"max_ejected":25`, "o1:1", "o2:1", "o3:1", "o4:1")
 		ejectAt(t, time.Second, "o1:1")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,8 @@ type queue struct {
 	seen       atomic.Pointer[reverseproxy.UpstreamPool] // what the source of a dynamic pool has told last, to anybody
 	maxEjected int                                       // percent of the instances that are up
 
+	retired bool // its configuration has been replaced
+
 	turns  []*turn   // of the requests that wait, the next one first
 	offers uint64    // made so far
 	asking bool      // a call that waits asks a dynamic source which instances there are
@@ -57,6 +60,7 @@ var slots = struct {
 	taken   map[instance]int
 	offered map[instance]int    // free ones, to calls that have not decided yet
 	queues  map[*queue]struct{} // in which somebody waits
+	limits  map[instance]int    // of the configuration that is in force
 }{taken: make(map[instance]int), offered: make(map[instance]int), queues: make(map[*queue]struct{})}
 
 // freeSlot notes that a call is not in flight any more, if it was.
@@ -153,11 +157,24 @@ func (q *queue) standing(c *call, i int) standing {
 // free is how many slots of an instance somebody may take who was made this offer.
 func (q *queue) free(address string, own *offer) int {
 	at := instance{q.stage, address}
-	n := q.limit - slots.taken[at] - slots.offered[at]
+	n := q.limitOf(at) - slots.taken[at] - slots.offered[at]
 	if own != nil && own.address == address {
 		n++
 	}
 	return n
+}
+
+// limitOf is how many requests an instance may have. A reload may have changed that, and who
+// waits since before would else come after all others.
+func (q *queue) limitOf(at instance) int {
+	limit, known := slots.limits[at]
+	switch {
+	case !q.retired || !known:
+		return q.limit
+	case limit == 0:
+		return math.MaxInt
+	}
+	return limit
 }
 
 // candidates returns the instances that a call may go to, and whether others are busy. Those
@@ -271,7 +288,7 @@ func (q *queue) commit(w *waiter, u *reverseproxy.Upstream) bool {
 	}
 	c.chosenAt = time.Time{}
 	if c.turn != nil {
-		c.turn.admitted = true
+		c.turn.admitted, c.turn.served = true, time.Now()
 		c.slot = instance{q.stage, u.String()}
 		slots.taken[c.slot]++
 		if ejectedNow.Load() > 0 {

@@ -14,6 +14,7 @@ import (
 type turn struct {
 	admitted bool // it had a slot already, and is not refused for a queue that is full
 	waiting  []*waiter
+	served   time.Time // when it had its last slot
 }
 
 // waiter is a call that wants an instance.
@@ -70,12 +71,24 @@ func (q *queue) await(ctx context.Context, w *waiter, lookUp func()) bool {
 				return true // to be told so
 			}
 		case <-w.expired.C:
+			if left := patience.time - q.sinceServed(w.call.turn); left > 0 {
+				w.expired.Reset(left)
+				continue
+			}
 			w.call.crowded = fmt.Errorf("waited %s for an instance (%s)", patience.time, patience.option)
 			return false
 		case <-ctx.Done():
 			return false
 		}
 	}
+}
+
+// sinceServed is how long ago a request had a slot. The items of an album begin to wait at
+// the same time; while they get slots one after the other, none has waited for too long.
+func (q *queue) sinceServed(t *turn) time.Duration {
+	slots.Lock()
+	defer slots.Unlock()
+	return time.Since(t.served)
 }
 
 // look offers what is free but nobody was told of, such as an instance that is up again. It

@@ -272,3 +272,75 @@ func TestStockPoliciesThatFallBack(t *testing.T) {
 		assert.Empty(t, c.lines())
 	}
 }
+
+// Who waits since before a reload gets what the new limit allows, beside those that come
+// after it.
+func TestWaitingGetsTheNewLimit(t *testing.T) {
+	t.Parallel()
+	for _, limit := range []string{"decode_limit 4", ""} {
+		e := startEngines(t, 1, 0, 1)
+		c := startCaddy(t, e.block("decode_limit 1"))
+		release := c.occupy(t, chat("", text("HELD")), "HELD", e.decode...)
+		waiting := c.askFor(t, chat("", text("HELD")), chat("", text("HELD")), chat("", text("HELD")))
+		c.reload(t, e.block(limit))
+		require.Eventually(t, func() bool { return e.decode[0].InFlight() == 4 }, waitLong, tick)
+		setFault(fault{}, e.decode...)
+		for _, r := range waiting {
+			assert.Equal(t, http.StatusOK, (<-r).StatusCode)
+		}
+		release()
+		e.assertContract(t)
+	}
+}
+
+// A prefill instance that hangs keeps no more requests than its share, so that others reach
+// decode.
+func TestPrefillThatHangsHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 2, 1)
+	c := startCaddy(t, e.block("decode_limit 4", "queue_timeout 2s", "prefill health_fails 1000"))
+	setFault(fault{Kind: fakevllm.Hang}, e.prefill[0])
+	body := chat("", text("x"))
+	ctx, leave := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 12 {
+		wg.Go(func() {
+			if res, err := c.send(ctx, c.client(t, true), http.MethodPost, chatPath, body); err == nil {
+				_ = res.Body.Close()
+			}
+		})
+	}
+	require.Eventually(t, func() bool { return e.prefill[0].InFlight() == 2 && len(e.decode[0].Requests()) == 10 }, waitLong, tick)
+	for range 6 {
+		assertAnswer(t, body, c.post(t, body))
+	}
+	leave()
+	wg.Wait()
+	c.assertNoLeaks(t)
+}
+
+// The items of an album begin to wait together. While they get slots one after the other,
+// none has waited for too long.
+func TestAlbumsAreServedToTheirEnd(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) {
+		if o.Role == fakevllm.Encode {
+			o.Delay = 50 * time.Millisecond
+		}
+	})
+	c := startCaddy(t, e.block("encode_limit 1", "queue_timeout 400ms"))
+	var replies []chan *reply
+	for range 3 {
+		var parts []string
+		for n := range 8 {
+			parts = append(parts, image(fmt.Sprintf("AAA%d", n)))
+		}
+		answered := make(chan *reply, 1)
+		go func() { answered <- c.post(t, chat("", parts...)) }()
+		replies = append(replies, answered)
+	}
+	for _, r := range replies {
+		assert.Equal(t, http.StatusOK, (<-r).StatusCode)
+	}
+	e.assertContract(t)
+}
