@@ -1,6 +1,8 @@
 package caddyfile
 
 import (
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -200,6 +202,24 @@ func Lists(to *map[string][]string, example string) Option {
 		}
 		if len(*to) == 0 {
 			return s.Errf("%s needs a block, with lines such as '%s'", s.Name(), example)
+		}
+		return nil
+	}
+}
+
+// Map is a block of lines, each of which is a name and one word.
+func Map(to *map[string]string, example string) Option {
+	return func(s *Segment) error {
+		var lists map[string][]string
+		if err := Lists(&lists, example)(s); err != nil {
+			return err
+		}
+		*to = make(map[string]string)
+		for _, name := range slices.Sorted(maps.Keys(lists)) {
+			if len(lists[name]) > 1 {
+				return s.Errf("'%s' has more than one argument; write a line such as '%s'", name, example)
+			}
+			(*to)[name] = lists[name][0]
 		}
 		return nil
 	}

@@ -27,6 +27,7 @@ func (h *Handler) options() caddyfile.Options {
 		"encode_timeout":        caddyfile.Duration(&h.EncodeTimeout),
 		"prefill_timeout":       caddyfile.Duration(&h.PrefillTimeout),
 		"kv_lease":              caddyfile.Duration(&h.KVLease),
+		"kv_bootstrap":          caddyfile.Map(&h.KVBootstrap, "p1:8002 http://p1:8998"),
 		"stream_start_timeout":  caddyfile.Duration(&h.StreamStartTimeout),
 		"stream_idle_timeout":   caddyfile.Duration(&h.StreamIdleTimeout),
 		"stream_keepalive":      caddyfile.Duration(&h.StreamKeepalive),
@@ -71,6 +72,9 @@ func (h *Handler) options() caddyfile.Options {
 //		encode_timeout       <duration>
 //		prefill_timeout      <duration>
 //		kv_lease             <duration>
+//		kv_bootstrap {
+//			<upstream> <http://host:port>
+//		}
 //		stream_start_timeout <duration>
 //		stream_idle_timeout  <duration>
 //		stream_keepalive     <duration>

@@ -33,7 +33,7 @@ type finding struct {
 func (h *Handler) check(ctx context.Context, w io.Writer, key string) (wrong int) {
 	all := targets(ctx, h.pools()...)
 	findings := make([]finding, len(all))
-	askAll(all, func(i int, t target) { findings[i] = t.examine(ctx, key) })
+	askAll(all, func(i int, t target) { findings[i] = t.examine(ctx, key, h.bootstraps[t.address()]) })
 
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, f := range findings {
@@ -62,8 +62,8 @@ func (f finding) String() string {
 	return fmt.Sprintf("up, %s, serves %s", version, f.models)
 }
 
-// examine asks one instance.
-func (t target) examine(ctx context.Context, key string) finding {
+// examine asks one instance, and its bootstrap server if it has one.
+func (t target) examine(ctx context.Context, key string, kv *bootstrap) finding {
 	f := finding{target: t}
 	get := func(path string) reply {
 		q := question{method: http.MethodGet, path: path, timeout: checkTimeout}
@@ -96,7 +96,13 @@ func (t target) examine(ctx context.Context, key string) finding {
 			f.wrong = "/v1/models lists no models: is that vLLM's API server?"
 		}
 	}
-	if f.wrong == "" && t.pool.stage == "prefill" {
+	switch {
+	case f.wrong != "" || t.pool.stage != "prefill":
+	case kv != nil:
+		if _, err := kv.ask(ctx); err != nil {
+			f.wrong = "its bootstrap server, " + kv.address + ": " + whyNoReply(err)
+		}
+	default:
 		f.wrong = t.handsOver(ctx, key, firstModel(models.body))
 	}
 	if version := get("/version"); version.err == nil && version.status == http.StatusOK {

@@ -3,7 +3,9 @@ package epdhandler
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -26,7 +28,10 @@ func (h *Handler) contradictions() error {
 	if err := h.memorySuffices(); err != nil {
 		return err
 	}
-	return h.consumersFit()
+	if err := h.consumersFit(); err != nil {
+		return err
+	}
+	return h.bootstrapsFit()
 }
 
 // memorySuffices compares the sizes as far as they are known: max_memory may be a default
@@ -53,14 +58,10 @@ func (h *Handler) consumersFit() error {
 	if h.Prefill != nil {
 		stage, pool = "prefill", h.Prefill
 	}
-	if pool.DynamicUpstreamsRaw != nil {
-		return fmt.Errorf("ec_consumers needs to know the upstreams of the %s pool; it cannot be dynamic", stage)
+	if err := covers(h.ECConsumers, "ec_consumers", stage, pool, "tcp://host:port for each data-parallel rank"); err != nil {
+		return err
 	}
 	for upstream, addresses := range h.ECConsumers {
-		at := func(u *reverseproxy.Upstream) bool { return u.String() == upstream }
-		if !slices.ContainsFunc(pool.Upstreams, at) {
-			return fmt.Errorf("ec_consumers names '%s', which is no upstream of the %s pool; write it as host:port", upstream, stage)
-		}
 		if len(addresses) == 0 {
 			return fmt.Errorf("ec_consumers has no address for '%s'; write one such as tcp://host:port for each data-parallel rank", upstream)
 		}
@@ -70,10 +71,46 @@ func (h *Handler) consumersFit() error {
 			}
 		}
 	}
-	for _, u := range pool.Upstreams {
-		if h.ECConsumers[u.String()] == nil {
-			return fmt.Errorf("ec_consumers has no address for '%s' of the %s pool; write one such as tcp://host:port for each data-parallel rank", u, stage)
+	return nil
+}
+
+// covers looks whether an option has a value for each upstream of a pool, and for nobody else.
+func covers[V any](values map[string]V, option, stage string, pool *reverseproxy.Handler, example string) error {
+	if pool.DynamicUpstreamsRaw != nil {
+		return fmt.Errorf("%s needs to know the upstreams of the %s pool; it cannot be dynamic", option, stage)
+	}
+	for _, upstream := range slices.Sorted(maps.Keys(values)) {
+		at := func(u *reverseproxy.Upstream) bool { return u.String() == upstream }
+		if !slices.ContainsFunc(pool.Upstreams, at) {
+			return fmt.Errorf("%s names '%s', which is no upstream of the %s pool; write it as host:port", option, upstream, stage)
 		}
+	}
+	for _, u := range pool.Upstreams {
+		if _, ok := values[u.String()]; !ok {
+			return fmt.Errorf("%s has no address for '%s' of the %s pool; write one such as %s", option, u, stage, example)
+		}
+	}
+	return nil
+}
+
+// bootstrapsFit compares kv_bootstrap with the prefill pool.
+func (h *Handler) bootstrapsFit() error {
+	if len(h.KVBootstrap) == 0 || h.Prefill == nil {
+		return nil
+	}
+	if err := covers(h.KVBootstrap, "kv_bootstrap", "prefill", h.Prefill, "http://host:8998"); err != nil {
+		return err
+	}
+	of := make(map[string]string)
+	for _, upstream := range slices.Sorted(maps.Keys(h.KVBootstrap)) {
+		address := h.KVBootstrap[upstream]
+		if u, err := url.Parse(address); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || address != u.Scheme+"://"+u.Host {
+			return fmt.Errorf("kv_bootstrap has '%s' for '%s', which is no address of a bootstrap server; write http://host:8998", address, upstream)
+		}
+		if other := of[address]; other != "" {
+			return fmt.Errorf("kv_bootstrap has '%s' for '%s' and for '%s'; each instance of prefill needs a bootstrap server of its own", address, other, upstream)
+		}
+		of[address] = upstream
 	}
 	return nil
 }

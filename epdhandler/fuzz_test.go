@@ -63,7 +63,7 @@ func FuzzStages(f *testing.F) {
 		if _, ok := want["max_completion_tokens"]; ok {
 			want["max_completion_tokens"] = 1.0
 		}
-		got := decoded(t, prefillBody(b, x.carry(body.ECTransferParams, x.handles)).Bytes())
+		got := decoded(t, prefillBody(b, x.carry(body.ECTransferParams, x.handles), body.Set(body.KVTransferParams, kvStub)).Bytes())
 		for _, name := range []string{"min_tokens", "tool_choice"} { // TestCaptures knows when
 			if _, ok := got[name]; !ok || got[name] == "none" {
 				delete(want, name)

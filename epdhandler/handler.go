@@ -81,6 +81,12 @@ type Handler struct {
 	// has room are made again. Default: 30s, as in vLLM.
 	KVLease caddy.Duration `json:"kv_lease,omitempty"`
 
+	// Where the bootstrap servers of prefill engines with MooncakeConnector are, for each
+	// upstream of the prefill pool, as decode engines reach them: an object such as
+	// `{"p1:8002": "http://p1:8998"}`. KV blocks are then handed over as that connector has it.
+	// Default: none, prefill answers with what decode needs, as with NixlConnector.
+	KVBootstrap map[string]string `json:"kv_bootstrap,omitempty"`
+
 	// How long it may take decode to send the first event of a stream. An answer that is
 	// not streamed is one long silence, and has no limit. Default: 10m.
 	StreamStartTimeout caddy.Duration `json:"stream_start_timeout,omitempty"`
@@ -190,9 +196,10 @@ type Handler struct {
 
 	encode, prefill, decode *pool // prefill may be nil
 
-	sources   []source          // MediaSources
-	consumers map[string]*ranks // ECConsumers, nil if there are none
-	gate      *gate             // nil: nobody waits before prefill
+	sources    []source              // MediaSources
+	consumers  map[string]*ranks     // ECConsumers, nil if there are none
+	bootstraps map[string]*bootstrap // KVBootstrap, nil if there are none
+	gate       *gate                 // nil: nobody waits before prefill
 
 	ctx    caddy.Context // done when another configuration has taken over
 	logger *zap.Logger
@@ -245,6 +252,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	h.gate = h.newGate()
 	h.loadConsumers()
+	h.loadBootstraps()
 	h.enlist()
 	go h.watchHealth(ctx)
 	return nil

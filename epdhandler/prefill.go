@@ -2,6 +2,7 @@ package epdhandler
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"net/http"
 	"time"
@@ -27,27 +28,48 @@ func (x *exchange) prefill() (f *failure) {
 		path:   x.r.URL.Path,
 		id:     x.attemptID(x.prefilling),
 		idHead: x.engineID + "-",
-		body:   prefillBody(x.forConsumers(), x.carry(body.ECTransferParams, x.handles)),
 		clock:  clock,
 	}
 	c.spends, c.alone = x.handles != nil || x.consumer != nil, x.alone
+	handles := x.carry(body.ECTransferParams, x.handles)
+	understand := transferParams // in the answer
+	if x.h.bootstraps == nil {
+		c.body = prefillBody(x.forConsumers(), handles, body.Set(body.KVTransferParams, kvStub))
+	} else {
+		understand = x.mooncake(ctx, c, handles)
+	}
 	x.pin(c, x.h.prefill)
 	a, f := x.ask(ctx, x.prefilling, c)
 	if c.lost {
 		return x.lostOnTheWay(c)
 	}
 	if f == nil {
-		kv, cached, err := transferParams(a.body.Bytes())
-		if err == nil {
-			x.h.prefill.noteHandOver(c.upstream(), kv != nil, a.body.Bytes())
-			x.prefilling.succeeds()
-			x.prefilled, x.kv, x.made, x.cached = true, kv, time.Now(), cached
-			return nil
-		}
-		f = brokenAnswer("prefill", c, err)
+		f = x.takeOver(ctx, c, a.body.Bytes(), understand)
 	}
-	x.settle(x.prefilling, f)
+	if f != nil {
+		x.settle(x.prefilling, f)
+	}
 	return f
+}
+
+// understanding finds kv_transfer_params for decode in an answer of prefill, nil if there are
+// none, and how many tokens of the prompt it had cached, -1 if it does not say.
+type understanding func(answer []byte) (params []byte, cached int, err error)
+
+// takeOver keeps what prefill hands over to decode.
+func (x *exchange) takeOver(ctx context.Context, c *call, text []byte, understand understanding) *failure {
+	made := time.Now()
+	kv, cached, err := understand(text)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return judge(ctx, "prefill", c, new(answer), err)
+	case err != nil:
+		return brokenAnswer("prefill", c, err)
+	}
+	x.h.prefill.noteHandOver(c.upstream(), kv != nil, text)
+	x.prefilling.succeeds()
+	x.prefilled, x.kv, x.made, x.cached = true, kv, made, cached
+	return nil
 }
 
 // attemptID is the x-request-id of an attempt: the client's, unless an engine may
@@ -60,16 +82,14 @@ func (x *exchange) attemptID(a *attempts) string {
 }
 
 // prefillBody is the client's body for a prefill engine: the whole prompt, one
-// token, no stream.
-func prefillBody(b *body.Body, handles body.Edit) *body.Segments {
-	edits := []body.Edit{
+// token, no stream, and what the connectors want.
+func prefillBody(b *body.Body, connectors ...body.Edit) *body.Segments {
+	edits := append(connectors,
 		body.Set(body.Stream, "false"),
 		body.Remove(body.StreamOptions),
 		body.Remove(body.MinTokens), // vLLM refuses a request that must have more tokens than it may have
 		body.Set(body.MaxTokens, "1"),
-		body.Set(body.KVTransferParams, kvStub),
-		handles,
-	}
+	)
 	for _, f := range []body.Field{body.MaxCompletionTokens, body.N} {
 		if b.Has(f) {
 			edits = append(edits, body.Set(f, "1"))

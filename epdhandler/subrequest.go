@@ -43,6 +43,7 @@ type call struct {
 	// What came of it, besides the answer:
 	stage    string
 	span     trace.Span
+	asked    time.Time // when it was last sent
 	status   int       // of the engine's last answer, 0 if there was none
 	chosen   []string  // the instances that the load balancing chose, the last one answered
 	reached  bool      // a connection was there, so an engine may have got the request

@@ -71,9 +71,6 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		case stale && c.spends && !sure:
 			c.lost = true
 		case stale:
-			if c.renew != nil {
-				c.renew()
-			}
 			again := new(roundTrip).request(r, c)
 			again.Header = again.Header.Clone()
 			again.Header["X-Request-Id"] = []string{c.idHead + hex6()} // should it know the other after all
@@ -130,8 +127,13 @@ type roundTrip struct {
 	sent atomic.Pointer[time.Time]
 }
 
-// request is r with the whole body of c to send, observed.
+// request is r with the whole body of c to send, observed. What an engine may know already
+// is not sent a second time.
 func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
+	if c.reached && c.renew != nil {
+		c.renew()
+	}
+	c.asked = time.Now()
 	r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
 		GotConn: func(i httptrace.GotConnInfo) {
 			t.connected.Store(true)

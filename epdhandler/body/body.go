@@ -19,6 +19,9 @@ const (
 	MaxTokens
 	MaxCompletionTokens
 	MinTokens
+	Stop
+	StopTokenIDs
+	IgnoreEOS
 	ToolChoice
 	MMProcessorKwargs
 	MediaIOKwargs
@@ -50,6 +53,9 @@ var fieldNames = [numFields]string{
 	MaxTokens:            "max_tokens",
 	MaxCompletionTokens:  "max_completion_tokens",
 	MinTokens:            "min_tokens",
+	Stop:                 "stop",
+	StopTokenIDs:         "stop_token_ids",
+	IgnoreEOS:            "ignore_eos",
 	ToolChoice:           "tool_choice",
 	MMProcessorKwargs:    "mm_processor_kwargs",
 	MediaIOKwargs:        "media_io_kwargs",

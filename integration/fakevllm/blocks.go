@@ -104,6 +104,11 @@ func (c *Cluster) lose(engine string) {
 			work.lost = true
 		}
 	}
+	for _, work := range c.transfers {
+		if work.EngineID == engine {
+			work.lost = true
+		}
+	}
 }
 
 // free forgets the blocks. The caller holds mu.

@@ -19,6 +19,7 @@ type Cluster struct {
 	consumers  map[string]bool        // by control address
 	blocks     map[int64]*prefillWork // by block id
 	lastBlock  int64
+	transfers  map[string]*transferWork // by MooncakeConnector's transfer id, spent ones too
 }
 
 // NewCluster returns a cluster without engines. It needs no closing.
@@ -30,6 +31,7 @@ func NewCluster() *Cluster {
 		deliveries: make(map[string]*delivery),
 		consumers:  make(map[string]bool),
 		blocks:     make(map[int64]*prefillWork),
+		transfers:  make(map[string]*transferWork),
 	}
 }
 
@@ -178,6 +180,9 @@ func (c *Cluster) spend(b brought, kv json.RawMessage) {
 	defer c.mu.Unlock()
 	_, _ = c.redeem(nil, b.entries, false)
 	_, _ = c.take(nil, b.asked, nil)
+	if work := c.transfers[readMooncake(kv).TransferID]; work != nil {
+		work.spent = true
+	}
 	if work, err := c.findWork(kv); err == nil {
 		c.free(work)
 	}

@@ -29,6 +29,9 @@ func (x *exchange) obtainKV() error {
 	if x.scoresPrompt() {
 		return engineFailure("there are no log probabilities of a prompt whose KV was computed elsewhere")
 	}
+	if x.engine.options.Mooncake {
+		return x.engine.cluster.pull(x.members["kv_transfer_params"], x.fingerprint(x.members))
+	}
 	for _, part := range parts(x.members) {
 		if err := x.engine.cluster.read(x.members["kv_transfer_params"], x.fingerprint(part)); err != nil {
 			return err
@@ -63,6 +66,9 @@ func (x *exchange) checkDecode() error {
 	}
 	if x.members.has("ec_transfer_params") && !x.engine.options.KeepHandles {
 		return badRequest("ec_transfer_params beside kv_transfer_params: the prefill has consumed them")
+	}
+	if x.engine.options.Mooncake {
+		return x.checkMooncakeDecode()
 	}
 	params, err := parseObject(x.members["kv_transfer_params"])
 	if err == nil && params.is("do_remote_decode", "true") {

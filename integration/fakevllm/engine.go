@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -53,6 +54,10 @@ type Options struct {
 
 	// KVLease is how long a prefill engine keeps KV blocks that nobody reads: by default for ever.
 	KVLease time.Duration
+
+	// Mooncake makes prefill and decode engines those of vLLM 0.32.0 with MooncakeConnector. A
+	// prefill engine has a bootstrap server then, at Bootstrap.
+	Mooncake bool
 
 	// NoHandOver makes a prefill engine one without a connector: it answers, and hands
 	// nothing over.
@@ -149,7 +154,7 @@ func (o Options) listen() (net.Listener, error) {
 type Engine struct {
 	options Options
 	cluster *Cluster
-	uuid    string // as vLLM's engine_id: it marks the KV blocks
+	uuid    atomic.Pointer[string] // as vLLM's engine_id: it marks the KV blocks
 	addr    string
 	port    int
 	reports reports
@@ -157,6 +162,7 @@ type Engine struct {
 
 	mu     sync.Mutex // guards what follows
 	life   *life
+	server *bootstrap // nil: there is none
 	closed bool
 }
 
@@ -173,17 +179,30 @@ func (c *Cluster) Start(o Options) (*Engine, error) {
 		return nil, fmt.Errorf("start %s engine: %w", o.Role, err)
 	}
 	addr := listener.Addr().(*net.TCPAddr)
-	e := &Engine{options: o, cluster: c, uuid: randomUUID(), addr: addr.String(), port: addr.Port}
+	e := &Engine{options: o, cluster: c, addr: addr.String(), port: addr.Port}
 	if e.options.Name == "" {
 		e.options.Name = string(o.Role) + "-" + e.addr
 	}
 	c.addConsumers(o.ConsumerZMQ)
-	e.life = e.live(listener)
-	return e, nil
+	if o.Mooncake && o.Role == Prefill {
+		if e.server, err = newBootstrap(e); err != nil {
+			return nil, errors.Join(fmt.Errorf("start %s engine: %w", o.Role, err), listener.Close())
+		}
+	}
+	return e, e.begin(listener)
 }
 
-func (e *Engine) live(listener net.Listener) *life {
-	return newLife(listener, e.options.IdleTimeout, http.HandlerFunc(e.serve))
+// begin begins a life. The caller holds mu, or is the only one to know the engine.
+func (e *Engine) begin(listener net.Listener) error {
+	id := randomUUID()
+	e.uuid.Store(&id)
+	if e.server != nil {
+		if err := e.server.begin(); err != nil {
+			return errors.Join(err, listener.Close())
+		}
+	}
+	e.life = newLife(listener, e.options.IdleTimeout, http.HandlerFunc(e.serve))
+	return nil
 }
 
 // Addr is the engine's host:port. It stays the same over restarts.
@@ -206,7 +225,18 @@ func (e *Engine) Kill() {
 
 func (e *Engine) die() {
 	e.life.kill()
-	e.cluster.lose(e.uuid)
+	if e.server != nil {
+		e.server.life.kill()
+	}
+	e.cluster.lose(*e.uuid.Load())
+}
+
+// wait returns when a killed engine has left nothing behind.
+func (e *Engine) wait() {
+	e.life.wait()
+	if e.server != nil {
+		e.server.life.wait()
+	}
 }
 
 // Restart kills the engine if it runs, and listens again on the same address.
@@ -218,13 +248,12 @@ func (e *Engine) Restart() error {
 		return fmt.Errorf("restart %s: %w", e.Name(), errors.New("engine is closed"))
 	}
 	e.die()
-	e.life.wait()
+	e.wait()
 	listener, err := net.Listen("tcp", e.addr)
 	if err != nil {
 		return fmt.Errorf("restart %s: %w", e.Name(), err)
 	}
-	e.life = e.live(listener)
-	return nil
+	return e.begin(listener)
 }
 
 // Close kills the engine for good and waits until all its requests have ended.
@@ -234,5 +263,5 @@ func (e *Engine) Close() {
 	defer e.mu.Unlock()
 	e.closed = true
 	e.die()
-	e.life.wait()
+	e.wait()
 }

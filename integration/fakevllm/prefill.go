@@ -14,7 +14,7 @@ const prefillStub = `{"do_remote_decode":true,"do_remote_prefill":false,"remote_
 func (e *Engine) hold(id, fingerprint string) kvParams {
 	return e.cluster.hold(kvParams{
 		DoRemotePrefill: true,
-		RemoteEngineID:  e.uuid,
+		RemoteEngineID:  *e.uuid.Load(),
 		RemoteRequestID: id,
 		RemoteHost:      "127.0.0.1",
 		RemotePort:      e.port,
@@ -34,6 +34,10 @@ func (x *exchange) prefill() (*answer, error) {
 		return nil, err
 	}
 	c := x.completion("length", slices.Repeat([]string{"g"}, len(parts(x.members)))...)
+	if x.engine.options.Mooncake {
+		x.holdTransfer()
+		return jsonAnswer(http.StatusOK, marshal(c)), nil
+	}
 	for n, part := range parts(x.members) {
 		params := x.engine.hold(c.ID, x.fingerprint(part))
 		if n == 0 && !x.beams() && !x.engine.options.NoHandOver {
@@ -45,7 +49,11 @@ func (x *exchange) prefill() (*answer, error) {
 
 func (x *exchange) checkPrefill() error {
 	o := x.members
-	if got := canonical(o["kv_transfer_params"]); got != prefillStub {
+	if x.engine.options.Mooncake {
+		if err := x.checkMooncakePrefill(); err != nil {
+			return err
+		}
+	} else if got := canonical(o["kv_transfer_params"]); got != prefillStub {
 		return badRequest("kv_transfer_params of a prefill request must be %s, got %s", prefillStub, got)
 	}
 	if !o.is("stream", "false") {

@@ -1,0 +1,153 @@
+package epdhandler
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+)
+
+// bootstrapServer starts a server that answers GET /query like this, and everything else wrongly.
+func bootstrapServer(t *testing.T, answer http.HandlerFunc) *bootstrap {
+	t.Helper()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /query", answer)
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	return &bootstrap{address: s.URL}
+}
+
+func TestBootstrapAnswers(t *testing.T) {
+	t.Parallel()
+	say := func(text string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, text) }
+	}
+	for name, tc := range map[string]struct {
+		answer   http.HandlerFunc
+		id, want string
+	}{
+		"vLLM's":        {say(`{"0":{"engine_id":"a-b","worker_addr":{"0":{"0":"tcp://10.0.0.2:39157"}}}}`), "a-b", ""},
+		"rank 3 of 4":   {say(`{"3":{"engine_id":"a","worker_addr":{}}}`), "a", ""},
+		"quotes":        {say(`{"0":{"engine_id":"a\"b"}}`), `a"b`, ""},
+		"nobody yet":    {say(`{}`), "", "no engine has registered with it"},
+		"no id":         {say(`{"0":{}}`), "", "no engine has registered with it"},
+		"several ranks": {say(`{"0":{"engine_id":"a"},"1":{"engine_id":"b"}}`), "", "it knows 2 data-parallel ranks"},
+		"a list":        {say(`["a"]`), "", "its answer is none of a bootstrap server"},
+		"a number":      {say(`{"0":{"engine_id":7}}`), "", "its answer is none of a bootstrap server"},
+		"no JSON":       {say(`<html>`), "", "its answer is none of a bootstrap server"},
+		"endless": {func(w http.ResponseWriter, _ *http.Request) {
+			for {
+				if _, err := fmt.Fprint(w, strings.Repeat(" ", 1<<20)); err != nil {
+					return
+				}
+			}
+		}, "", "its answer is none of a bootstrap server"},
+		"an error":   {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "", "status 500"},
+		"a redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) }, "", "status 302"},
+		"silent":     {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "", "context deadline exceeded"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			start := time.Now()
+			id, err := bootstrapServer(t, tc.answer).engineID(t.Context(), start)
+			assert.Equal(t, tc.id, id)
+			assert.Less(t, time.Since(start), 3*bootstrapTimeout)
+			if tc.want == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, tc.want)
+			}
+		})
+	}
+}
+
+// An answer serves those who have been sent something before it was asked for, and no others.
+// One who leaves takes it from nobody, and a failure serves only those who waited.
+func TestBootstrapIsAskedOnce(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	answers := make(chan string)
+	b := bootstrapServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		_, _ = fmt.Fprint(w, <-answers)
+	})
+	begin := time.Now()
+	ctx, leave := context.WithCancel(t.Context())
+	gone := make(chan error)
+	go func() {
+		_, err := b.engineID(ctx, begin)
+		gone <- err
+	}()
+	require.Eventually(t, func() bool { return asked.Load() == 1 }, 10*time.Second, time.Millisecond)
+	leave()
+	require.ErrorIs(t, <-gone, context.Canceled)
+
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			id, err := b.engineID(t.Context(), begin)
+			assert.NoError(t, err)
+			assert.Equal(t, "first", id)
+		})
+	}
+	answers <- `{"0":{"engine_id":"first"}}`
+	all.Wait()
+	assert.EqualValues(t, 1, asked.Load())
+
+	go func() { answers <- `{}`; answers <- `{"0":{"engine_id":"second"}}` }()
+	later := time.Now()
+	_, err := b.engineID(t.Context(), later)
+	require.Error(t, err)
+	for range 2 {
+		id, err := b.engineID(t.Context(), later)
+		require.NoError(t, err)
+		assert.Equal(t, "second", id)
+	}
+	assert.EqualValues(t, 3, asked.Load())
+}
+
+// Prefill hands over only what ended because of max_tokens. Nothing else is worth a question.
+func TestMooncakeNeedsLength(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	at := bootstrapServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		_, _ = fmt.Fprint(w, `{"0":{"engine_id":"e"}}`)
+	})
+	request, err := body.Parse([]byte(`{"prompt":"x"}`))
+	require.NoError(t, err)
+	x := &exchange{h: &Handler{bootstraps: map[string]*bootstrap{"p1:8002": at}}, body: request}
+	c := &call{chosen: []string{"p1:8002"}}
+	understand := x.mooncake(t.Context(), c, x.carry(body.ECTransferParams, nil))
+	for answer, handed := range map[string]bool{
+		`{"choices":[{"finish_reason":"length"}],"usage":{"prompt_tokens_details":{"cached_tokens":3}}}`: true,
+		`{"choices":[{"finish_reason":"stop"}]}`:                                                         false,
+		`{"choices":[{"finish_reason":"tool_calls"}]}`:                                                   false,
+		`{"choices":[]}`: false,
+		`{}`:             false,
+	} {
+		kv, cached, err := understand([]byte(answer))
+		require.NoError(t, err)
+		assert.Equal(t, handed, kv != nil, answer)
+		assert.Equal(t, handed, cached == 3, answer)
+		if handed {
+			assert.Regexp(t, `^\{"do_remote_decode":false,"do_remote_prefill":true,"transfer_id":"[0-9a-f]{32}","remote_engine_id":"e","remote_bootstrap_addr":"`+at.address+`"\}$`, string(kv))
+		}
+	}
+	assert.EqualValues(t, 1, asked.Load())
+	_, _, err = understand([]byte(`nonsense`))
+	require.Error(t, err)
+	before := c.body.Bytes()
+	c.renew()
+	assert.NotEqual(t, before, c.body.Bytes(), "a fresh transfer_id")
+}
