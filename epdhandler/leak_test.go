@@ -139,6 +139,12 @@ func (s *site) load(t *testing.T, options string) {
 		addresses[string(role)] = []string{engines[0].Addr(), engines[1].Addr()}
 	}
 	serve(t, s.port, ","+options, addresses)
+
+	// the server of the configuration before may take one more connection
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	if res, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/health", s.port)); err == nil {
+		_ = res.Body.Close()
+	}
 }
 
 func newClient(t *testing.T, http2 bool) *http.Client {
