@@ -51,8 +51,9 @@ func (x *exchange) mooncake(ctx context.Context, c *call, handles body.Edit) und
 		_, _ = rand.Read(id[:]) // never fails
 		transfer = hex.EncodeToString(id[:])
 		params, _ := json.Marshal(mooncakePrefill{true, false, transfer}) // strings
-		c.body = prefillBody(x.forConsumers(), handles,
+		c.body = prefillBody(x.forConsumers(),
 			body.Set(body.KVTransferParams, params),
+			handles,
 			body.Set(body.IgnoreEOS, "true"),
 			body.Remove(body.Stop),
 			body.Remove(body.StopTokenIDs))

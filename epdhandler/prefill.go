@@ -34,7 +34,7 @@ func (x *exchange) prefill() (f *failure) {
 	handles := x.carry(body.ECTransferParams, x.handles)
 	understand := transferParams // in the answer
 	if x.h.bootstraps == nil {
-		c.body = prefillBody(x.forConsumers(), handles, body.Set(body.KVTransferParams, kvStub))
+		c.body = prefillBody(x.forConsumers(), body.Set(body.KVTransferParams, kvStub), handles)
 	} else {
 		understand = x.mooncake(ctx, c, handles)
 	}
@@ -84,12 +84,12 @@ func (x *exchange) attemptID(a *attempts) string {
 // prefillBody is the client's body for a prefill engine: the whole prompt, one
 // token, no stream, and what the connectors want.
 func prefillBody(b *body.Body, connectors ...body.Edit) *body.Segments {
-	edits := append(connectors,
+	edits := append([]body.Edit{
 		body.Set(body.Stream, "false"),
 		body.Remove(body.StreamOptions),
 		body.Remove(body.MinTokens), // vLLM refuses a request that must have more tokens than it may have
 		body.Set(body.MaxTokens, "1"),
-	)
+	}, connectors...)
 	for _, f := range []body.Field{body.MaxCompletionTokens, body.N} {
 		if b.Has(f) {
 			edits = append(edits, body.Set(f, "1"))

@@ -325,10 +325,10 @@ func TestAlbumsAreServedToTheirEnd(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) {
 		if o.Role == fakevllm.Encode {
-			o.Delay = 50 * time.Millisecond
+			o.Delay = 150 * time.Millisecond
 		}
 	})
-	c := startCaddy(t, e.block("encode_limit 1", "queue_timeout 400ms"))
+	c := startCaddy(t, e.block("encode_limit 1", "queue_timeout 2s"))
 	var replies []chan *reply
 	for range 3 {
 		var parts []string
