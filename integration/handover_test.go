@@ -143,12 +143,12 @@ func (c *caddy) waiting(t *testing.T) int {
 func TestRefusedBeforePrefill(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1)
-	c := startCaddy(t, e.block("decode_limit 1", "queue_size 3", "queue_timeout 1s", "kv_lease 10m"))
+	c := startCaddy(t, e.block("decode_limit 1", "queue_size 3", "queue_timeout 4s", "kv_lease 10m"))
 	release := c.occupy(t, chat("", text("HELD")), "HELD", e.decode...)
 	replies := c.askFor(t, chat("", text("ready")), chat("", image("LATE"), text("one")), chat("", text("two")), chat("", text("full")))
 	assert.Equal(t, 3, c.waiting(t))
 	assert.Equal(t, 3, c.status(t).Handlers[0].Pools[2].Waiting)
-	for n, why := range map[int]string{3: "the queue is full (queue_size 3)", 1: "waited 1s for an instance (queue_timeout)", 2: "waited 1s for an instance (queue_timeout)"} {
+	for n, why := range map[int]string{3: "the queue is full (queue_size 3)", 1: "waited 4s for an instance (queue_timeout)", 2: "waited 4s for an instance (queue_timeout)"} {
 		r := <-replies[n]
 		assert.Equal(t, http.StatusServiceUnavailable, r.StatusCode)
 		assert.Equal(t, "decode_overloaded", r.apiError(t).str("code"))
