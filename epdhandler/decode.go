@@ -19,21 +19,7 @@ func (x *exchange) decode() (f *failure) {
 	defer func() { leave(cmp.Or(f, told)) }()
 	ctx, clock, cancel := x.watch(ctx)
 	defer cancel()
-	c := &call{
-		method:   http.MethodPost,
-		path:     x.r.URL.Path,
-		id:       x.attemptID(x.decoding),
-		idHead:   x.engineID + "-",
-		encoding: x.r.Header["Accept-Encoding"],
-		body:     x.decodeBody(),
-		clock:    clock,
-	}
-	if x.streams() {
-		c.encoding = []string{"identity"} // what is compressed cannot be seen to be an error
-	}
-	c.spends, c.alone = x.transferred() || x.consumer != nil, x.alone
-	x.pin(c, x.h.decode)
-	x.guardBlocks(c, cancel)
+	c := x.decodeCall(clock, cancel)
 	w := x.response()
 	w.silence, w.stop = clock, cancel
 	x.decoding.begin(c)
@@ -79,6 +65,26 @@ func (x *exchange) decode() (f *failure) {
 	}
 	c.end(told)
 	return nil
+}
+
+// decodeCall is the call of an attempt. cancel ends it before an engine has got it.
+func (x *exchange) decodeCall(clock *silence, cancel func()) *call {
+	c := &call{
+		method:   http.MethodPost,
+		path:     x.r.URL.Path,
+		id:       x.attemptID(x.decoding),
+		idHead:   x.engineID + "-",
+		encoding: x.r.Header["Accept-Encoding"],
+		body:     x.decodeBody(),
+		clock:    clock,
+	}
+	if x.streams() {
+		c.encoding = []string{"identity"} // what is compressed cannot be seen to be an error
+	}
+	c.spends, c.alone = x.transferred() || x.consumer != nil, x.alone
+	x.pin(c, x.h.decode)
+	x.guardBlocks(c, cancel)
+	return c
 }
 
 // noteError notes an error that the client has got as the answer, or in it.
