@@ -11,7 +11,6 @@ from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 import tiny
 
 PATCH, TILE = 14, 112  # pixels
-STRATEGY = "default"  # leaves out CLIP's token for the whole image
 TILES = [[TILE * high, TILE * wide] for high, wide in [(1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1)]]
 
 
@@ -24,7 +23,7 @@ def llava(tokenizer):
         "image_token_index": token("<image>"),
         "image_grid_pinpoints": TILES,
         "vision_feature_layer": -1,
-        "vision_feature_select_strategy": STRATEGY,
+        "vision_feature_select_strategy": "default",  # leaves out CLIP's token for the whole image
         "text_config": tiny.text(
             tokenizer,
             model_type="llama",
