@@ -54,6 +54,9 @@ func (h *Handler) consumersFit() error {
 	if len(h.ECConsumers) == 0 {
 		return nil
 	}
+	if h.EncodeOptional { // seen with vLLM 0.32: it waits 60 s, and then answers 500
+		return errors.New("encode_optional does not go with ec_consumers: an instance that embeddings are pushed to waits for them, and encodes nothing itself")
+	}
 	stage, pool := "decode", h.Decode
 	if h.Prefill != nil {
 		stage, pool = "prefill", h.Prefill

@@ -67,6 +67,7 @@ func TestProvisionRefuses(t *testing.T) {
 		"one for two":         {`{"kv_bootstrap":{"localhost:1":"http://x:1","localhost:2":"http://x:1"},"encode":` + one + `,"prefill":{"upstreams":[{"dial":"localhost:1"},{"dial":"localhost:2"}]},"decode":` + one + `}`, "kv_bootstrap has 'http://x:1' for 'localhost:1' and for 'localhost:2'"},
 		"unknown prefill":     {`{"kv_bootstrap":{"localhost:1":"http://x:1"},"encode":` + one + `,"prefill":{"dynamic_upstreams":{"source":"a","name":"localhost","port":"1"}},"decode":` + one + `}`, "kv_bootstrap needs to know the upstreams of the prefill pool; it cannot be dynamic"},
 		"a queue for nobody":  {`{"queue_timeout":1,"encode":` + one + `,"decode":` + one + `}`, "queue_timeout has no effect without encode_limit, prefill_limit or decode_limit"},
+		"pushes or none":      {`{"encode_optional":true,"ec_consumers":{"localhost:1":["tcp://x:1"]},"encode":` + one + `,"decode":` + one + `}`, "encode_optional does not go with ec_consumers"},
 		"a salt for nothing":  {`{"uuid_salt":"x","encode":` + one + `,"decode":` + one + `}`, "uuid_salt has no effect without references or ec_consumers"},
 		"no such JSON member": {`{"encoder":` + one + `}`, "unknown field"},
 	} {
