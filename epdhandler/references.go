@@ -35,36 +35,23 @@ type transfer struct {
 	ID   string          `json:"transfer_id"`
 }
 
-// refer returns the client's body with references, as far as encoders have told what they
-// need. What stays as it is gets the uuid by which it was encoded, or engines would not
-// find that. An engine takes no references beside media of one modality, and vLLM's proxy makes
-// none beside media where there is audio, so all of those have one, or none has.
+// refer returns the client's body with references, if encoders have told what each item needs.
+// Media that stay as they are get the uuid by which they were encoded, or engines would not find
+// that. No request has both: an engine takes no references beside media of one modality, and a model
+// whose processor takes all media at once none at all (seen with Qwen2.5-Omni of vLLM 0.32.0).
 func (x *exchange) refer(known []encoded) *body.Body {
-	raw := make(map[string]bool) // modalities
-	audio, all := x.hasSound(), x.h.References && !x.raw
-	for i, item := range x.body.Items {
-		referable := known[x.original[i]].reference != nil
-		kind := embedKinds[item.Kind]
-		raw[kind] = raw[kind] || !referable
-		audio = audio || kind == "audio_embeds"
-		all = all && referable
+	x.referred = x.h.References && !x.raw
+	for i := range x.body.Items {
+		x.referred = x.referred && known[x.original[i]].reference != nil
 	}
 	patches := make([]body.Patch, 0, 2*len(x.body.Items))
-	x.referred = false
 	for i, item := range x.body.Items {
-		kind := embedKinds[item.Kind]
-		if all || x.h.References && !x.raw && !audio && !raw[kind] {
-			patches = append(patches, item.Refer(kind, known[x.original[i]].reference)...)
-			x.referred = true
+		if x.referred {
+			patches = append(patches, item.Refer(embedKinds[item.Kind], known[x.original[i]].reference)...)
 		}
 		patches = x.addUUID(patches, i)
 	}
 	return x.body.Patched(patches)
-}
-
-// hasSound reports whether there is a video that stands for its sound as well.
-func (x *exchange) hasSound() bool {
-	return slices.ContainsFunc(x.body.Items, x.withSound)
 }
 
 // withSound reports whether an item is such a video.

@@ -78,24 +78,20 @@ func (i item) checkReference() error {
 	return nil
 }
 
-// checkWhole refuses media beside references of their modality, and where there is audio.
+// checkWhole refuses media beside embeddings of their modality, and beside references at all, which
+// only some models take.
 func checkWhole(items []item) error {
-	audio, references, media := false, false, false
+	references, media := false, false
 	ready := make(map[string]bool)
 	for _, i := range items {
 		if was, known := ready[i.modality]; known && was != i.ready {
 			return badRequest("Mixing raw %s and embedding inputs is not allowed", i.modality)
 		}
 		ready[i.modality] = i.ready
+		references, media = references || i.reference(), media || !i.ready
 	}
-	for _, i := range items {
-		reference := i.reference()
-		references = references || reference
-		media = media || !i.ready
-		audio = audio || i.modality == "audio" && (reference || !i.ready)
-	}
-	if audio && references && media {
-		return badRequest("a request with audio is rewritten wholly or not at all")
+	if references && media {
+		return badRequest("Failed to apply Qwen2_5OmniProcessor: a request is rewritten wholly or not at all")
 	}
 	return nil
 }

@@ -55,6 +55,7 @@ func TestReferences(t *testing.T) {
 		{"image beside referenced audio", []string{partA, partAudio}, []string{partA, partAudio}, []string{partA, refAudio}, bad, "rewritten wholly or not at all"},
 		{"audio beside referenced audio", []string{partInput, partAudio}, []string{partInput, partAudio}, []string{partInput, refAudio}, bad, "Mixing raw audio and embedding inputs"},
 		{"audio beside a referenced image", []string{partA, partAudio}, []string{partA, partAudio}, []string{refA, partAudio}, bad, "rewritten wholly or not at all"},
+		{"video beside a referenced image", []string{partA, partVideo}, []string{partA, partVideo}, []string{refA, partVideo}, bad, "rewritten wholly or not at all"},
 		{"a video without its timing", []string{partVideo}, []string{partVideo}, []string{old(`,"second_per_grid_ts":[1]`, "").Replace(refVideo)}, bad, "without its timing changes the answer"},
 		{"uuid left out", []string{partA}, []string{partPlain}, []string{partPlain}, failed, "multimodal embedding missing: item 0 (image_url)"},
 	}
