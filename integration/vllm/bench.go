@@ -1,0 +1,260 @@
+package main
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// rounds is how often each contender is measured, in turn with the others.
+const rounds = 3
+
+// contender is a proxy in front of the same engines, one encoder and one prefill+decode.
+type contender struct {
+	name  string
+	start func(ctx context.Context, f *fleet) (*engine, error)
+}
+
+// measured is what `vllm bench serve` says of one round.
+type measured struct {
+	Failed     int     `json:"failed"`
+	Throughput float64 `json:"request_throughput"` // requests per second
+	TTFT       float64 `json:"median_ttft_ms"`
+	MeanTTFT   float64 `json:"mean_ttft_ms"`
+	P99TTFT    float64 `json:"p99_ttft_ms"`
+}
+
+// bench measures ours beside vLLM's own proxy script, one after the other, in rounds.
+func (s *suite) bench(ctx context.Context, f *fleet) error {
+	script, err := f.release.script(ctx, filepath.Dir(f.venv))
+	if err != nil {
+		return err
+	}
+	t := topology{encode: list("e1"), decode: list("pd1")}
+	if err := f.want(ctx, t.engines()...); err != nil {
+		return err
+	}
+	contenders := []contender{
+		{"epd_proxy", s.ours("")},
+		{"epd_proxy, references, encode_batch 8", s.ours("references\nencode_batch 8")},
+		{"disagg_epd_proxy.py --no-rewrite", theirs(script, "--no-rewrite")},
+		{"disagg_epd_proxy.py", theirs(script)},
+	}
+	results := make([][]measured, len(contenders))
+	for round := range rounds {
+		for i := range contenders {
+			c := (round + i) % len(contenders) // the order differs from round to round
+			m, err := s.measure(ctx, f, contenders[c], round*len(contenders)+c)
+			if err != nil {
+				return fmt.Errorf("%s: %w", contenders[c].name, err)
+			}
+			say("  %-40s %5.2f requests/s, TTFT %4.0f ms median, %4.0f mean, %4.0f p99", contenders[c].name, m.Throughput, m.TTFT, m.MeanTTFT, m.P99TTFT)
+			if m.Failed > 0 {
+				s.report.failed(f, "vllm bench serve", fmt.Sprintf("%s: %d requests failed", contenders[c].name, m.Failed))
+			}
+			results[c] = append(results[c], m)
+		}
+	}
+	for i, c := range contenders {
+		s.report.measured(c.name, results[i])
+		s.report.passed(f, "vllm bench serve")
+	}
+	return nil
+}
+
+// measure lets `vllm bench serve` ask one contender. Every round has images of its own.
+func (s *suite) measure(ctx context.Context, f *fleet, c contender, seed int) (m measured, err error) {
+	p, err := c.start(ctx, f)
+	if err != nil {
+		return m, err
+	}
+	defer p.stop()
+	if err := p.listens(ctx); err != nil {
+		return m, err
+	}
+	host, port, err := net.SplitHostPort(p.addr)
+	if err != nil {
+		return m, err
+	}
+	ascii := make([]string, 16) // or half of the tokens are halves of characters, and no event has any text
+	for i := range ascii {
+		ascii[i] = fmt.Sprint(40 + i)
+	}
+	result := filepath.Join(f.logs, "bench.json")
+	if err := os.Remove(result); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return m, err
+	}
+	err = run(ctx, []string{"HF_HUB_OFFLINE=1"}, vllm(f.venv), "bench", "serve",
+		"--backend", "openai-chat", "--endpoint", "/v1/chat/completions", "--host", host, "--port", port,
+		"--model", f.dir, "--served-model-name", "tiny", "--seed", fmt.Sprint(seed),
+		"--dataset-name", "random-mm", "--num-prompts", "60", "--max-concurrency", "4", "--num-warmups", "4",
+		"--random-input-len", "50", "--random-output-len", "10", "--ignore-eos",
+		"--random-mm-base-items-per-request", "2", "--random-mm-num-mm-items-range-ratio", "0",
+		"--random-mm-limit-mm-per-prompt", `{"image":2,"video":0}`, "--random-mm-bucket-config", "{(256,256,1):1.0}",
+		"--extra-body", `{"allowed_token_ids":[`+strings.Join(ascii, ",")+`]}`,
+		"--save-result", "--result-dir", filepath.Dir(result), "--result-filename", filepath.Base(result))
+	if err != nil {
+		return m, err
+	}
+	data, err := os.ReadFile(result)
+	if err != nil {
+		return m, err
+	}
+	return m, json.Unmarshal(data, &m)
+}
+
+// ours is Caddy, over HTTP as theirs.
+func (s *suite) ours(options string) func(context.Context, *fleet) (*engine, error) {
+	return func(_ context.Context, f *fleet) (*engine, error) {
+		addr, err := freeAddr()
+		if err != nil {
+			return nil, err
+		}
+		p, err := s.caddyEngine(f.logs, "http://"+addr, block(f.addrs(list("e1")), nil, f.addrs(list("pd1")), "", options))
+		if err != nil {
+			return nil, err
+		}
+		p.addr = addr
+		return p, p.start()
+	}
+}
+
+// theirs is vLLM's script.
+func theirs(script string, flags ...string) func(context.Context, *fleet) (*engine, error) {
+	return func(_ context.Context, f *fleet) (*engine, error) {
+		addr, err := freeAddr()
+		if err != nil {
+			return nil, err
+		}
+		host, port, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, err
+		}
+		e := &engine{
+			name: "script",
+			addr: addr,
+			args: slices.Concat([]string{
+				filepath.Join(f.venv, "bin", "python"), script, "--host", host, "--port", port,
+				"--encode-servers-urls", f.engines["e1"].url(), "--decode-servers-urls", f.engines["pd1"].url(),
+			}, flags),
+			log: filepath.Join(f.logs, "script.log"),
+		}
+		return e, e.start()
+	}
+}
+
+const scriptPath = "examples/disaggregated/disaggregated_encoder/disagg_epd_proxy.py"
+
+// script gets vLLM's proxy script out of the release's source distribution.
+func (r release) script(ctx context.Context, dir string) (string, error) {
+	file := filepath.Join(dir, path.Base(scriptPath))
+	if _, err := os.Stat(file); err == nil {
+		return file, nil
+	}
+	say("fetching vLLM's proxy script")
+	source, err := r.source(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(source.Name())
+	defer source.Close()
+	unzipped, err := gzip.NewReader(source)
+	if err != nil {
+		return "", err
+	}
+	for archive := tar.NewReader(unzipped); ; {
+		header, err := archive.Next()
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", scriptPath, err)
+		}
+		if !strings.HasSuffix(header.Name, scriptPath) {
+			continue
+		}
+		data, err := io.ReadAll(archive)
+		if err != nil {
+			return "", err
+		}
+		return file, os.WriteFile(file, data, 0o644)
+	}
+}
+
+// source downloads the source distribution from PyPI.
+func (r release) source(ctx context.Context) (*os.File, error) {
+	var project struct {
+		Files []struct {
+			Filename, URL string
+			Hashes        map[string]string
+		}
+	}
+	resp, err := get(ctx, "https://pypi.org/simple/vllm/", "application/vnd.pypi.simple.v1+json")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&project); err != nil {
+		return nil, err
+	}
+	for _, f := range project.Files {
+		if f.Filename == fmt.Sprintf("vllm-%s.tar.gz", r) {
+			return download(ctx, f.URL, f.Hashes["sha256"])
+		}
+	}
+	return nil, fmt.Errorf("PyPI has no source distribution of vLLM %s", r)
+}
+
+// download downloads into a temporary file, and checks it.
+func download(ctx context.Context, url, sum string) (file *os.File, err error) {
+	resp, err := get(ctx, url, "*/*")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if file, err = os.CreateTemp("", "vllm-*.tar.gz"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			file.Close()
+			os.Remove(file.Name())
+		}
+	}()
+	hash := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(file, hash), resp.Body); err != nil {
+		return nil, err
+	}
+	if got := hex.EncodeToString(hash.Sum(nil)); got != sum {
+		return nil, fmt.Errorf("%s has the SHA-256 %s, not %s", url, got, sum)
+	}
+	_, err = file.Seek(0, io.SeekStart)
+	return file, err
+}
+
+func get(ctx context.Context, url, accept string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Accept", accept)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
+		return nil, fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	return resp, nil
+}

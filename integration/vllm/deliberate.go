@@ -1,0 +1,61 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+)
+
+// deliberate is a difference between the proxy and one engine that does it all, and its reason.
+type deliberate struct {
+	names  string // regular expression for names of requests
+	where  string // regular expression for "release, model, topology"; empty: everywhere
+	single string // what the one engine answers, see outcome; empty: as the proxy
+	proxy  string // what the proxy answers
+	what   string // regular expression for the difference, where both answer the same
+	reason string
+}
+
+const (
+	badRequest = "400"
+	failedLate = "200, " + failedEvent
+)
+
+// differences are the ones that are known. What is not here is a fault.
+var differences = []deliberate{
+	{
+		names: `^(a schema that cannot be|a broken regex|logit_bias out of range|allowed_token_ids empty) \(stream\)$`, single: failedLate, proxy: badRequest,
+		reason: "vLLM has begun the stream when it finds the error; the proxy waits for the first event, and can give the true status",
+	},
+	{
+		names: `^a list$`, where: `^0\.(11|24)\.`, single: "500", proxy: badRequest,
+		reason: "older vLLM fails at a body that is no object",
+	},
+}
+
+// outcome is how an answer ended.
+func outcome(a answer) string {
+	switch {
+	case a.Status == 0:
+		return "no answer: " + a.Failed
+	case a.Failed != "":
+		return fmt.Sprintf("%d, %s", a.Status, a.Failed)
+	}
+	return fmt.Sprint(a.Status)
+}
+
+// reason returns why answers differ on purpose, or nothing.
+func reason(where, name string, single, proxy answer) string {
+	difference := difference(single, proxy)
+	for _, d := range differences {
+		if !regexp.MustCompile(d.names).MatchString(name) || !regexp.MustCompile(d.where).MatchString(where) {
+			continue
+		}
+		if d.what != "" && regexp.MustCompile(d.what).MatchString(difference) {
+			return d.reason
+		}
+		if d.what == "" && d.single == outcome(single) && d.proxy == outcome(proxy) {
+			return d.reason
+		}
+	}
+	return ""
+}

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	startTime = 15 * time.Minute // several engines that start at once on two cores
+	stopTime  = 20 * time.Second
+)
+
+// engine is one vLLM.
+type engine struct {
+	name string
+	addr string // stays the same over a restart
+	args []string
+	env  []string
+	log  string
+
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+}
+
+func (e *engine) url() string { return "http://" + e.addr }
+
+// start starts the process, in a group of its own: vLLM's workers end with it, and Ctrl-C
+// reaches this program alone.
+func (e *engine) start() error {
+	file, err := os.OpenFile(e.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	e.cmd = exec.Command(e.args[0], e.args[1:]...)
+	e.cmd.Env = append(os.Environ(), e.env...)
+	e.cmd.Stdout, e.cmd.Stderr = file, file
+	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := e.cmd.Start(); err != nil {
+		return err
+	}
+	done := make(chan struct{})
+	e.done = done
+	go func(cmd *exec.Cmd) {
+		_ = cmd.Wait()
+		close(done)
+	}(e.cmd)
+	return nil
+}
+
+// ready waits until it answers.
+func (e *engine) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	for {
+		if e.healthy(ctx) {
+			return nil
+		}
+		select {
+		case <-e.done:
+			return fmt.Errorf("%s has ended; the end of %s:\n%s", e.name, e.log, tail(e.log))
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w; the end of %s:\n%s", e.name, ctx.Err(), e.log, tail(e.log))
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// listens waits until it accepts connections.
+func (e *engine) listens(ctx context.Context) error {
+	return until(ctx, time.Minute, func(ctx context.Context) (bool, error) {
+		if !e.alive() {
+			return false, fmt.Errorf("%s has ended:\n%s", e.name, tail(e.log))
+		}
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", e.addr)
+		if err != nil {
+			return false, nil
+		}
+		return true, conn.Close()
+	})
+}
+
+func (e *engine) healthy(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url()+"/health", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+// alive says whether the process runs.
+func (e *engine) alive() bool {
+	select {
+	case <-e.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// signal reaches the engine and its workers.
+func (e *engine) signal(s syscall.Signal) { _ = syscall.Kill(-e.cmd.Process.Pid, s) }
+
+// kill ends it as a crash does.
+func (e *engine) kill() {
+	e.signal(syscall.SIGKILL)
+	<-e.done
+}
+
+// stop ends it, its workers as well, whatever state they are in.
+func (e *engine) stop() {
+	e.signal(syscall.SIGCONT)
+	e.signal(syscall.SIGTERM)
+	select {
+	case <-e.done:
+	case <-time.After(stopTime):
+	}
+	e.kill()
+}
+
+// tail is the end of a log.
+func tail(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return strings.Join(lines[max(0, len(lines)-30):], "\n")
+}
+
+// freeAddr returns a local address that nobody listens on.
+func freeAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+func freePort() (string, error) {
+	addr, err := freeAddr()
+	if err != nil {
+		return "", err
+	}
+	_, port, err := net.SplitHostPort(addr)
+	return port, err
+}
+
+// vllm is the command of a virtual environment.
+func vllm(venv string) string { return filepath.Join(venv, "bin", "vllm") }

@@ -1,0 +1,352 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
+)
+
+// fault is something that goes wrong at the engines or at a client, and what is to come of it.
+type fault struct {
+	name     string
+	topology topology
+	try      func(ctx context.Context, t *trial) error
+}
+
+// trial is a fault that is being tried.
+type trial struct {
+	*suite
+	fleet    *fleet
+	topology topology
+	proxy    *proxy
+}
+
+// watched makes the health checks fast, so that nobody has to wait for them.
+const watched = "health_interval 1s\nhealth_timeout 2s"
+
+var (
+	pairs      = topology{encode: list("e1 e2"), decode: list("pd1 pd2"), each: watched}
+	references = topology{encode: list("e1 e2"), decode: list("pd1 pd2"), each: watched, options: "references", since: "0.30.0"}
+	patient    = topology{encode: list("e1 e2"), decode: list("pd1 pd2"), each: watched, options: "encode_timeout 5s\nstream_start_timeout 10s"}
+	stages     = topology{encode: list("e1"), prefill: list("p1"), decode: list("d1"), each: watched}
+)
+
+// faults are in an order in which few engines have to be started.
+var faults = []fault{
+	{"clients leave, E+PD", pairs, leave},
+	{"one of two encoders is killed", pairs, oneDies("e1", 0)},
+	{"one of two prefill+decode engines is killed", pairs, oneDies("pd1", clients)},
+	{"the files of embeddings are deleted", pairs, filesAreDeleted(0)},
+	{"the files of embeddings are deleted, references", references, filesAreDeleted(1)},
+	{"one of two encoders is paused", patient, onePauses("e1", 0)},
+	{"one of two prefill+decode engines is paused", patient, onePauses("pd1", 3*clients)},
+	{"clients leave, E+P+D", stages, leave},
+	{"the encoder is killed, E+P+D", stages, onlyOneDies("e1")},
+	{"prefill is killed, E+P+D", stages, onlyOneDies("p1")},
+	{"decode is killed, E+P+D", stages, onlyOneDies("d1")},
+}
+
+// tryFaults tries those that are asked for.
+func (s *suite) tryFaults(ctx context.Context, f *fleet) error {
+	for _, fault := range s.faultsOf(f.release) {
+		say("%s", fault.name)
+		err := s.try(ctx, f, fault)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			s.report.failed(f, fault.name, err.Error())
+		} else {
+			s.report.passed(f, fault.name)
+		}
+	}
+	return nil
+}
+
+// faultsOf are the chosen ones that a release has.
+func (s *suite) faultsOf(r release) []fault {
+	return slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return !s.match(f.name) || !r.has(f.topology) })
+}
+
+func (s *suite) try(ctx context.Context, f *fleet, fault fault) error {
+	t := &trial{suite: s, fleet: f, topology: fault.topology}
+	if err := f.want(ctx, append(t.topology.engines(), "single")...); err != nil {
+		return err
+	}
+	var err error
+	if t.proxy, err = s.startProxy(ctx, f.logs, t.topology.block(f)); err != nil {
+		return err
+	}
+	defer t.proxy.stop()
+	return fault.try(ctx, t)
+}
+
+// oneDies kills one of two engines under load, and starts it again. At most so many requests may
+// get an error, those that it was busy with.
+func oneDies(name string, errors int) func(context.Context, *trial) error {
+	return func(ctx context.Context, t *trial) error {
+		load := t.startLoad(ctx, t.proxy)
+		defer load.stop()
+		if err := load.more(ctx, 10); err != nil {
+			return err
+		}
+		t.fleet.engines[name].kill()
+		if err := load.more(ctx, 20); err != nil {
+			return fmt.Errorf("after %s was killed: %w", name, err)
+		}
+		if err := t.restart(ctx, name); err != nil {
+			return err
+		}
+		if err := load.more(ctx, 20); err != nil {
+			return fmt.Errorf("after %s was there again: %w", name, err)
+		}
+		load.stop()
+		return t.judge(ctx, load.since(0), errors)
+	}
+}
+
+// onlyOneDies kills the only engine of a pool under load: all requests fail then, cleanly, and none
+// does once it is there again.
+func onlyOneDies(name string) func(context.Context, *trial) error {
+	return func(ctx context.Context, t *trial) error {
+		load := t.startLoad(ctx, t.proxy)
+		defer load.stop()
+		if err := load.more(ctx, 5); err != nil {
+			return err
+		}
+		t.fleet.engines[name].kill()
+		if err := load.more(ctx, 10); err != nil {
+			return fmt.Errorf("after %s was killed: %w", name, err)
+		}
+		load.stop()
+		if err := t.judge(ctx, load.since(0), 10+clients); err != nil {
+			return err
+		}
+		if err := t.restart(ctx, name); err != nil {
+			return err
+		}
+		again := t.startLoad(ctx, t.proxy)
+		defer again.stop()
+		if err := again.more(ctx, 5); err != nil {
+			return err
+		}
+		again.stop()
+		return t.judge(ctx, again.since(0), 0)
+	}
+}
+
+// onePauses stops one of two engines without ending it, as a hanging GPU does.
+func onePauses(name string, errors int) func(context.Context, *trial) error {
+	return func(ctx context.Context, t *trial) error {
+		load := t.startLoad(ctx, t.proxy)
+		defer load.stop()
+		if err := load.more(ctx, 5); err != nil {
+			return err
+		}
+		t.fleet.engines[name].signal(syscall.SIGSTOP)
+		err := load.more(ctx, 20)
+		t.fleet.engines[name].signal(syscall.SIGCONT)
+		if err != nil {
+			return fmt.Errorf("while %s was paused: %w", name, err)
+		}
+		if err := load.more(ctx, 20); err != nil {
+			return fmt.Errorf("after %s went on: %w", name, err)
+		}
+		load.stop()
+		return t.judge(ctx, load.since(0), errors)
+	}
+}
+
+// judge says whether all answers are right, but for so many clean errors.
+func (t *trial) judge(ctx context.Context, list []exchange, allowed int) error {
+	right, failed, wrong := t.kinds(ctx, t.fleet, list)
+	sum := 0
+	for _, n := range failed {
+		sum += n
+	}
+	say("  %s", describe(right, failed))
+	switch {
+	case len(wrong) > 0:
+		return fmt.Errorf("%d answers are wrong, the first: %s", len(wrong), wrong[0])
+	case sum > allowed:
+		return fmt.Errorf("%v errors, not at most %d", failed, allowed)
+	case right == 0:
+		return errors.New("no answer is right")
+	}
+	return nil
+}
+
+// restart starts a dead engine again, and waits until the proxy's health checks have seen it.
+func (t *trial) restart(ctx context.Context, name string) error {
+	if err := t.fleet.want(ctx, append(t.topology.engines(), "single")...); err != nil {
+		return err
+	}
+	return until(ctx, time.Minute, func(ctx context.Context) (bool, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.proxy.url()+"/health", nil)
+		if err != nil {
+			return false, err
+		}
+		resp, err := t.proxy.client.Do(req)
+		if err != nil {
+			return false, err
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode == http.StatusOK, nil
+	})
+}
+
+// filesAreDeleted deletes the embeddings under running engines: the media are encoded by somebody,
+// at the price of so many engines.
+func filesAreDeleted(engines int) func(context.Context, *trial) error {
+	return func(ctx context.Context, t *trial) error {
+		r := requests.AboutImage(pattern(rand.Uint64()), 24)
+		want, err := ask(ctx, t.direct, t.fleet.engines["single"].url(), r)
+		if err != nil {
+			return err
+		}
+		for i := range 4 { // both encoders and both consumers know it then, or not
+			if i == 2 {
+				if err := empty(t.fleet.storage); err != nil {
+					return err
+				}
+			}
+			got, err := ask(ctx, t.proxy.client, t.proxy.url(), r)
+			if err != nil {
+				return err
+			}
+			if d := difference(want, got); d != "" {
+				return fmt.Errorf("request %d: %s", i+1, d)
+			}
+		}
+		if dead := t.fleet.dead(); len(dead) > engines {
+			return fmt.Errorf("%v have ended, not at most %d", dead, engines)
+		}
+		return nil
+	}
+}
+
+// empty removes all that is in a directory.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leave goes away in the middle of requests: soon after that no engine works for them any more.
+func leave(ctx context.Context, t *trial) error {
+	const endless = 7000
+	stream := requests.AboutText(endless).Streamed()
+	var album []requests.Request
+	for range 8 {
+		album = append(album, requests.AboutImage(pattern(rand.Uint64()), endless))
+	}
+	for _, c := range []struct {
+		name    string
+		request requests.Request
+		after   func(body io.Reader) error
+		wait    time.Duration
+	}{
+		{"in a stream", stream, func(body io.Reader) error { return events(body, 40) }, 0},
+		{"in an answer that is not streamed", requests.AboutText(endless), nil, 1500 * time.Millisecond},
+		{"during the encode", album[0], nil, 30 * time.Millisecond},
+		{"a little later", album[1], nil, 150 * time.Millisecond},
+		{"in a stream about an image", album[2].Streamed(), func(body io.Reader) error { return events(body, 5) }, 0},
+	} {
+		if err := t.leaves(ctx, c.request, c.wait, c.after); err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+		if err := t.calm(ctx); err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	return nil
+}
+
+// leaves sends a request, and leaves after a time, or after having read enough of the answer.
+func (t *trial) leaves(ctx context.Context, r requests.Request, wait time.Duration, enough func(io.Reader) error) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	if enough == nil {
+		ctx, cancel = context.WithTimeout(ctx, wait)
+		defer cancel()
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.proxy.url()+r.Path, bytes.NewReader(r.Body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := t.proxy.client.Do(req)
+	if enough == nil {
+		if err == nil {
+			resp.Body.Close()
+			return errors.New("the answer came before the client could leave")
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return enough(resp.Body)
+}
+
+// events reads so many events of a stream.
+func events(body io.Reader, n int) error {
+	lines := bufio.NewScanner(body)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "data: ") {
+			if n--; n == 0 {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("the stream ended %d events early: %w", n, lines.Err())
+}
+
+// calm waits until no engine does anything, and makes sure that none begins to.
+func (t *trial) calm(ctx context.Context) error {
+	var before, after float64
+	for i, sum := range []*float64{&before, &after} {
+		if i > 0 {
+			time.Sleep(time.Second) // in which tokens would be made
+		}
+		for _, name := range t.topology.engines() {
+			e := t.fleet.engines[name]
+			err := until(ctx, 5*time.Second, func(ctx context.Context) (bool, error) {
+				a, err := e.activity(ctx)
+				if err == nil && a.idle() {
+					*sum += a.generated
+				}
+				return a.idle(), err
+			})
+			if err != nil {
+				return fmt.Errorf("%s still works: %w", name, err)
+			}
+		}
+	}
+	if before != after {
+		return fmt.Errorf("%v tokens more", after-before)
+	}
+	return nil
+}

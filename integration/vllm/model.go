@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
+)
+
+// model is a tiny model of random weights.
+type model struct {
+	name   string
+	script string // that makes it, from the repository's root
+	flags  []string
+	kwargs bool // its requests have mm_processor_kwargs
+	list   func(release, requests.Media) []requests.Request
+}
+
+var models = []model{
+	{
+		name:   "qwen2.5-vl",
+		script: "examples/vllm/tiny_model.py",
+		flags:  []string{"--limit-mm-per-prompt", `{"image":16}`, "--enable-auto-tool-choice", "--tool-call-parser", "hermes"},
+		list: func(_ release, m requests.Media) []requests.Request {
+			return slices.Concat(requests.Texts(), requests.Images(m), requests.Videos(m), requests.Refused(m))
+		},
+	},
+	{
+		name:   "qwen2.5-omni",
+		script: "integration/vllm/models/omni.py",
+		flags:  []string{"--limit-mm-per-prompt", `{"image":16,"audio":8,"video":4}`},
+		kwargs: true,
+		list: func(_ release, m requests.Media) []requests.Request {
+			return slices.Concat(requests.Images(m), requests.Videos(m), requests.Audios(m), requests.Sounds(m))
+		},
+	},
+	{
+		name:   "llava",
+		script: "integration/vllm/models/llava.py",
+		flags:  []string{"--limit-mm-per-prompt", `{"image":16}`},
+		list: func(_ release, m requests.Media) []requests.Request {
+			return requests.Images(m)
+		},
+	},
+}
+
+// make makes the model with the libraries of a release, if it is not there yet.
+func (m model) make(ctx context.Context, root, venv, dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, "config.json")); err == nil {
+		return nil
+	}
+	say("making the model %s", m.name)
+	return run(ctx, nil, filepath.Join(venv, "bin", "python"), filepath.Join(root, m.script), dir)
+}
+
+// flags are those that a release needs for a model.
+func (r release) flags(m model) []string {
+	if m.kwargs && r.since("0.31.0") {
+		return []string{"--trust-request-mm-kwargs"}
+	}
+	return nil
+}

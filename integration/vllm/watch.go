@@ -1,0 +1,71 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// until waits until something is so.
+func until(ctx context.Context, limit time.Duration, is func(context.Context) (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		ok, err := is(ctx)
+		if err != nil || ok {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not within %v", limit)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// activity is what an engine does, by its own metrics.
+type activity struct {
+	running, waiting float64 // requests
+	generated        float64 // tokens, since it began
+	handedOver       float64 // tokens of prompts whose blocks came from another engine
+}
+
+func (a activity) idle() bool { return a.running == 0 && a.waiting == 0 }
+
+// activity asks an engine for its metrics.
+func (e *engine) activity(ctx context.Context) (a activity, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url()+"/metrics", nil)
+	if err != nil {
+		return a, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return a, err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		name, _, _ := strings.Cut(lines.Text(), "{")
+		value := lines.Text()[strings.LastIndexByte(lines.Text(), ' ')+1:]
+		n, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			continue
+		}
+		switch name {
+		case "vllm:num_requests_running":
+			a.running += n
+		case "vllm:num_requests_waiting":
+			a.waiting += n
+		case "vllm:generation_tokens_total":
+			a.generated += n
+		case "vllm:external_prefix_cache_hits_total":
+			a.handedOver += n
+		}
+	}
+	return a, lines.Err()
+}
