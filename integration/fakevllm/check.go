@@ -16,8 +16,8 @@ var forbiddenHeaders = []string{
 // The id comes last: only a request that is otherwise right holds it.
 func (x *exchange) checks(role func() error) []func() error {
 	return []func() error{
-		x.checkLength, x.checkHeaders, x.checkBody, x.checkModel, x.checkPrompt, role,
-		x.checkReferences, x.checkRank, x.claimTransfers, x.checkID,
+		x.checkLength, x.checkHeaders, x.checkBody, x.checkOptions, x.checkModel, x.checkPrompt, x.checkLimits, x.checkSampling, role,
+		x.checkReferences, x.checkRank, x.claimTransfers, x.verify, x.checkID,
 	}
 }
 

@@ -18,8 +18,11 @@
 //	want, err := fakevllm.Answer(requestBody)
 //	got, err := fakevllm.Text(responseBody, false)
 //
-// Engines are of November 2025 (vLLM 0.11.1) unless [Options] makes them Modern,
-// of September 2026. A modern encoder takes several images in one request, uuids
+// They take and refuse the options of a request as vLLM 0.32.0 does: with the same status or, if
+// a stream has begun by then, with an event.
+//
+// Engines are of vLLM 0.11.1 unless [Options] makes them Modern,
+// of vLLM 0.31.0. A modern encoder takes several images in one request, uuids
 // on its items, and the consumer to deliver to; it answers with the shape of each
 // embedding. A modern consumer takes references: a part such as
 //

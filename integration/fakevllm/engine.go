@@ -73,12 +73,19 @@ type Options struct {
 	// encodes can then be consumed only with the handle in there, once.
 	Handles bool
 
-	// Modern makes an engine of September 2026: see the package comment.
+	// Modern makes an engine of vLLM 0.31.0: see the package comment.
 	// All engines of a cluster should be of one age.
 	Modern bool
 
 	// MaxBatch is the most images of one encode request, for a modern engine. 0 is no limit.
 	MaxBatch int
+
+	// MaxImages is the most images of one request (vLLM's --limit-mm-per-prompt). 0 is no limit.
+	MaxImages int
+
+	// MaxModelLen is the most tokens of a prompt and its answer (vLLM's --max-model-len), where
+	// each byte of text is one. 0 is no limit.
+	MaxModelLen int
 
 	// NoItemIndices makes a modern encode engine answer by the items' uuids,
 	// without positions. An item without a uuid goes by its hash.

@@ -8,10 +8,11 @@ import (
 
 // apiError is a request's failure as the client sees it.
 type apiError struct {
-	code    int
-	message string
-	body    any
-	late    bool // no fault of the request, and found out when it was under way
+	code       int
+	message    string
+	body       any
+	late       bool // no fault of the request, and found out when it was under way
+	statusSent bool // in a stream, which has no event yet
 }
 
 func (e *apiError) Error() string { return e.message }
@@ -33,6 +34,13 @@ func errorType(code int) string {
 // badRequest is for a request that no engine could serve.
 func badRequest(format string, args ...any) error {
 	return newAPIError(http.StatusBadRequest, nil, fmt.Sprintf(format, args...))
+}
+
+// lateRefusal is for a request that vLLM finds wrong when a stream has its status already.
+func lateRefusal(format string, args ...any) error {
+	e := newAPIError(http.StatusBadRequest, nil, fmt.Sprintf(format, args...))
+	e.statusSent = true
+	return e
 }
 
 // engineFailure is for a request that is well-formed but makes an engine fail.

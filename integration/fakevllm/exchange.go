@@ -69,7 +69,7 @@ func (x *exchange) finish(a *answer, err error) {
 			x.engine.reports.refusal(Refusal{x.id, time.Now(), refusal.code, refusal.message})
 		}
 		a, err = refusal.answer(), nil
-		if refusal.late && x.members.is("stream", "true") {
+		if (refusal.late || refusal.statusSent) && x.members.is("stream", "true") {
 			a = x.failingStream(refusal)
 		}
 	}

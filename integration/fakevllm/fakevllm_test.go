@@ -36,6 +36,8 @@ const (
 	textChat     = `{` + textMessages + `}`
 	textPrefill  = `{` + textMessages + `,"stream":false,"max_tokens":1,` + stub + `}`
 	textPrompt   = `{"prompt":"once upon"}`
+
+	oneTool = `[{"type":"function","function":{"name":"f"}}]`
 )
 
 func start(t *testing.T, c *Cluster, o Options) *Engine {

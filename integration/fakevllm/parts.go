@@ -3,8 +3,6 @@ package fakevllm
 import (
 	"encoding/json"
 	"maps"
-	"strconv"
-	"strings"
 )
 
 // parts are the requests that vLLM makes of one, in the order of their choices: one for
@@ -32,25 +30,16 @@ func prompts(raw json.RawMessage) []json.RawMessage {
 	return list
 }
 
-// lax reads a number as pydantic does, 0 if it is none.
-func lax(raw json.RawMessage) int {
-	text := strings.Trim(string(raw), `"`)
-	n, _ := strconv.ParseFloat(strings.TrimSpace(text), 64)
-	return int(n)
-}
-
 // scoresPrompt reports whether log probabilities of the prompt are wanted: only who
 // computes the prompt has them. In a chat, echo is enough, for top_logprobs is 0 by default.
 func (x *exchange) scoresPrompt() bool {
 	o := x.members
-	echo := o.has("echo") && !o.is("echo", "false") && (x.isChat() || o.has("logprobs"))
+	echo := isTrue(o["echo"]) && (x.isChat() || o.has("logprobs"))
 	return o.has("prompt_logprobs") || echo
 }
 
 // beams reports whether there is a beam search, whose requests have no transfer parameters.
-func (x *exchange) beams() bool {
-	return x.members.has("use_beam_search") && !x.members.is("use_beam_search", "false")
-}
+func (x *exchange) beams() bool { return isTrue(x.members["use_beam_search"]) }
 
 // handsOver reports whether decode can have the prompt from a prefill.
 func (x *exchange) handsOver() bool {

@@ -59,17 +59,11 @@ func (x *exchange) checkPrefill() error {
 	if !o.is("stream", "false") {
 		return badRequest("stream of a prefill request must be false, got %s", o["stream"])
 	}
-	if o.has("stream_options") {
-		return badRequest("stream options can only be defined when stream is true")
-	}
 	if !o.is("max_tokens", "1") {
 		return badRequest("max_tokens of a prefill request must be 1, got %s", o["max_tokens"])
 	}
 	if o.has("max_completion_tokens") && !o.is("max_completion_tokens", "1") {
 		return badRequest("max_completion_tokens of a prefill request must be 1, got %s", o["max_completion_tokens"])
-	}
-	if n := lax(o["min_tokens"]); n > 1 {
-		return badRequest("min_tokens must be less than or equal to max_tokens=1, got %d.", n)
 	}
 	if o.is("tool_choice", `"required"`) || len(o["tool_choice"]) > 0 && o["tool_choice"][0] == '{' {
 		return engineFailure("tool_choice %s: guided output cannot finish in one token", o["tool_choice"])

@@ -184,6 +184,7 @@ func TestOneHandleServesEqualItems(t *testing.T) {
 func TestPrefillContract(t *testing.T) {
 	bad, failed := http.StatusBadRequest, http.StatusInternalServerError
 	body := func(rest string) string { return `{` + textMessages + `,` + rest + `}` }
+	toolPrefill := with(textPrefill, "tools", oneTool)
 	tests := []struct {
 		name, path, body string
 		code             int
@@ -193,23 +194,23 @@ func TestPrefillContract(t *testing.T) {
 		{"completion", completions, `{"prompt":"a","stream":false,"max_tokens":1,` + stub + `}`, 0, ""},
 		{"max_completion_tokens 1", chat, with(textPrefill, "max_completion_tokens", "1"), 0, ""},
 		{"min_tokens 1", chat, with(textPrefill, "min_tokens", "1"), 0, ""},
-		{"min_tokens null", chat, with(textPrefill, "min_tokens", "null"), 0, ""},
 		{"tool_choice none", chat, with(textPrefill, "tool_choice", `"none"`), 0, ""},
-		{"tool_choice auto", chat, with(textPrefill, "tool_choice", `"auto"`), 0, ""},
+		{"tool_choice auto", chat, with(toolPrefill, "tool_choice", `"auto"`), 0, ""},
 		{"no kv", chat, body(`"stream":false,"max_tokens":1`), bad, "kv_transfer_params of a prefill request must be"},
 		{"more in kv", chat, strings.Replace(textPrefill, `"remote_port":null`, `"remote_port":null,"x":1`, 1), bad, "kv_transfer_params of a prefill request must be"},
 		{"less in kv", chat, strings.Replace(textPrefill, `,"remote_port":null`, ``, 1), bad, "kv_transfer_params of a prefill request must be"},
 		{"stale kv", chat, strings.Replace(textPrefill, `"remote_port":null`, `"remote_port":1`, 1), bad, "kv_transfer_params of a prefill request must be"},
 		{"stream", chat, body(`"stream":true,"max_tokens":1,` + stub), bad, "stream of a prefill request must be false"},
 		{"no stream", chat, body(`"max_tokens":1,` + stub), bad, "stream of a prefill request must be false"},
-		{"stream_options", chat, with(textPrefill, "stream_options", `{"include_usage":true}`), bad, "stream options"},
+		{"stream_options", chat, with(textPrefill, "stream_options", `{"include_usage":true}`), bad, "Stream options"},
 		{"max_tokens", chat, body(`"stream":false,"max_tokens":16,` + stub), bad, "max_tokens of a prefill request must be 1, got 16"},
 		{"no max_tokens", chat, body(`"stream":false,` + stub), bad, "max_tokens of a prefill request must be 1"},
 		{"max_completion_tokens", chat, with(textPrefill, "max_completion_tokens", "16"), bad, "max_completion_tokens of a prefill request must be 1, got 16"},
 		{"min_tokens", chat, with(textPrefill, "min_tokens", "5"), bad, "min_tokens must be less than or equal to max_tokens=1, got 5."},
 		{"min_tokens in a string", chat, with(textPrefill, "min_tokens", `" 5 "`), bad, "min_tokens"},
-		{"tool_choice required", chat, with(textPrefill, "tool_choice", `"required"`), failed, "guided output cannot finish in one token"},
-		{"tool_choice named", chat, with(textPrefill, "tool_choice", `{"type":"function","function":{"name":"f"}}`), failed, "guided output cannot finish in one token"},
+		{"min_tokens null", chat, with(textPrefill, "min_tokens", "null"), bad, "min_tokens"},
+		{"tool_choice required", chat, with(toolPrefill, "tool_choice", `"required"`), failed, "guided output cannot finish in one token"},
+		{"tool_choice named", chat, with(toolPrefill, "tool_choice", `{"type":"function","function":{"name":"f"}}`), failed, "guided output cannot finish in one token"},
 		{"unknown transfers", chat, with(textPrefill, "ec_transfer_params", `{"a":{}}`), failed, "ec_transfer_params: a is no item"},
 	}
 	for _, test := range tests {
@@ -237,7 +238,7 @@ func TestDecodeContract(t *testing.T) {
 	}{
 		{"right", true, whole, 0, ""},
 		{"otherwise written", true, func(kv string) string { return `{ "kv_transfer_params": ` + kv + ` , ` + textMessages + `}` }, 0, ""},
-		{"other sampling", true, func(kv string) string { return with(whole(kv), "tool_choice", `"required"`) }, 0, ""},
+		{"other sampling", true, func(kv string) string { return with(whole(kv), "temperature", `0.5`) }, 0, ""},
 		{"no kv, none needed", false, func(string) string { return textChat }, 0, ""},
 		{"empty kv, none needed", false, func(string) string { return whole(`{}`) }, 0, ""},
 		{"no kv", true, func(string) string { return textChat }, failed, "kv_transfer_params missing"},
@@ -252,7 +253,7 @@ func TestDecodeContract(t *testing.T) {
 		{"transfers beside kv", false, func(kv string) string { return with(whole(kv), "ec_transfer_params", `{}`) }, bad, "ec_transfer_params beside kv_transfer_params"},
 		{"other messages", false, func(kv string) string { return strings.Replace(whole(kv), "hello", "bye", 1) }, failed, "kv blocks belong to another request"},
 		{"other options", false, func(kv string) string { return with(whole(kv), "mm_processor_kwargs", `{"a":1}`) }, failed, "kv blocks belong to another request"},
-		{"other tools", false, func(kv string) string { return with(whole(kv), "tools", `[{}]`) }, failed, "kv blocks belong to another request"},
+		{"other tools", false, func(kv string) string { return with(whole(kv), "tools", oneTool) }, failed, "kv blocks belong to another request"},
 		{"unknown transfers", false, func(string) string { return with(textChat, "ec_transfer_params", `{"a":{}}`) }, failed, "ec_transfer_params: a is no item"},
 	}
 	for _, test := range tests {

@@ -1,6 +1,7 @@
 package fakevllm
 
 import (
+	"cmp"
 	"net/http"
 	"time"
 )
@@ -109,7 +110,7 @@ func (x *exchange) models() (*answer, error) {
 		"object": "list",
 		"data": []any{map[string]any{
 			"id": model, "object": "model", "created": time.Now().Unix(), "owned_by": "vllm",
-			"root": model, "parent": nil, "max_model_len": 32768,
+			"root": model, "parent": nil, "max_model_len": cmp.Or(x.engine.options.MaxModelLen, 32768),
 		}},
 	})), nil
 }

@@ -45,13 +45,13 @@ func (x *exchange) events(texts ...string) [][]byte {
 }
 
 // failingStream is how vLLM says in a stream what it finds out only after it has begun
-// to answer: with the status 200 and, in a chat, an event with the role.
+// to answer: with the status 200 and, in a chat whose request is right, an event with the role.
 func (x *exchange) failingStream(e *apiError) *answer {
 	a := x.stream("")
 	events := x.events("")
 	done := events[len(events)-1]
 	events = events[:0]
-	if x.isChat() {
+	if x.isChat() && !e.statusSent {
 		events = events[:1]
 	}
 	a.pieces = pieces(append(events, event(marshal(e.body)), done))

@@ -75,7 +75,7 @@ func TestRoundTrip(t *testing.T) {
 		{"completion", completions, textPrompt},
 		{"long", completions, `{"prompt":"` + longText + `"}`},
 		{"markup and separators", chat, `{"messages":[{"role":"user","content":"<a&b> \u2028 \n\n data: [DONE] \" \\ \u0000"}]}`},
-		{"options", chat, with(with(textChat, "user", `"u"`), "tools", `[{}]`)},
+		{"options", chat, with(with(textChat, "user", `"u"`), "tools", oneTool)},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
