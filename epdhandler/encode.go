@@ -153,7 +153,7 @@ func (x *exchange) ask(ctx context.Context, a *attempts, c *call) (*answer, *fai
 }
 
 // encodeBody is the request that has media items encoded, given as content parts (vLLM
-// 0.11.1's contract for one, that of September 2026 for more). What decides how media are
+// 0.11.1's contract for one, that of 0.31.0 for more). What decides how media are
 // processed goes along: with other options on both sides the consumer would not find the
 // embeddings. So does the template of a chat, which a model may not have itself.
 func encodeBody(b *body.Body, content [][]byte, push []byte) *body.Segments {

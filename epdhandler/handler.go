@@ -131,7 +131,7 @@ type Handler struct {
 	EncodeOptional bool `json:"encode_optional,omitempty"`
 
 	// How many images of one request may go to an encoder together, in one request. They
-	// are spread over the encoders first. Needs engines of September 2026 or later.
+	// are spread over the encoders first. Needs vLLM 0.31.0 or newer.
 	// Default: 1.
 	EncodeBatch int `json:"encode_batch,omitempty"`
 

@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/body"
 )
 
-// Engines since September 2026 take, instead of media that have been encoded, the shape
+// Engines since vLLM 0.30.0 take, instead of media that have been encoded, the shape
 // that the encoder has told of them and the uuid under which it has encoded them.
 
 // embedKinds are what references are called.

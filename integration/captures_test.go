@@ -29,7 +29,7 @@ var captures = []struct {
 	headers          []string
 	prefill          bool
 	handles          bool
-	options          []string // for engines of September 2026
+	options          []string // for engines of vLLM 0.31.0
 	push             bool     // the encoders do
 }{
 	{name: "text", body: `{"model":"fake","messages":[{"role":"user","content":"What is EPD?"}]}`},

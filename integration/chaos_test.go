@@ -93,7 +93,7 @@ type storm struct {
 	*engines
 	*caddy
 	seed     uint64
-	modern   bool          // engines of September 2026
+	modern   bool          // engines of vLLM 0.31.0
 	consumer fakevllm.Role // of embeddings
 	reloads  atomic.Int64
 

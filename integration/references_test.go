@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// modern makes engines ones of September 2026.
+// modern makes engines ones of vLLM 0.31.0.
 func modern(o *fakevllm.Options) { o.Modern, o.VaryShapes = true, true }
 
 // medley is a request like no other with media of all kinds, some of them twice.
@@ -39,7 +39,7 @@ func medley(n int) string {
 	return body
 }
 
-// Engines of September 2026 get references, in whatever way encoders tell about them, and
+// Engines of vLLM 0.31.0 get references, in whatever way encoders tell about them, and
 // clients get the right answers.
 func TestReferences(t *testing.T) {
 	t.Parallel()
@@ -396,7 +396,7 @@ func (e *engines) pushing(role fakevllm.Role, ranks int) string {
 	return block + "}"
 }
 
-// everything is all options for engines of September 2026, and those engines.
+// everything is all options for engines of vLLM 0.31.0, and those engines.
 func everything(t *testing.T, encode, prefill, decode int, change ...func(*fakevllm.Options)) (e *engines, options []string) {
 	t.Helper()
 	role := consuming(prefill)
