@@ -1,7 +1,8 @@
+//go:build unix
+
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"mime"
 	"net/http"
 	"slices"
 	"strings"
@@ -20,15 +22,19 @@ import (
 // answer is what a client got, in a form in which two answers to one request are equal.
 type answer struct {
 	Status int
-	// Body is the JSON of a whole answer, or what the events of a stream add up to, without
-	// what is new in each answer (ids, times) and without members that are null.
+	Type   string // of the content
+	// Body is the JSON of a whole answer, or what the events of a stream add up to. In place of
+	// what is new in each answer (ids, times) it says only that it is there; members that are null
+	// are left out.
 	Body any
-	// Failed says that a stream ended by an error event, or without [DONE].
+	// Failed is what is wrong with a stream, or how it failed.
 	Failed string
 }
 
 // ask sends a request and reads the answer to its end.
 func ask(ctx context.Context, client *http.Client, base string, r requests.Request) (answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+r.Path, bytes.NewReader(r.Body))
 	if err != nil {
 		return answer{}, err
@@ -40,7 +46,8 @@ func ask(ctx context.Context, client *http.Client, base string, r requests.Reque
 	}
 	defer resp.Body.Close()
 	a := answer{Status: resp.StatusCode}
-	if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
+	a.Type, _, _ = mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if a.Type == eventStream {
 		return a, a.readStream(resp.Body)
 	}
 	data, err := io.ReadAll(resp.Body)
@@ -50,105 +57,34 @@ func ask(ctx context.Context, client *http.Client, base string, r requests.Reque
 	if json.Unmarshal(data, &a.Body) != nil {
 		a.Body = string(data)
 	}
-	a.Body = comparable(a.Body)
+	a.Body = lasting(a.Body)
 	return a, nil
 }
 
-// readStream adds up the events of a stream.
-func (a *answer) readStream(r io.Reader) error {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, 16<<20)
-	sum, done := map[string]any{}, false
-	for lines.Scan() {
-		data, ok := strings.CutPrefix(lines.Text(), "data: ")
-		switch {
-		case !ok:
-		case data == "[DONE]":
-			done = true
-		default:
-			var event map[string]any
-			if err := json.Unmarshal([]byte(data), &event); err != nil {
-				return fmt.Errorf("event %q: %w", data, err)
-			}
-			if event["error"] != nil {
-				a.Failed = failedEvent
-			}
-			add(sum, comparable(event).(map[string]any))
-		}
-	}
-	if !done {
-		a.Failed = cmp.Or(a.Failed, "no [DONE]")
-	}
-	a.Body = sum
-	if a.Failed == failedEvent {
-		return nil // after the event, the connection breaks
-	}
-	return lines.Err()
-}
+const eventStream = "text/event-stream"
 
-// perAnswer are the members that differ between two answers to one request.
-var perAnswer = []string{"id", "created", "system_fingerprint", "request_id"}
-
-// comparable returns a value of JSON without what differs between equal answers.
-func comparable(v any) any {
+// lasting returns a value of JSON without what differs between equal answers.
+func lasting(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
-		maps.DeleteFunc(v, func(name string, value any) bool { return value == nil || slices.Contains(perAnswer, name) })
+		maps.DeleteFunc(v, func(_ string, value any) bool { return value == nil })
 		for name, value := range v {
-			v[name] = comparable(value)
+			if slices.Contains(perAnswer, name) {
+				v[name] = "…"
+			} else {
+				v[name] = lasting(value)
+			}
 		}
 	case []any:
 		for i := range v {
-			v[i] = comparable(v[i])
+			v[i] = lasting(v[i])
 		}
 	}
 	return v
 }
 
-// grows are the members of a stream's events of which each event has a piece.
-var grows = []string{"content", "reasoning", "reasoning_content", "text", "arguments"}
-
-// add adds an event, or a part of one, to what came before it.
-func add(sum, event map[string]any) {
-	for name, value := range event {
-		before := sum[name]
-		switch value := value.(type) {
-		case map[string]any:
-			if before, ok := before.(map[string]any); ok {
-				add(before, value)
-				continue
-			}
-		case []any:
-			if before, ok := before.([]any); ok {
-				sum[name] = join(before, value)
-				continue
-			}
-		case string:
-			if before, ok := before.(string); ok && slices.Contains(grows, name) {
-				sum[name] = before + value
-				continue
-			}
-		}
-		sum[name] = value
-	}
-}
-
-// join appends a list to one, but for elements with an index, which are added to those with the same.
-func join(before, list []any) []any {
-	for _, element := range list {
-		event, _ := element.(map[string]any)
-		at := slices.IndexFunc(before, func(b any) bool {
-			o, _ := b.(map[string]any)
-			return event["index"] != nil && o["index"] == event["index"]
-		})
-		if at < 0 {
-			before = append(before, element)
-		} else {
-			add(before[at].(map[string]any), event)
-		}
-	}
-	return before
-}
+// perAnswer are the members that differ between two answers to one request.
+var perAnswer = []string{"id", "created", "system_fingerprint", "request_id"}
 
 // byIndex puts the choices in order: those of a stream come in any.
 func byIndex(list []any) []any {
@@ -170,6 +106,8 @@ func difference(want, got answer) string {
 	switch {
 	case want.Status != got.Status:
 		return fmt.Sprintf("status: %d, not %d: %s", got.Status, want.Status, brief(got.Body))
+	case want.Type != got.Type:
+		return fmt.Sprintf("type: %q, not %q", got.Type, want.Type)
 	case want.Status >= http.StatusBadRequest:
 		return errorForm(got.Body)
 	case want.Failed != got.Failed:
@@ -241,6 +179,3 @@ func brief(v any) string {
 	}
 	return string(data[:min(len(data), 200)])
 }
-
-// failedEvent is how a stream ends that failed after it had begun.
-const failedEvent = "error event"

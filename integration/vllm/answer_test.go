@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -30,7 +32,7 @@ func whole(t *testing.T, status int, body string) answer {
 	return answered(t, status, "application/json", body)
 }
 
-func stream(t *testing.T, events string) answer {
+func streamed(t *testing.T, events string) answer {
 	return answered(t, http.StatusOK, "text/event-stream; charset=utf-8", events)
 }
 
@@ -93,32 +95,67 @@ data: [DONE]
 			differ: `error: not in OpenAI's form: "no"`,
 		},
 		"the same stream in other pieces": {
-			want: stream(t, events),
-			got: stream(t, `data: {"id":"2","choices":[{"index":0,"delta":{"role":"assistant","content":"ab","tool_calls":[{"index":0,"id":"y","function":{"name":"f","arguments":"{}"}}]},"token_ids":[1,2],"finish_reason":"stop"}]}
+			want: streamed(t, events),
+			got: streamed(t, `data: {"id":"2","choices":[{"index":0,"delta":{"role":"assistant","content":"ab","tool_calls":[{"index":0,"id":"y","function":{"name":"f","arguments":"{}"}}]},"token_ids":[1,2],"finish_reason":"stop"}]}
 
-data: {"choices":[],"usage":{"prompt_tokens":3}}
+data: {"id":"2","choices":[],"usage":{"prompt_tokens":3}}
 
 data: [DONE]
 
 `),
 		},
 		"choices of a stream in another order": {
-			want: stream(t, "data: {\"choices\":[{\"index\":1,\"text\":\"b\"}]}\n\ndata: {\"choices\":[{\"index\":0,\"text\":\"a\"}]}\n\ndata: [DONE]\n\n"),
-			got:  stream(t, "data: {\"choices\":[{\"index\":0,\"text\":\"a\"}]}\n\ndata: {\"choices\":[{\"index\":1,\"text\":\"b\"}]}\n\ndata: [DONE]\n\n"),
+			want: streamed(t, "data: {\"choices\":[{\"index\":1,\"text\":\"b\"}]}\n\ndata: {\"choices\":[{\"index\":0,\"text\":\"a\"}]}\n\ndata: [DONE]\n\n"),
+			got:  streamed(t, "data: {\"choices\":[{\"index\":0,\"text\":\"a\"}]}\n\ndata: {\"choices\":[{\"index\":1,\"text\":\"b\"}]}\n\ndata: [DONE]\n\n"),
 		},
 		"another token": {
-			want:   stream(t, events),
-			got:    stream(t, `data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"ab","tool_calls":[{"index":0,"function":{"name":"f","arguments":"{}"}}]},"token_ids":[1,3],"finish_reason":"stop"}],"usage":{"prompt_tokens":3}}`+"\n\ndata: [DONE]\n\n"),
+			want:   streamed(t, events),
+			got:    streamed(t, `data: {"id":"2","choices":[{"index":0,"delta":{"role":"assistant","content":"ab","tool_calls":[{"index":0,"id":"y","function":{"name":"f","arguments":"{}"}}]},"token_ids":[1,3],"finish_reason":"stop"}],"usage":{"prompt_tokens":3}}`+"\n\ndata: [DONE]\n\n"),
 			differ: `choices[0].token_ids[1]: 3, not 2`,
 		},
+		"another type": {
+			want:   answer{Status: 200, Type: "application/json"},
+			got:    answer{Status: 200, Type: "text/plain"},
+			differ: `type: "text/plain", not "application/json"`,
+		},
+		"an id less": {
+			want:   whole(t, 200, `{"choices":[{"message":{"tool_calls":[{"id":"x"}]}}]}`),
+			got:    whole(t, 200, `{"choices":[{"message":{"tool_calls":[{}]}}]}`),
+			differ: `choices[0].message.tool_calls[0].id: null, not "…"`,
+		},
+		"ids that change": {
+			want:   streamed(t, "data: {\"id\":\"1\"}\n\ndata: {\"id\":\"1\"}\n\ndata: [DONE]\n\n"),
+			got:    streamed(t, "data: {\"id\":\"1\"}\n\ndata: {\"id\":\"2\"}\n\ndata: [DONE]\n\n"),
+			differ: "end of the stream: the id changes, not [DONE]",
+		},
+		"usage twice": {
+			want:   streamed(t, "data: {\"choices\":[],\"usage\":{}}\n\ndata: [DONE]\n\n"),
+			got:    streamed(t, "data: {\"choices\":[],\"usage\":{}}\n\ndata: {\"choices\":[],\"usage\":{}}\n\ndata: [DONE]\n\n"),
+			differ: "end of the stream: usage twice, not [DONE]",
+		},
+		"content after the end of a choice": {
+			want:   streamed(t, "data: {\"choices\":[{\"index\":0,\"text\":\"a\",\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n"),
+			got:    streamed(t, "data: {\"choices\":[{\"index\":0,\"finish_reason\":\"stop\"}]}\n\ndata: {\"choices\":[{\"index\":0,\"text\":\"a\"}]}\n\ndata: [DONE]\n\n"),
+			differ: "end of the stream: a choice goes on after its finish_reason, not [DONE]",
+		},
+		"an event after the end": {
+			want:   streamed(t, "data: {}\n\ndata: [DONE]\n\n"),
+			got:    streamed(t, "data: {}\n\ndata: [DONE]\n\ndata: {}\n\n"),
+			differ: "end of the stream: an event after [DONE], not [DONE]",
+		},
+		"events without an end": {
+			want:   streamed(t, "data: {}\n\ndata: [DONE]\n\n"),
+			got:    streamed(t, "data: {}\ndata: [DONE]\n\n"),
+			differ: "end of the stream: two events without an empty line between them, not [DONE]",
+		},
 		"a stream that breaks off": {
-			want:   stream(t, "data: {}\n\ndata: [DONE]\n\n"),
-			got:    stream(t, "data: {}\n\n"),
+			want:   streamed(t, "data: {}\n\ndata: [DONE]\n\n"),
+			got:    streamed(t, "data: {}\n\n"),
 			differ: "end of the stream: no [DONE], not [DONE]",
 		},
 		"a stream that fails": {
-			want:   stream(t, "data: {}\n\ndata: [DONE]\n\n"),
-			got:    stream(t, "data: {\"error\":{\"message\":\"no\"}}\n\ndata: [DONE]\n\n"),
+			want:   streamed(t, "data: {}\n\ndata: [DONE]\n\n"),
+			got:    streamed(t, "data: {\"error\":{\"message\":\"no\"}}\n\ndata: [DONE]\n\n"),
 			differ: "end of the stream: error event, not [DONE]",
 		},
 	} {

@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -17,10 +19,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // rounds is how often each contender is measured, in turn with the others.
-const rounds = 3
+const rounds = 5
 
 // contender is a proxy in front of the same engines, one encoder and one prefill+decode.
 type contender struct {
@@ -49,6 +52,7 @@ func (s *suite) bench(ctx context.Context, f *fleet) error {
 	}
 	contenders := []contender{
 		{"epd_proxy", s.ours("")},
+		{"epd_proxy, encode_batch 8", s.ours("encode_batch 8")},
 		{"epd_proxy, references, encode_batch 8", s.ours("references\nencode_batch 8")},
 		{"disagg_epd_proxy.py --no-rewrite", theirs(script, "--no-rewrite")},
 		{"disagg_epd_proxy.py", theirs(script)},
@@ -77,6 +81,8 @@ func (s *suite) bench(ctx context.Context, f *fleet) error {
 
 // measure lets `vllm bench serve` ask one contender. Every round has images of its own.
 func (s *suite) measure(ctx context.Context, f *fleet, c contender, seed int) (m measured, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
+	defer cancel()
 	p, err := c.start(ctx, f)
 	if err != nil {
 		return m, err

@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -105,6 +107,9 @@ func (e *engine) healthy(ctx context.Context) bool {
 
 // alive says whether the process runs.
 func (e *engine) alive() bool {
+	if e.done == nil {
+		return false
+	}
 	select {
 	case <-e.done:
 		return false
@@ -113,11 +118,18 @@ func (e *engine) alive() bool {
 	}
 }
 
-// signal reaches the engine and its workers.
-func (e *engine) signal(s syscall.Signal) { _ = syscall.Kill(-e.cmd.Process.Pid, s) }
+// signal reaches the engine and its workers, if it has ever started.
+func (e *engine) signal(s syscall.Signal) {
+	if e.done != nil {
+		_ = syscall.Kill(-e.cmd.Process.Pid, s)
+	}
+}
 
 // kill ends it as a crash does.
 func (e *engine) kill() {
+	if e.done == nil {
+		return
+	}
 	e.signal(syscall.SIGKILL)
 	<-e.done
 }
@@ -126,6 +138,9 @@ func (e *engine) kill() {
 func (e *engine) stop() {
 	e.signal(syscall.SIGCONT)
 	e.signal(syscall.SIGTERM)
+	if e.done == nil {
+		return
+	}
 	select {
 	case <-e.done:
 	case <-time.After(stopTime):

@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -32,6 +34,9 @@ type fleet struct {
 
 // want makes exactly these engines run.
 func (f *fleet) want(ctx context.Context, names ...string) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	for name, e := range f.engines {
 		if !slices.Contains(names, name) {
 			e.stop()
@@ -119,6 +124,7 @@ func (f *fleet) engine(name string) (*engine, error) {
 	args := []string{
 		vllm(f.venv), "serve", f.dir, "--served-model-name", "tiny", "--host", host, "--port", port,
 		"--dtype", "float32", "--enforce-eager", "--max-model-len", "8192", "--max-num-seqs", "16",
+		"--enable-auto-tool-choice", "--tool-call-parser", "hermes",
 		"--allowed-local-media-path", f.media, "--num-gpu-blocks-override", "512", // 64 MiB of KV instead of 1 GiB
 	}
 	return &engine{

@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -9,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
@@ -16,44 +19,59 @@ import (
 // Equal answers do not tell whether a consumer has used the embeddings that were made for it, or a
 // decode the blocks: each can do all of the work itself. So both are looked for.
 
-// unseen is an image that each topology sees once: the one of its number.
-func unseen(number int) requests.Request {
-	return requests.AboutImage(pattern(uint64(number)), 24)
-}
-
-func about(number int) string { return fmt.Sprintf("unseen image %d", number) }
-
-// handOver makes sure that engines use what others have made for them. Number says which image is
-// new to them, and want is the right answer about it.
-func (s *suite) handOver(ctx context.Context, f *fleet, t topology, p *proxy, number int, want answer) error {
-	hits, err := f.hits(ctx, t.decode)
+// handOver makes sure that engines use what others have made for them. Number says which media are
+// new to them.
+func (s *suite) handOver(ctx context.Context, f *fleet, t topology, p *proxy, number int, reference map[string]answer) error {
+	hits, err := f.sum(ctx, t.decode, func(a activity) float64 { return a.handedOver })
 	if err != nil {
 		return err
 	}
-	if err := s.embeddingsAreUsed(ctx, f, p, unseen(number), want); err != nil {
-		return err
+	for _, r := range f.model.unseen(number) {
+		if err := s.embeddingsAreUsed(ctx, f, p, r, reference[r.Name]); err != nil {
+			return fmt.Errorf("%s: %w", r.Name, err)
+		}
 	}
-	after, err := f.hits(ctx, t.decode)
+	after, err := f.sum(ctx, t.decode, func(a activity) float64 { return a.handedOver })
 	if err == nil && len(t.prefill) > 0 && after == hits {
 		err = errors.New("decode has used no blocks of prefill")
+	}
+	if err != nil || !strings.Contains(t.options, "encode_batch") {
+		return err
+	}
+	return s.imagesAreBatched(ctx, f, t, p)
+}
+
+// imagesAreBatched counts what an encoder is asked for an album.
+func (s *suite) imagesAreBatched(ctx context.Context, f *fleet, t topology, p *proxy) error {
+	answered := func(a activity) float64 { return a.answered }
+	before, err := f.sum(ctx, t.encode, answered)
+	if err != nil {
+		return err
+	}
+	if a, err := s.ask(ctx, p, p.url(), requests.Album(patterns(6)...)); err != nil || a.Status != http.StatusOK {
+		return errors.Join(err, fmt.Errorf("an album: %s", outcome(a)))
+	}
+	after, err := f.sum(ctx, t.encode, answered)
+	if asked := after - before; err == nil && asked != float64(len(t.encode)) {
+		err = fmt.Errorf("encoders were asked %v times for six images, not once each", asked)
 	}
 	return err
 }
 
-// hits is how many tokens engines did not compute, because others gave them the blocks.
-func (f *fleet) hits(ctx context.Context, names []string) (sum float64, err error) {
+// sum adds up what engines say of themselves.
+func (f *fleet) sum(ctx context.Context, names []string, what func(activity) float64) (sum float64, err error) {
 	for _, name := range names {
 		a, err := f.engines[name].activity(ctx)
 		if err != nil {
 			return 0, err
 		}
-		sum += a.handedOver
+		sum += what(a)
 	}
 	return sum, nil
 }
 
-// embeddingsAreUsed has an image encoded by a request that the consumer refuses, changes the
-// embedding, and asks about the image: the answer must be another one then.
+// embeddingsAreUsed has media encoded by a request that the consumer refuses, changes the
+// embedding, and asks about the media: the answer must be another one then.
 func (s *suite) embeddingsAreUsed(ctx context.Context, f *fleet, p *proxy, r requests.Request, want answer) error {
 	before, err := f.embeddings()
 	if err != nil {
@@ -80,7 +98,7 @@ func (s *suite) embeddingsAreUsed(ctx context.Context, f *fleet, p *proxy, r req
 	case err != nil:
 		return err
 	case got.Status != http.StatusOK:
-		return fmt.Errorf("an image whose embedding was changed: %s: %s", outcome(got), brief(got.Body))
+		return fmt.Errorf("media whose embedding was changed: %s: %s", outcome(got), brief(got.Body))
 	case difference(want, got) == "":
 		return errors.New("the consumer has not used the embedding, but made its own")
 	}

@@ -1,12 +1,10 @@
+//go:build unix
+
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"image"
-	"image/color"
-	"image/png"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -64,9 +62,7 @@ func (s *suite) startLoad(ctx context.Context, p *proxy) *load {
 // ask asks once; a request that is cut off by the end of the load does not count.
 func (l *load) ask(ctx context.Context, p *proxy) {
 	r := requests.AboutImage(pattern(rand.Uint64()), 24).Streamed()
-	limit, cancel := context.WithTimeout(ctx, answerTime)
-	defer cancel()
-	a, err := ask(limit, p.client, p.url(), r)
+	a, err := ask(ctx, p.client, p.url(), r)
 	if ctx.Err() != nil {
 		return
 	}
@@ -83,45 +79,31 @@ func (l *load) more(ctx context.Context, n int64) error {
 }
 
 // since returns what has been answered since the first n.
-func (l *load) since(n int) []exchange {
+func (l *load) since(n int64) []exchange {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.asked[n:])
 }
 
-// pattern is an image that no encoder has seen.
-func pattern(seed uint64) []byte {
-	random := rand.New(rand.NewPCG(seed, seed))
-	picture := image.NewRGBA(image.Rect(0, 0, 56, 56))
-	for y := range 56 {
-		for x := range 56 {
-			picture.Set(x, y, color.RGBA{uint8(random.Uint32()), uint8(4 * x), uint8(4 * y), 255})
-		}
-	}
-	var b bytes.Buffer
-	if err := png.Encode(&b, picture); err != nil {
-		panic(err) // a buffer takes all
-	}
-	return b.Bytes()
-}
-
 // kinds sorts what came of requests: right answers, clean errors by their outcome, and what is
 // neither. Answers are held against those of the one engine.
-func (s *suite) kinds(ctx context.Context, f *fleet, list []exchange) (right int, errors map[string]int, wrong []string) {
-	errors = map[string]int{}
+func (s *suite) kinds(ctx context.Context, f *fleet, list []exchange) (right int, failed map[string]int, wrong []string) {
+	failed = map[string]int{}
 	for _, a := range list {
 		switch {
 		case a.err != nil:
 			wrong = append(wrong, a.err.Error())
+		case a.answer.Status != http.StatusOK && a.answer.Status < http.StatusInternalServerError:
+			wrong = append(wrong, outcome(a.answer)+": "+brief(a.answer.Body))
 		case a.answer.Status != http.StatusOK:
-			errors[outcome(a.answer)]++
+			failed[outcome(a.answer)]++
 			if d := errorForm(a.answer.Body); d != "" {
 				wrong = append(wrong, d)
 			}
 		case a.answer.Failed == failedEvent:
-			errors[outcome(a.answer)]++
+			failed[outcome(a.answer)]++
 		default:
-			want, err := ask(ctx, s.direct, f.engines["single"].url(), a.request)
+			want, err := s.ask(ctx, nil, f.engines["single"].url(), a.request)
 			if err != nil {
 				wrong = append(wrong, "the one engine: "+err.Error())
 			} else if d := difference(want, a.answer); d != "" {
@@ -131,7 +113,7 @@ func (s *suite) kinds(ctx context.Context, f *fleet, list []exchange) (right int
 			}
 		}
 	}
-	return right, errors, wrong
+	return right, failed, wrong
 }
 
 func describe(right int, errors map[string]int) string {

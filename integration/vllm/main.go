@@ -1,3 +1,5 @@
+//go:build unix
+
 // Command vllm compares the answers of epd_proxy in front of real vLLM engines with those of one
 // engine that does it all. It installs vLLM's build for CPUs, makes tiny models of random weights,
 // starts engines and Caddy, asks, and ends with a table of what was compared. README.md says how.
@@ -67,27 +69,44 @@ func execute(ctx context.Context) error {
 	}
 	err = s.run(ctx)
 	s.report.write(os.Stdout)
-	if err == nil && len(s.report.unexplained) > 0 {
-		err = errors.New("there are differences without an explanation")
+	switch {
+	case err != nil:
+		return err
+	case len(s.report.unexplained) > 0:
+		return errors.New("there are differences without an explanation")
+	case len(s.report.rows) == 0:
+		return errors.New("nothing was compared: no topology, request or fault of these releases matches")
 	}
-	return err
+	return nil
 }
 
-// run does all parts with all models of all releases.
+// run does all parts with all models of all releases. A release that fails does not keep the others
+// from being tried.
 func (s *suite) run(ctx context.Context) error {
+	var failures []error
 	for _, r := range s.releases {
-		dir := filepath.Join(s.dir, string(r))
-		venv, err := r.install(ctx, s.python, filepath.Join(s.root, "integration/vllm/requirements"), dir)
-		if err != nil {
-			return err
+		if err := s.runRelease(ctx, r); err != nil {
+			failures = append(failures, fmt.Errorf("vLLM %s: %w", r, err))
 		}
-		if err := run(ctx, nil, filepath.Join(venv, "bin", "python"), filepath.Join(s.root, "integration/vllm/media.py"), string(s.media())); err != nil {
-			return err
+		if ctx.Err() != nil {
+			break
 		}
-		for _, m := range s.models {
-			if err := s.runModel(ctx, r, m, venv, filepath.Join(dir, m.name)); err != nil {
-				return err
-			}
+	}
+	return errors.Join(failures...)
+}
+
+func (s *suite) runRelease(ctx context.Context, r release) error {
+	dir := filepath.Join(s.dir, string(r))
+	venv, err := r.install(ctx, s.python, filepath.Join(s.root, "integration/vllm/requirements"), dir)
+	if err != nil {
+		return err
+	}
+	if err := run(ctx, nil, filepath.Join(venv, "bin", "python"), filepath.Join(s.root, "integration/vllm/media.py"), string(s.media())); err != nil {
+		return err
+	}
+	for _, m := range s.models {
+		if err := s.runModel(ctx, r, m, venv, filepath.Join(dir, m.name)); err != nil {
+			return fmt.Errorf("%s, %w", m.name, err)
 		}
 	}
 	return nil
@@ -113,8 +132,8 @@ func (s *suite) runModel(ctx context.Context, r release, m model, venv, dir stri
 	if err := m.make(ctx, s.root, venv, f.dir); err != nil {
 		return err
 	}
-	for _, dir := range []string{f.logs, f.storage} {
-		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
+	for _, empty := range []string{f.logs, f.storage} {
+		if err := errors.Join(os.RemoveAll(empty), os.MkdirAll(empty, 0o755)); err != nil {
 			return err
 		}
 	}
@@ -126,7 +145,7 @@ func (s *suite) runModel(ctx context.Context, r release, m model, venv, dir stri
 			continue
 		}
 		if err := part.do(ctx, f); err != nil {
-			return fmt.Errorf("vLLM %s, %s, %s: %w", r, m.name, part.name, err)
+			return fmt.Errorf("%s: %w", part.name, err)
 		}
 	}
 	return nil

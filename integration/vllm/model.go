@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -14,7 +16,8 @@ type model struct {
 	name   string
 	script string // that makes it, from the repository's root
 	flags  []string
-	kwargs bool // its requests have mm_processor_kwargs
+	media  []string // it takes, beside images
+	kwargs bool     // its requests have mm_processor_kwargs
 	list   func(release, requests.Media) []requests.Request
 }
 
@@ -22,7 +25,8 @@ var models = []model{
 	{
 		name:   "qwen2.5-vl",
 		script: "examples/vllm/tiny_model.py",
-		flags:  []string{"--limit-mm-per-prompt", `{"image":16}`, "--enable-auto-tool-choice", "--tool-call-parser", "hermes"},
+		media:  []string{"video"},
+		flags:  []string{"--limit-mm-per-prompt", `{"image":16}`},
 		list: func(_ release, m requests.Media) []requests.Request {
 			return slices.Concat(requests.Texts(), requests.Images(m), requests.Videos(m), requests.Refused(m))
 		},
@@ -30,6 +34,7 @@ var models = []model{
 	{
 		name:   "qwen2.5-omni",
 		script: "integration/vllm/models/omni.py",
+		media:  []string{"video", "audio"},
 		flags:  []string{"--limit-mm-per-prompt", `{"image":16,"audio":8,"video":4}`},
 		kwargs: true,
 		list: func(_ release, m requests.Media) []requests.Request {
@@ -52,7 +57,14 @@ func (m model) make(ctx context.Context, root, venv, dir string) error {
 		return nil
 	}
 	say("making the model %s", m.name)
-	return run(ctx, nil, filepath.Join(venv, "bin", "python"), filepath.Join(root, m.script), dir)
+	unfinished := dir + ".new"
+	if err := os.RemoveAll(unfinished); err != nil {
+		return err
+	}
+	if err := run(ctx, nil, filepath.Join(venv, "bin", "python"), filepath.Join(root, m.script), unfinished); err != nil {
+		return err
+	}
+	return os.Rename(unfinished, dir)
 }
 
 // flags are those that a release needs for a model.

@@ -1,8 +1,9 @@
+//go:build unix
+
 package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -24,11 +25,11 @@ var parts = []string{"differential", "faults", "bench"}
 // What things take, on two cores.
 const (
 	installTime  = 6 * time.Minute
-	launchTime   = 70 * time.Second // an engine
-	requestTime  = 700 * time.Millisecond
-	prefillTime  = 2 * time.Second // more, with a prefill pool
-	faultTime    = 2 * time.Minute
-	benchTime    = rounds * 4 * time.Minute
+	launchTime   = 40 * time.Second // an engine
+	requestTime  = 200 * time.Millisecond
+	prefillTime  = 300 * time.Millisecond // more, with a prefill pool
+	faultTime    = 90 * time.Second
+	benchTime    = rounds * 2 * time.Minute
 	engineMemory = 2.4 // GB
 	otherMemory  = 1.5
 	releaseDisk  = 8.0
@@ -47,8 +48,8 @@ func plan(ctx context.Context, args []string) (*suite, error) {
 	for name, list := range map[string][]string{"releases": texts(releases), "models": modelNames(), "parts": parts} {
 		names[name] = flags.String(name, "", fmt.Sprintf("`list` of: %s, or all (default %s)", strings.Join(list, ", "), list[0]))
 	}
-	topology := flags.String("topologies", "", "regular `expression` for names of topologies (default E+PD and E+P+D)")
-	request := flags.String("requests", "", "regular `expression` for names of requests and faults")
+	topology := flags.String("topologies", "", "regular `expression` for names of topologies, of the part differential (default E+PD and E+P+D)")
+	request := flags.String("requests", "", "regular `expression` for names of requests (differential) and faults")
 	flags.StringVar(&s.dir, "dir", filepath.Join(cache, "epd_proxy-vllm"), "where installations, models and logs are kept")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
@@ -150,6 +151,9 @@ func (s *suite) has(part string) bool { return slices.Contains(s.parts, part) }
 // needs tells what the run needs, before it begins, and refuses to if it would run out of memory.
 func (s *suite) needs() error {
 	engines, disk, duration := s.estimate()
+	if engines == 0 {
+		return errors.New("nothing to do: no topology or fault of these releases matches")
+	}
 	memory := engineMemory*float64(engines) + otherMemory
 	fmt.Printf(`vLLM %s; models: %s; parts: %s
 It needs Linux on x86-64, Go, Python 3.11 or 3.12, access to PyPI and to Go's modules, and
@@ -247,5 +251,5 @@ func availableMemory() (float64, error) {
 			return kB / 1e6, nil
 		}
 	}
-	return 0, cmp.Or(err, errors.New("no MemAvailable"))
+	return 0, errors.New("no MemAvailable")
 }

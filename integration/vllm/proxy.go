@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -57,7 +59,7 @@ func (s *suite) caddyEngine(dir, site, block string) (*engine, error) {
 	admin off
 	skip_install_trust
 	auto_https disable_redirects
-	storage file_system %s
+	storage file_system "%s"
 	grace_period 2s
 }
 %s {
@@ -123,9 +125,9 @@ func (p *proxy) serves(ctx context.Context) error {
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("Caddy has ended:\n%s", tail(p.log))
+			return fmt.Errorf("the proxy has ended:\n%s", tail(p.log))
 		case <-ctx.Done():
-			return fmt.Errorf("Caddy does not serve: %w\n%s", ctx.Err(), tail(p.log))
+			return fmt.Errorf("the proxy does not serve: %w\n%s", ctx.Err(), tail(p.log))
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -1,8 +1,11 @@
+//go:build unix
+
 package main
 
 import (
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -91,8 +94,8 @@ func (r *report) measured(contender string, rounds []measured) {
 // write writes the table, and what needs an explanation.
 func (r *report) write(w io.Writer) {
 	fmt.Fprintln(w)
-	for why, n := range r.reasons {
-		fmt.Fprintf(w, "deliberate (%d): %s\n", n, why)
+	for _, why := range slices.Sorted(maps.Keys(r.reasons)) {
+		fmt.Fprintf(w, "deliberate (%d): %s\n", r.reasons[why], why)
 	}
 	for _, line := range r.unexplained {
 		fmt.Fprintf(w, "unexplained: %s\n", line)

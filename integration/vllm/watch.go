@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -32,12 +34,15 @@ type activity struct {
 	running, waiting float64 // requests
 	generated        float64 // tokens, since it began
 	handedOver       float64 // tokens of prompts whose blocks came from another engine
+	answered         float64 // requests, since it began
 }
 
 func (a activity) idle() bool { return a.running == 0 && a.waiting == 0 }
 
 // activity asks an engine for its metrics.
 func (e *engine) activity(ctx context.Context) (a activity, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url()+"/metrics", nil)
 	if err != nil {
 		return a, err
@@ -47,6 +52,7 @@ func (e *engine) activity(ctx context.Context) (a activity, err error) {
 		return a, err
 	}
 	defer resp.Body.Close()
+	known := false
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -59,13 +65,19 @@ func (e *engine) activity(ctx context.Context) (a activity, err error) {
 		switch name {
 		case "vllm:num_requests_running":
 			a.running += n
+			known = true
 		case "vllm:num_requests_waiting":
 			a.waiting += n
 		case "vllm:generation_tokens_total":
 			a.generated += n
+		case "vllm:request_success_total":
+			a.answered += n
 		case "vllm:external_prefix_cache_hits_total":
 			a.handedOver += n
 		}
 	}
-	return a, lines.Err()
+	if err := lines.Err(); err != nil || known {
+		return a, err
+	}
+	return a, fmt.Errorf("%s has no metrics of its requests", e.name)
 }

@@ -58,10 +58,14 @@ func Refused(m Media) []Request {
 		{Name: "a list", Path: chatPath, Body: []byte(`[]`), Once: true},
 		{Name: "no body", Path: chatPath, Once: true},
 	}
-	return append(list, Request{
+	list = append(list, Request{
 		Name: "prompt_logprobs of a stream", Path: chatPath, Once: true,
 		Body: chat("", object{"prompt_logprobs": 1, "stream": true}, question).Body,
 	})
+	for i := range list {
+		list[i].Refused = true
+	}
+	return list
 }
 
 func repeat(part object, n int) (list []any) {

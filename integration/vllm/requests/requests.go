@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"mime"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,6 +23,8 @@ type Request struct {
 	Once bool
 	// ReadsMedia says that the answer's status depends on what the media's bytes are.
 	ReadsMedia bool
+	// Refused says that engines may refuse it.
+	Refused bool
 }
 
 // Both returns all requests in both forms, whole and streamed.
@@ -65,14 +66,21 @@ type Media string
 
 // file returns the contents of a file as a data URI.
 func (m Media) file(name string) string {
+	kind := types[filepath.Ext(name)]
 	if m == "" {
-		return dataURI(mime.TypeByExtension(filepath.Ext(name)), []byte(name))
+		return dataURI(kind, []byte(name))
 	}
 	data, err := os.ReadFile(filepath.Join(string(m), name))
 	if err != nil {
 		panic(err) // the suite makes them before it asks for requests
 	}
-	return dataURI(mime.TypeByExtension(filepath.Ext(name)), data)
+	return dataURI(kind, data)
+}
+
+// types does not depend on what the system knows.
+var types = map[string]string{
+	".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif", ".bmp": "image/bmp",
+	".wav": "audio/wav", ".mp4": "video/mp4",
 }
 
 func (m Media) fileURL(name string) string { return "file://" + filepath.Join(string(m), name) }
@@ -158,7 +166,34 @@ func encode(o object) []byte {
 
 // AboutImage is a chat about one PNG image, whose answer has that many tokens.
 func AboutImage(png []byte, tokens int) Request {
-	return chat("an image of its own", object{"max_tokens": tokens, "ignore_eos": true}, imageURL(dataURI("image/png", png)), text("What do you see?"))
+	return about("an image of its own", tokens, imageURL(dataURI("image/png", png)))
+}
+
+// AboutFrames is one about a video of JPEG images.
+func AboutFrames(tokens int, frames ...[]byte) Request {
+	var list []string
+	for _, f := range frames {
+		list = append(list, base64.StdEncoding.EncodeToString(f))
+	}
+	return about("a video of its own", tokens, videoURL("data:video/jpeg;base64,"+strings.Join(list, ",")))
+}
+
+// AboutSound is one about a WAV file.
+func AboutSound(wav []byte, tokens int) Request {
+	return about("a sound of its own", tokens, object{"type": "audio_url", "audio_url": object{"url": dataURI("audio/wav", wav)}})
+}
+
+// Album is one about several PNG images.
+func Album(images ...[]byte) Request {
+	var parts []any
+	for _, i := range images {
+		parts = append(parts, imageURL(dataURI("image/png", i)))
+	}
+	return about("an album", 8, parts...)
+}
+
+func about(name string, tokens int, media ...any) Request {
+	return chat(name, object{"max_tokens": tokens, "ignore_eos": true}, append(media, text("What do you see?"))...)
 }
 
 // Spoilt returns the same request in a form that every engine refuses, once its media are encoded.
