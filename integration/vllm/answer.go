@@ -35,12 +35,7 @@ type answer struct {
 func ask(ctx context.Context, client *http.Client, base string, r requests.Request) (answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+r.Path, bytes.NewReader(r.Body))
-	if err != nil {
-		return answer{}, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := client.Do(req)
+	resp, err := post(ctx, client, base, r)
 	if err != nil {
 		return answer{}, err
 	}
@@ -59,6 +54,16 @@ func ask(ctx context.Context, client *http.Client, base string, r requests.Reque
 	}
 	a.Body = lasting(a.Body)
 	return a, nil
+}
+
+// post sends a request.
+func post(ctx context.Context, client *http.Client, base string, r requests.Request) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+r.Path, bytes.NewReader(r.Body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	return client.Do(req)
 }
 
 const eventStream = "text/event-stream"

@@ -13,13 +13,15 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
 // rounds is how often each contender is measured, in turn with the others.
@@ -91,7 +93,7 @@ func (s *suite) measure(ctx context.Context, f *fleet, c contender, seed int) (m
 	if err := p.listens(ctx); err != nil {
 		return m, err
 	}
-	host, port, err := net.SplitHostPort(p.addr)
+	_, port, err := net.SplitHostPort(p.addr)
 	if err != nil {
 		return m, err
 	}
@@ -125,15 +127,15 @@ func (s *suite) measure(ctx context.Context, f *fleet, c contender, seed int) (m
 // ours is Caddy, over HTTP as theirs.
 func (s *suite) ours(options string) func(context.Context, *fleet) (*engine, error) {
 	return func(_ context.Context, f *fleet) (*engine, error) {
-		addr, err := freeAddr()
+		port, err := fakevllm.FreePort()
 		if err != nil {
 			return nil, err
 		}
-		p, err := s.caddyEngine(f.logs, "http://"+addr, block(f.addrs(list("e1")), nil, f.addrs(list("pd1")), "", options))
+		p, err := s.caddyEngine(f.logs, "http://"+local(port), block(f.addrs(list("e1")), nil, f.addrs(list("pd1")), "", options))
 		if err != nil {
 			return nil, err
 		}
-		p.addr = addr
+		p.addr = local(port)
 		return p, p.start()
 	}
 }
@@ -141,19 +143,15 @@ func (s *suite) ours(options string) func(context.Context, *fleet) (*engine, err
 // theirs is vLLM's script.
 func theirs(script string, flags ...string) func(context.Context, *fleet) (*engine, error) {
 	return func(_ context.Context, f *fleet) (*engine, error) {
-		addr, err := freeAddr()
-		if err != nil {
-			return nil, err
-		}
-		host, port, err := net.SplitHostPort(addr)
+		port, err := fakevllm.FreePort()
 		if err != nil {
 			return nil, err
 		}
 		e := &engine{
 			name: "script",
-			addr: addr,
+			addr: local(port),
 			args: slices.Concat([]string{
-				filepath.Join(f.venv, "bin", "python"), script, "--host", host, "--port", port,
+				filepath.Join(f.venv, "bin", "python"), script, "--host", host, "--port", strconv.Itoa(port),
 				"--encode-servers-urls", f.engines["e1"].url(), "--decode-servers-urls", f.engines["pd1"].url(),
 			}, flags),
 			log: filepath.Join(f.logs, "script.log"),
@@ -246,21 +244,4 @@ func download(ctx context.Context, url, sum string) (file *os.File, err error) {
 	}
 	_, err = file.Seek(0, io.SeekStart)
 	return file, err
-}
-
-func get(ctx context.Context, url, accept string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Accept", accept)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		resp.Body.Close()
-		return nil, fmt.Errorf("%s: %s", url, resp.Status)
-	}
-	return resp, nil
 }

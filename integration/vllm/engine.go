@@ -6,10 +6,10 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -60,49 +60,30 @@ func (e *engine) start() error {
 
 // ready waits until it answers.
 func (e *engine) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	for {
-		if e.healthy(ctx) {
-			return nil
-		}
-		select {
-		case <-e.done:
-			return fmt.Errorf("%s has ended; the end of %s:\n%s", e.name, e.log, tail(e.log))
-		case <-ctx.Done():
-			return fmt.Errorf("%s: %w; the end of %s:\n%s", e.name, ctx.Err(), e.log, tail(e.log))
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
+	return until(ctx, startTime, e.running(func(ctx context.Context) bool {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		resp, err := get(ctx, e.url()+"/health", "*/*")
+		return err == nil && resp.Body.Close() == nil
+	}))
 }
 
 // listens waits until it accepts connections.
 func (e *engine) listens(ctx context.Context) error {
-	return until(ctx, time.Minute, func(ctx context.Context) (bool, error) {
-		if !e.alive() {
-			return false, fmt.Errorf("%s has ended:\n%s", e.name, tail(e.log))
-		}
+	return until(ctx, time.Minute, e.running(func(ctx context.Context) bool {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", e.addr)
-		if err != nil {
-			return false, nil
-		}
-		return true, conn.Close()
-	})
+		return err == nil && conn.Close() == nil
+	}))
 }
 
-func (e *engine) healthy(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url()+"/health", nil)
-	if err != nil {
-		return false
+// running is a condition that is waited for as long as the process runs.
+func (e *engine) running(is func(context.Context) bool) func(context.Context) (bool, error) {
+	return func(ctx context.Context) (bool, error) {
+		if !e.alive() {
+			return false, fmt.Errorf("%s has ended; the end of %s:\n%s", e.name, e.log, tail(e.log))
+		}
+		return is(ctx), nil
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return false
-	}
-	resp.Body.Close()
-	return resp.StatusCode == http.StatusOK
 }
 
 // alive says whether the process runs.
@@ -127,20 +108,17 @@ func (e *engine) signal(s syscall.Signal) {
 
 // kill ends it as a crash does.
 func (e *engine) kill() {
-	if e.done == nil {
-		return
-	}
 	e.signal(syscall.SIGKILL)
 	<-e.done
 }
 
 // stop ends it, its workers as well, whatever state they are in.
 func (e *engine) stop() {
-	e.signal(syscall.SIGCONT)
-	e.signal(syscall.SIGTERM)
 	if e.done == nil {
 		return
 	}
+	e.signal(syscall.SIGCONT)
+	e.signal(syscall.SIGTERM)
 	select {
 	case <-e.done:
 	case <-time.After(stopTime):
@@ -158,24 +136,10 @@ func tail(path string) string {
 	return strings.Join(lines[max(0, len(lines)-30):], "\n")
 }
 
-// freeAddr returns a local address that nobody listens on.
-func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
-}
+// host is where everything listens.
+const host = "127.0.0.1"
 
-func freePort() (string, error) {
-	addr, err := freeAddr()
-	if err != nil {
-		return "", err
-	}
-	_, port, err := net.SplitHostPort(addr)
-	return port, err
-}
+func local(port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
 
 // vllm is the command of a virtual environment.
 func vllm(venv string) string { return filepath.Join(venv, "bin", "vllm") }

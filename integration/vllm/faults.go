@@ -187,7 +187,7 @@ func (t *trial) judge(ctx context.Context, list []exchange, allowed int) error {
 	for _, n := range failed {
 		sum += n
 	}
-	say("  %s", describe(right, failed))
+	say("  %d right, %v", right, failed)
 	switch {
 	case len(wrong) > 0:
 		return fmt.Errorf("%d answers are wrong, the first: %s", len(wrong), wrong[0])
@@ -279,10 +279,7 @@ func empty(dir string) error {
 func leave(ctx context.Context, t *trial) error {
 	const endless = 7000
 	stream := requests.AboutText(endless).Streamed()
-	var album []requests.Request
-	for range 8 {
-		album = append(album, requests.AboutImage(pattern(rand.Uint64()), endless))
-	}
+	image := func() requests.Request { return requests.AboutImage(pattern(rand.Uint64()), endless) }
 	for _, c := range []struct {
 		name    string
 		request requests.Request
@@ -291,9 +288,9 @@ func leave(ctx context.Context, t *trial) error {
 	}{
 		{"in a stream", stream, func(body io.Reader) error { return events(body, 40) }, 0},
 		{"in an answer that is not streamed", requests.AboutText(endless), nil, 1500 * time.Millisecond},
-		{"during the encode", album[0], nil, 30 * time.Millisecond},
-		{"a little later", album[1], nil, 150 * time.Millisecond},
-		{"in a stream about an image", album[2].Streamed(), func(body io.Reader) error { return events(body, 5) }, 0},
+		{"during the encode", image(), nil, 30 * time.Millisecond},
+		{"a little later", image(), nil, 150 * time.Millisecond},
+		{"in a stream about an image", image().Streamed(), func(body io.Reader) error { return events(body, 5) }, 0},
 	} {
 		if err := t.leaves(ctx, c.request, c.wait, c.after); err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
@@ -313,12 +310,7 @@ func (t *trial) leaves(ctx context.Context, r requests.Request, wait time.Durati
 		ctx, cancel = context.WithTimeout(ctx, wait)
 		defer cancel()
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.proxy.url()+r.Path, bytes.NewReader(r.Body))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := t.proxy.client.Do(req)
+	resp, err := post(ctx, t.proxy.client, t.proxy.url(), r)
 	if enough == nil {
 		if err == nil {
 			resp.Body.Close()

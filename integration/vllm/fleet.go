@@ -7,13 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
 // fleet is the engines of one release and one model that run now. An engine's name is its role and
@@ -83,7 +85,11 @@ func (f *fleet) ready(ctx context.Context, engines []*engine) error {
 	errs := make([]error, len(engines))
 	var wait sync.WaitGroup
 	for i, e := range engines {
-		wait.Go(func() { errs[i] = e.ready(ctx) })
+		wait.Go(func() {
+			if err := e.ready(ctx); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", e.name, err)
+			}
+		})
 	}
 	wait.Wait()
 	return errors.Join(errs...)
@@ -104,15 +110,11 @@ func (f *fleet) launch(name string) (*engine, error) {
 
 // engine prepares one that has not run yet.
 func (f *fleet) engine(name string) (*engine, error) {
-	addr, err := freeAddr()
+	port, err := fakevllm.FreePort()
 	if err != nil {
 		return nil, err
 	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, err
-	}
-	side, err := freePort()
+	side, err := fakevllm.FreePort()
 	if err != nil {
 		return nil, err
 	}
@@ -122,18 +124,18 @@ func (f *fleet) engine(name string) (*engine, error) {
 		return nil, fmt.Errorf("no role %q", role)
 	}
 	args := []string{
-		vllm(f.venv), "serve", f.dir, "--served-model-name", "tiny", "--host", host, "--port", port,
+		vllm(f.venv), "serve", f.dir, "--served-model-name", "tiny", "--host", host, "--port", strconv.Itoa(port),
 		"--dtype", "float32", "--enforce-eager", "--max-model-len", "8192", "--max-num-seqs", "16",
 		"--enable-auto-tool-choice", "--tool-call-parser", "hermes",
 		"--allowed-local-media-path", f.media, "--num-gpu-blocks-override", "512", // 64 MiB of KV instead of 1 GiB
 	}
 	return &engine{
 		name: name,
-		addr: addr,
+		addr: local(port),
 		args: slices.Concat(args, f.model.flags, f.release.flags(f.model), special),
 		env: []string{
 			"OMP_NUM_THREADS=1", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind",
-			"HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "PYTHONDONTWRITEBYTECODE=", "VLLM_NIXL_SIDE_CHANNEL_PORT=" + side,
+			"HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "PYTHONDONTWRITEBYTECODE=", "VLLM_NIXL_SIDE_CHANNEL_PORT=" + strconv.Itoa(side),
 			"PYTHONPATH=" + f.connectors,
 			"PATH=" + filepath.Join(f.venv, "bin") + string(os.PathListSeparator) + os.Getenv("PATH"),
 		},

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -114,8 +113,4 @@ func (s *suite) kinds(ctx context.Context, f *fleet, list []exchange) (right int
 		}
 	}
 	return right, failed, wrong
-}
-
-func describe(right int, errors map[string]int) string {
-	return fmt.Sprintf("%d right, %v", right, errors)
 }

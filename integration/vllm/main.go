@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
@@ -141,7 +140,7 @@ func (s *suite) runModel(ctx context.Context, r release, m model, venv, dir stri
 		name string
 		do   func(context.Context, *fleet) error
 	}{{"differential", s.differential}, {"faults", s.tryFaults}, {"bench", s.bench}} {
-		if !slices.Contains(s.parts, part.name) {
+		if !s.has(part.name) {
 			continue
 		}
 		if err := part.do(ctx, f); err != nil {

@@ -45,7 +45,7 @@ func plan(ctx context.Context, args []string) (*suite, error) {
 	flags := flag.NewFlagSet("vllm", flag.ContinueOnError)
 	all := flags.Bool("all", false, "all models, topologies and parts that are not named otherwise")
 	names := map[string]*string{}
-	for name, list := range map[string][]string{"releases": texts(releases), "models": modelNames(), "parts": parts} {
+	for name, list := range map[string][]string{"releases": texts(releases), "models": modelNames(models), "parts": parts} {
 		names[name] = flags.String(name, "", fmt.Sprintf("`list` of: %s, or all (default %s)", strings.Join(list, ", "), list[0]))
 	}
 	topology := flags.String("topologies", "", "regular `expression` for names of topologies, of the part differential (default E+PD and E+P+D)")
@@ -70,7 +70,7 @@ func plan(ctx context.Context, args []string) (*suite, error) {
 	for _, name := range chosen {
 		s.releases = append(s.releases, release(name))
 	}
-	if chosen, err = wanted("models", modelNames(), *all); err != nil {
+	if chosen, err = wanted("models", modelNames(models), *all); err != nil {
 		return nil, err
 	}
 	s.models = slices.DeleteFunc(slices.Clone(models), func(m model) bool { return !slices.Contains(chosen, m.name) })
@@ -139,8 +139,8 @@ func texts(list []release) (names []string) {
 	return names
 }
 
-func modelNames() (names []string) {
-	for _, m := range models {
+func modelNames(list []model) (names []string) {
+	for _, m := range list {
 		names = append(names, m.name)
 	}
 	return names
@@ -160,7 +160,7 @@ It needs Linux on x86-64, Go, Python 3.11 or 3.12, access to PyPI and to Go's mo
 %6.0f GB of memory, for %d engines at a time
 %6.0f GB of disk in %s
 %6.0f minutes on two cores
-`, strings.Join(texts(s.releases), ", "), strings.Join(s.modelNames(), ", "), strings.Join(s.parts, ", "),
+`, strings.Join(texts(s.releases), ", "), strings.Join(modelNames(s.models), ", "), strings.Join(s.parts, ", "),
 		memory, engines, disk, s.dir, duration.Minutes())
 	if there, err := availableMemory(); err == nil && there < memory {
 		return fmt.Errorf("only %.0f GB of memory are free", there)
@@ -175,13 +175,6 @@ It needs Linux on x86-64, Go, Python 3.11 or 3.12, access to PyPI and to Go's mo
 		}
 	}
 	return nil
-}
-
-func (s *suite) modelNames() (names []string) {
-	for _, m := range s.models {
-		names = append(names, m.name)
-	}
-	return names
 }
 
 // estimate says how many engines run at a time, how much disk is still needed, in GB, and how long it takes.

@@ -11,9 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
 // buildCaddy builds the Caddy under test.
@@ -84,11 +86,11 @@ func storage(dir string) string { return filepath.Join(dir, "caddy") }
 
 // startProxy runs Caddy over HTTPS.
 func (s *suite) startProxy(ctx context.Context, dir, block string) (*proxy, error) {
-	port, err := freePort()
+	port, err := fakevllm.FreePort()
 	if err != nil {
 		return nil, err
 	}
-	addr := "localhost:" + port
+	addr := "localhost:" + strconv.Itoa(port)
 	e, err := s.caddyEngine(dir, "https://"+addr, block)
 	if err != nil {
 		return nil, err
@@ -110,27 +112,20 @@ func (p *proxy) url() string { return "https://" + p.addr }
 
 // serves waits until it does, and makes the client that trusts its CA.
 func (p *proxy) serves(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for {
+	return until(ctx, time.Minute, p.running(func(ctx context.Context) bool {
 		roots := x509.NewCertPool()
 		pem, err := os.ReadFile(filepath.Join(p.storage, "pki/authorities/local/root.crt"))
-		if err == nil && roots.AppendCertsFromPEM(pem) {
-			config := &tls.Config{RootCAs: roots}
-			if conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", p.addr); err == nil {
-				conn.Close()
-				p.client = &http.Client{Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}}
-				return nil
-			}
+		if err != nil || !roots.AppendCertsFromPEM(pem) {
+			return false
 		}
-		select {
-		case <-p.done:
-			return fmt.Errorf("the proxy has ended:\n%s", tail(p.log))
-		case <-ctx.Done():
-			return fmt.Errorf("the proxy does not serve: %w\n%s", ctx.Err(), tail(p.log))
-		case <-time.After(50 * time.Millisecond):
+		config := &tls.Config{RootCAs: roots}
+		conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", p.addr)
+		if err != nil {
+			return false
 		}
-	}
+		p.client = &http.Client{Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}}
+		return conn.Close() == nil
+	}))
 }
 
 // stop ends Caddy as its service manager does.
@@ -138,6 +133,5 @@ func (p *proxy) stop() {
 	if p.client != nil {
 		p.client.CloseIdleConnections()
 	}
-	p.signal(syscall.SIGTERM)
 	p.engine.stop()
 }

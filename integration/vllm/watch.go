@@ -23,7 +23,7 @@ func until(ctx context.Context, limit time.Duration, is func(context.Context) (b
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("not within %v", limit)
+			return fmt.Errorf("not within %v: %w", limit, ctx.Err())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
@@ -43,11 +43,7 @@ func (a activity) idle() bool { return a.running == 0 && a.waiting == 0 }
 func (e *engine) activity(ctx context.Context) (a activity, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url()+"/metrics", nil)
-	if err != nil {
-		return a, err
-	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := get(ctx, e.url()+"/metrics", "*/*")
 	if err != nil {
 		return a, err
 	}
@@ -80,4 +76,22 @@ func (e *engine) activity(ctx context.Context) (a activity, err error) {
 		return a, err
 	}
 	return a, fmt.Errorf("%s has no metrics of its requests", e.name)
+}
+
+// get returns an answer that is 200.
+func get(ctx context.Context, url, accept string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Accept", accept)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
+		return nil, fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	return resp, nil
 }

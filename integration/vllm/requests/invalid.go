@@ -4,11 +4,18 @@ import "strings"
 
 // Refused are those that a model for images and text refuses, or might be thought to.
 func Refused(m Media) []Request {
+	list := append(refusedMedia(m), refusedOptions(m.image("photo.jpg"))...)
+	for i := range list {
+		list[i].Refused = true
+	}
+	return list
+}
+
+// refusedMedia have something wrong in a part of the content.
+func refusedMedia(m Media) []Request {
 	photo := m.image("photo.jpg")
 	question := text("What do you see?")
-	list := []Request{
-		chat("unknown model", object{"model": "other"}, question),
-		chat("unknown model, image", object{"model": "other"}, photo),
+	return []Request{
 		reads(chat("bad base64", nil, imageURL("data:image/png;base64,!!!!"), question)),
 		reads(chat("not an image", nil, imageURL(dataURI("image/png", []byte("hello, this is no image"))), question)),
 		reads(chat("truncated PNG", nil, m.image("truncated.png"), question)),
@@ -18,6 +25,24 @@ func Refused(m Media) []Request {
 		chat("too many images", nil, append([]any{question}, repeat(photo, 17)...)...),
 		reads(chat("an image of 2×2", nil, m.image("2x2.png"), question)),
 		reads(chat("an image of 1000×3", nil, m.image("1000x3.png"), question)),
+		chat("an unknown part", nil, object{"type": "smell", "smell": "x"}, question),
+		chat("a number for a part", nil, 7, question),
+		chat("no url", nil, object{"type": "image_url", "image_url": object{}}, question),
+		chat("url a number", nil, object{"type": "image_url", "image_url": object{"url": 7}}, question),
+		reads(chat("url empty", nil, imageURL(""), question)),
+		reads(chat("url without a scheme", nil, imageURL("photo.jpg"), question)),
+		chat("image_url null", nil, object{"type": "image_url", "image_url": nil}, question),
+		chat("image_url missing", nil, object{"type": "image_url"}, question),
+		reads(chat("audio for a model without it", nil, object{"type": "input_audio", "input_audio": object{"data": "AAAA", "format": "wav"}}, question)),
+	}
+}
+
+// refusedOptions have something wrong elsewhere.
+func refusedOptions(photo object) []Request {
+	question := text("What do you see?")
+	return []Request{
+		chat("unknown model", object{"model": "other"}, question),
+		chat("unknown model, image", object{"model": "other"}, photo),
 		chat("too long", nil, text(strings.Repeat(long, 200))),
 		chat("too long, with an image", nil, photo, text(strings.Repeat(long, 200))),
 		chat("max_tokens -1", object{"max_tokens": -1}, question),
@@ -34,15 +59,6 @@ func Refused(m Media) []Request {
 		Request{Name: "no messages at all", Path: chatPath, Body: body(nil, nil)},
 		talk("a number for a role", nil, message("user", "Hi"), object{"role": 7, "content": "Hello"}),
 		talk("no role", nil, object{"content": "Hello"}),
-		chat("an unknown part", nil, object{"type": "smell", "smell": "x"}, question),
-		chat("a number for a part", nil, 7, question),
-		chat("no url", nil, object{"type": "image_url", "image_url": object{}}, question),
-		chat("url a number", nil, object{"type": "image_url", "image_url": object{"url": 7}}, question),
-		reads(chat("url empty", nil, imageURL(""), question)),
-		reads(chat("url without a scheme", nil, imageURL("photo.jpg"), question)),
-		chat("image_url null", nil, object{"type": "image_url", "image_url": nil}, question),
-		chat("image_url missing", nil, object{"type": "image_url"}, question),
-		reads(chat("audio for a model without it", nil, object{"type": "input_audio", "input_audio": object{"data": "AAAA", "format": "wav"}}, question)),
 		chat("tool_choice unknown", object{"tools": []any{weather}, "tool_choice": object{"type": "function", "function": object{"name": "other"}}}, question),
 		chat("required without tools", object{"tool_choice": "required"}, question),
 		chat("top_logprobs without logprobs", object{"top_logprobs": 2}, question),
@@ -57,15 +73,8 @@ func Refused(m Media) []Request {
 		{Name: "no JSON", Path: chatPath, Body: []byte(`{"model":"tiny","messages":[`), Once: true},
 		{Name: "a list", Path: chatPath, Body: []byte(`[]`), Once: true},
 		{Name: "no body", Path: chatPath, Once: true},
+		{Name: "prompt_logprobs of a stream", Path: chatPath, Once: true, Body: chat("", object{"prompt_logprobs": 1, "stream": true}, question).Body},
 	}
-	list = append(list, Request{
-		Name: "prompt_logprobs of a stream", Path: chatPath, Once: true,
-		Body: chat("", object{"prompt_logprobs": 1, "stream": true}, question).Body,
-	})
-	for i := range list {
-		list[i].Refused = true
-	}
-	return list
 }
 
 func repeat(part object, n int) (list []any) {
