@@ -103,7 +103,7 @@ func BenchmarkProtocols(b *testing.B) {
 		http2        bool
 	}{{"HTTP/1.1", "http", false}, {"HTTPS, HTTP/1.1", "https", false}, {"HTTPS, HTTP/2", "https", true}} {
 		b.Run(p.name, func(b *testing.B) {
-			c := start(b, p.scheme, "epd_proxy {\n"+bareEngines(b, 2, nil)+"\n}")
+			c := start(b, p.scheme, "", "epd_proxy {\n"+bareEngines(b, 2, nil)+"\n}")
 			for name, body := range map[string]string{"text": pictures(0, 0), "1 image of 134 kB": pictures(1, 134_000), "4 images of 2.7 MB": pictures(4, 2_700_000)} {
 				b.Run(name, func(b *testing.B) { c.run(b, c.client(b, p.http2), body) })
 			}

@@ -82,16 +82,23 @@ type caddy struct {
 // startCaddy runs Caddy with this block of epd_proxy.
 func startCaddy(t testing.TB, block string) *caddy {
 	t.Helper()
-	return startSite(t, "epd_proxy {\n"+block+"\n}")
+	return startCaddyWith(t, "", block)
+}
+
+// startCaddyWith does so with a global option. A reload would bring it too, but a connection made
+// right after one may still meet the old server.
+func startCaddyWith(t testing.TB, global, block string) *caddy {
+	t.Helper()
+	return start(t, "https", global, "epd_proxy {\n"+block+"\n}")
 }
 
 // startSite runs Caddy with these directives, over HTTPS.
 func startSite(t testing.TB, directives string) *caddy {
 	t.Helper()
-	return start(t, "https", directives)
+	return start(t, "https", "", directives)
 }
 
-func start(t testing.TB, scheme, directives string) *caddy {
+func start(t testing.TB, scheme, global, directives string) *caddy {
 	t.Helper()
 	starting.Lock()
 	defer starting.Unlock()
@@ -103,7 +110,7 @@ func start(t testing.TB, scheme, directives string) *caddy {
 		config: filepath.Join(dir, "Caddyfile"),
 		log:    &logBook{changed: make(chan struct{})},
 	}
-	c.configure(t, dir, "", directives)
+	c.configure(t, dir, global, directives)
 	c.cmd = exec.Command(binary, "run", "--config", c.config, "--adapter", "caddyfile")
 	c.cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "GORACE=halt_on_error=1")
 	stderr, err := c.cmd.StderrPipe()

@@ -98,7 +98,7 @@ func TestDashboardsHaveData(t *testing.T) {
 	t.Parallel()
 	needPrometheus(t)
 	e := startEngines(t, 2, 1, 2)
-	c := start(t, "http", "handle /metrics {\nmetrics\n}\nepd_proxy {\n"+
+	c := start(t, "http", "", "handle /metrics {\nmetrics\n}\nepd_proxy {\n"+
 		e.block("encode_limit 8", "prefill_limit 8", "decode_limit 1", "decode health_interval 200ms")+"\n}")
 	p := startPrometheus(t, strings.TrimPrefix(c.URL, "http://"))
 	e.decode[1].Kill()

@@ -78,10 +78,7 @@ func TestLogsHoldNoAddresses(t *testing.T) {
 	for _, debug := range []bool{false, true} {
 		e := startEngines(t, 2, 1, 1)
 		block := e.block("encode health_interval 1h", "decode health_interval 50ms")
-		c := startCaddy(t, block)
-		if debug {
-			c.reloadWith(t, "debug", block)
-		}
+		c := startCaddyWith(t, map[bool]string{true: "debug"}[debug], block)
 		body := stream(chat("", image("AAAA")))
 		c.post(t, body)
 		setFault(fault{Kind: fakevllm.CutMiddle}, e.decode...)

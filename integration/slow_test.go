@@ -81,8 +81,7 @@ func TestSlowUploads(t *testing.T) {
 func TestClientDoesNotRead(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
-	c := startCaddy(t, e.block())
-	c.reloadWith(t, "servers {\ntimeouts {\nwrite_idle 300ms\n}\n}", e.block())
+	c := startCaddyWith(t, "servers {\ntimeouts {\nwrite_idle 300ms\n}\n}", e.block())
 	body := stream(chat("", text(strings.Repeat("much to say ", 50_000))))
 
 	conn := c.dial(t)
