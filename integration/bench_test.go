@@ -118,7 +118,7 @@ func BenchmarkGrowth(b *testing.B) {
 		{10, 10 << 10}, {100, 10 << 10}, {1000, 10 << 10},
 	} {
 		b.Run(fmt.Sprintf("%d items of %d kiB", size.items, size.bytes>>10), func(b *testing.B) {
-			c := start(b, "http", "epd_proxy {\n"+bareEngines(b, 2, nil)+"\nmax_memory 8GiB\nmax_body_size 2GiB\nmax_media_items 1000\n}")
+			c := start(b, "http", "", "epd_proxy {\n"+bareEngines(b, 2, nil)+"\nmax_memory 8GiB\nmax_body_size 2GiB\nmax_media_items 1000\n}")
 			idle := c.memory(b, "VmRSS")
 			c.run(b, c.client(b, false), pictures(size.items, size.bytes))
 			b.ReportMetric(float64(c.memory(b, "VmHWM")-idle)/(1<<20), "caddy-MiB")
@@ -135,7 +135,7 @@ func BenchmarkSlowUplink(b *testing.B) {
 		for _, each := range []time.Duration{10, 50, 100, 200, 400} {
 			for _, overlapped := range []bool{false, true} {
 				b.Run(fmt.Sprintf("%d encoders, %dms, overlapped %v", encoders, each, overlapped), func(b *testing.B) {
-					c := start(b, "http", "epd_proxy {\n"+bareEngines(b, encoders, func(item string) time.Duration {
+					c := start(b, "http", "", "epd_proxy {\n"+bareEngines(b, encoders, func(item string) time.Duration {
 						if overlapped && item != "3" {
 							return 0
 						}
