@@ -5,7 +5,7 @@ import (
 	"io"
 	"net"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // bodyConn is a connection to an engine that takes a body as it is, together with the

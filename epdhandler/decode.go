@@ -8,7 +8,7 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // decode has the answer generated, with one attempt. The client gets it as it

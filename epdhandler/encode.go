@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 const chatPath = "/v1/chat/completions"

@@ -9,7 +9,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // identify returns the uuids by which engines know the media items of a request: the

@@ -13,7 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // KV over MooncakeConnector, as in vLLM 0.32.0: mooncake_connector.py and mooncake_utils.py in

@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // maxOpening bounds what is held back of a stream. Its first events are far smaller,

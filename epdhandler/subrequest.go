@@ -16,7 +16,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // call is one sub-request: an attempt of a stage at an instance of its pool.

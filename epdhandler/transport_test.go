@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // post sends a chat request without media to Caddy in this process and returns the answer.

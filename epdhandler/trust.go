@@ -5,7 +5,7 @@ import (
 	"net/http"
 	"slices"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // transferFields are what tells engines where to get KV blocks and embeddings.
