@@ -1,20 +1,14 @@
 package epdhandler
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-	"github.com/stretchr/testify/require"
-
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // BenchmarkRequest is a whole request through Caddy, by E+P+D with two encoders, over
@@ -55,22 +49,6 @@ func BenchmarkRequest(b *testing.B) {
 				_ = res.Body.Close()
 			}
 		})
-	}
-}
-
-// BenchmarkIdentify is what uuids for the media of a request cost, with references.
-func BenchmarkIdentify(b *testing.B) {
-	part := fmt.Sprintf(`{"image_url":"data:image/png;base64,%s"}`, strings.Repeat("iVBORw0KGgo/", 2_700_000/12))
-	raw := fmt.Appendf(nil, `{"messages":[{"content":[%s,%s,%s,%s]}]}`, part, part, part, part)
-	parsed, err := body.ParseChat(raw, 4, false)
-	require.NoError(b, err)
-	r := httptest.NewRequest(http.MethodPost, chatPath, nil)
-	r = r.WithContext(context.WithValue(r.Context(), caddy.ReplacerCtxKey, caddy.NewReplacer()))
-	x := &exchange{h: new(Handler), r: r, body: parsed}
-	b.SetBytes(int64(len(raw)))
-	b.ReportAllocs()
-	for b.Loop() {
-		x.identify()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-epd/caddy-epd/caddyfile"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
 func init() {
@@ -43,7 +44,7 @@ func (h *Handler) options() caddyfile.Options {
 		"decode_has_embeddings": caddyfile.Flag(&h.DecodeHasEmbeddings),
 		"trust_clients":         caddyfile.Flag(&h.TrustClients),
 		"profiling":             caddyfile.Flag(&h.Profiling),
-		"media_sources":         caddyfile.List(&h.MediaSources, "data: https://*.example.com", func(s string) error { _, err := parseSource(s); return err }),
+		"media_sources":         caddyfile.List(&h.MediaSources, "data: https://*.example.com", func(s string) error { _, err := media.ParseSource(s); return err }),
 		"max_memory":            caddyfile.Size(&h.MaxMemory),
 		"body_timeout":          caddyfile.Duration(&h.BodyTimeout),
 		"max_body_size":         caddyfile.Size(&h.MaxBodySize),

@@ -2,15 +2,10 @@ package epdhandler
 
 import (
 	"cmp"
-	"crypto/rand"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"strconv"
 	"sync/atomic"
-
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // Encoders with Mooncake push embeddings to the instance that consumes them, so that one
@@ -52,7 +47,7 @@ func (h *Handler) consuming() *pool {
 
 // chooseConsumer decides which instance consumes the embeddings, if encoders must know.
 func (x *exchange) chooseConsumer() *failure {
-	if x.h.consumers == nil || x.encoded || len(x.body.Items) == 0 {
+	if x.h.consumers == nil || x.encoded || len(x.media.Items()) == 0 {
 		return nil
 	}
 	p, a := x.h.consuming(), x.decoding
@@ -98,42 +93,7 @@ func (x *exchange) pin(c *call, p *pool) {
 	c.pinned = x.consumer.address
 	c.slot, x.consumer.hold.slot = x.consumer.hold.slot, instance{}
 	c.chosenAt = x.consumer.hold.chosenAt
-	if x.handles != nil {
+	if x.embeddings.Handles != nil {
 		c.rank = x.consumer.rank
 	}
-}
-
-// transfers returns what an encoder needs to push the embeddings of a batch: an id for
-// each, never used before.
-func (x *exchange) transfers(b batch) (ids []string, params []byte) {
-	type transfer struct {
-		ID string `json:"transfer_id"`
-	}
-	var items []transfer
-	add := func() {
-		var id [16]byte
-		_, _ = rand.Read(id[:]) // never fails
-		ids = append(ids, hex.EncodeToString(id[:]))
-		items = append(items, transfer{ids[len(ids)-1]})
-	}
-	for _, i := range b {
-		if add(); x.withSound(x.body.Items[i]) {
-			add()
-		}
-	}
-	params, _ = json.Marshal(map[string]any{"consumer_zmq": x.consumer.control, "ec_items": items}) // strings
-	return ids, params
-}
-
-// ecItems tells the consumer which transfers are for it, in the order of the media items.
-func ecItems(items []encoded) []body.Entry {
-	var list []transfer
-	for _, item := range items {
-		list = append(list, item.transfers...)
-	}
-	if list == nil {
-		return nil
-	}
-	value, _ := json.Marshal(list) // strings
-	return []body.Entry{{Name: []byte(`"ec_items"`), Value: value}}
 }

@@ -175,13 +175,13 @@ func (x *exchange) decodeBody() *body.Segments {
 	if !x.decodeHasEmbeddings() {
 		return x.body.Rewrite(kv, body.Remove(body.ECTransferParams))
 	}
-	return x.forConsumers().Rewrite(kv, x.carry(body.ECTransferParams, x.handles))
+	return x.forConsumers().Rewrite(kv, x.carry(body.ECTransferParams, x.embeddings.Handles))
 }
 
 // forConsumers is the body that those get who need the embeddings.
 func (x *exchange) forConsumers() *body.Body {
-	if x.consumers != nil {
-		return x.consumers
+	if x.embeddings.Body != nil {
+		return x.embeddings.Body
 	}
 	return x.body
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"golang.org/x/sync/errgroup"
 )
 
 // question is a request to instances that the load balancing does not choose: to each
@@ -70,10 +71,15 @@ func targets(ctx context.Context, pools ...*pool) []target {
 
 // askAll asks targets at the same time. do gets the place of each.
 func askAll(all []target, do func(i int, t target)) {
-	each(len(all), maxAsked, func(i int) bool {
-		do(i, all[i])
-		return true
-	})
+	var group errgroup.Group
+	group.SetLimit(maxAsked)
+	for i, t := range all {
+		group.Go(func() error {
+			do(i, t)
+			return nil
+		})
+	}
+	_ = group.Wait() // no function fails
 }
 
 // address is where the instance is, empty if that is not known.

@@ -1,66 +1,101 @@
 package epdhandler
 
 import (
-	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
-	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddyserver/caddy/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
 const chatPath = "/v1/chat/completions"
 
-// encode has every media item encoded, so many at a time as are allowed. The
+// encode has every media item encoded, so many batches at a time as are allowed. The
 // first item that fails for good ends the others.
 func (x *exchange) encode() (f *failure) {
-	if x.encoded || len(x.body.Items) == 0 {
+	if x.encoded || len(x.media.Items()) == 0 {
 		x.encoded = true
 		return nil
 	}
-	if x.encoding == nil {
-		x.plan()
+	if x.plan == nil {
+		x.planEncoding()
 	}
 	ctx, leave := x.enter(&x.report.encode, x.encoding...)
 	defer func() { leave(f) }()
-	ctx, cancel := context.WithCancel(ctx) // not an errgroup's: its cancellation counts against healthy instances
-	defer cancel()
-	var (
-		once    sync.Once
-		first   *failure
-		failing *attempts // of the first failure
-		entries = make([][]body.Entry, len(x.batches))
-		known   = make([]encoded, len(x.body.Items))
-	)
-	each(len(x.batches), x.h.EncodeConcurrency, func(i int) bool {
-		var f *failure
-		if entries[i], f = x.encodeBatch(ctx, i, known); f != nil {
-			once.Do(func() { first, failing = f, x.encoding[i] })
-			cancel()
-		}
-		return f == nil
-	})
-	if first != nil && x.mayBeOptional(first) {
-		first.optional = x.harmless()
-		x.logFailure(first, failing)
-	}
-	if first != nil && !first.optional {
-		return first
+	answers, f := x.encodeAll(ctx)
+	if f != nil && !f.optional {
+		return f
 	}
 	x.encoded = true
-	if first == nil {
-		entries = append([][]body.Entry{x.ownEntries()}, entries...)
-		x.handles = mergeEntries(append(entries, ecItems(known)))
-		if x.uuids != nil {
-			x.consumers = x.refer(known)
+	if f == nil {
+		x.embeddings = x.plan.Encoded(answers)
+		if x.noReferences {
+			x.embeddings = x.embeddings.WithoutReferences()
 		}
 	}
 	return nil
+}
+
+// planEncoding decides which items are encoded, and which of them together.
+func (x *exchange) planEncoding() {
+	options := media.Options{
+		References: x.h.References,
+		Pushed:     x.h.consumers != nil,
+		BatchSize:  x.h.EncodeBatch,
+		Encoders:   len(x.h.encode.handler.Upstreams), // none are known if the pool is dynamic
+	}
+	if options.References || options.Pushed {
+		repl := x.r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+		options.Salt = repl.ReplaceAll(x.h.UUIDSalt, "")
+	}
+	x.plan = x.media.Plan(options)
+	for range x.plan.Batches {
+		a := x.attempts(x.h.encode)
+		if len(x.encoding) > 0 {
+			a.turn = x.encoding[0].turn // a request's, not an item's
+		}
+		x.encoding = append(x.encoding, a)
+	}
+}
+
+// encodeAll has all batches encoded. It returns the first failure, without which there is an
+// answer for each batch.
+func (x *exchange) encodeAll(ctx context.Context) ([]media.Answer, *failure) {
+	ctx, cancel := context.WithCancel(ctx) // not the group's: its cancellation counts against healthy instances
+	defer cancel()
+	var (
+		group   errgroup.Group
+		first   atomic.Pointer[failure]
+		failing *attempts // of the first failure
+		answers = make([]media.Answer, len(x.plan.Batches))
+	)
+	group.SetLimit(x.h.EncodeConcurrency)
+	for i := range answers {
+		group.Go(func() error {
+			if first.Load() != nil {
+				return nil
+			}
+			var f *failure
+			if answers[i], f = x.encodeBatch(ctx, i); f != nil && first.CompareAndSwap(nil, f) {
+				failing = x.encoding[i]
+				cancel()
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // no function fails
+	f := first.Load()
+	if f != nil && x.mayBeOptional(f) {
+		f.optional = x.harmless()
+		x.logFailure(f, failing)
+	}
+	return answers, f
 }
 
 // mayBeOptional reports whether a request may go on after a failure, which ends the attempts
@@ -76,24 +111,23 @@ func (x *exchange) harmless() bool {
 	return !slices.ContainsFunc(x.encoding, func(a *attempts) bool { return a.poison > min(1, *x.h.Retries) })
 }
 
-// encodeBatch has a batch of media items encoded and returns the entries of the answer's
-// ec_transfer_params. It puts what is known of the items then where it belongs.
-func (x *exchange) encodeBatch(ctx context.Context, i int, known []encoded) ([]body.Entry, *failure) {
+// encodeBatch has a batch of media items encoded, in several attempts if need be.
+func (x *exchange) encodeBatch(ctx context.Context, i int) (media.Answer, *failure) {
 	for {
-		entries, f := x.tryEncode(ctx, i, known)
+		answer, f := x.tryEncode(ctx, i)
 		if f == nil {
-			return entries, nil
+			return answer, nil
 		}
 		if x.settle(x.encoding[i], f); f.final {
-			return nil, f
+			return media.Answer{}, f
 		}
 	}
 }
 
-func (x *exchange) tryEncode(ctx context.Context, i int, known []encoded) ([]body.Entry, *failure) {
+func (x *exchange) tryEncode(ctx context.Context, i int) (said media.Answer, f *failure) {
 	ctx, clock, cancel := watch(ctx, limit{"encode_timeout", time.Duration(x.h.EncodeTimeout)}, limit{})
 	defer cancel()
-	b := x.batches[i]
+	b := x.plan.Batches[i]
 	id := x.engineID + ":" + strconv.Itoa(b[0]) + ":"
 	c := &call{
 		method: http.MethodPost,
@@ -105,40 +139,26 @@ func (x *exchange) tryEncode(ctx context.Context, i int, known []encoded) ([]bod
 	}
 	var ids []string
 	c.renew = func() {
-		var push []byte
+		control := ""
 		if x.consumer != nil {
-			ids, push = x.transfers(b)
+			control = x.consumer.control
 		}
-		c.body = encodeBody(x.body, x.content(nil, b), push)
+		c.body, ids = x.plan.Request(i, control)
 	}
 	c.renew()
 	a, f := x.ask(ctx, x.encoding[i], c)
-	var entries []body.Entry
 	if f == nil {
 		var err error
-		if entries, err = x.understand(a.body.Bytes(), b, ids, known); err != nil {
+		if said, err = x.plan.Read(i, a.body.Bytes(), ids); err != nil {
 			f = brokenAnswer("encode", c, err)
 		} else {
 			x.encoding[i].succeeds()
 		}
 	}
 	if f != nil && len(b) == 1 { // else nobody says which
-		f.item = x.body.Items[b[0]].Path()
+		f.item = x.media.Items()[b[0]].Path()
 	}
-	return entries, f
-}
-
-// understand reads an encoder's answer.
-func (x *exchange) understand(answer []byte, b batch, ids []string, known []encoded) ([]body.Entry, error) {
-	entries, err := transferEntries(answer)
-	if err != nil || x.uuids == nil {
-		return entries, err
-	}
-	items, err := x.told(b, entries, ids)
-	for n := range items {
-		known[b[n]] = items[n]
-	}
-	return entries, err
+	return said, f
 }
 
 // ask makes an attempt whose answer is for the proxy.
@@ -150,87 +170,4 @@ func (x *exchange) ask(ctx context.Context, a *attempts, c *call) (*answer, *fai
 	f := judge(ctx, a.pool.stage, c, answer, err)
 	c.end(f)
 	return answer, f
-}
-
-// encodeBody is the request that has media items encoded, given as content parts (vLLM
-// 0.11.1's contract for one, that of 0.31.0 for more). What decides how media are
-// processed goes along: with other options on both sides the consumer would not find the
-// embeddings. So does the template of a chat, which a model may not have itself.
-func encodeBody(b *body.Body, content [][]byte, push []byte) *body.Segments {
-	parts := make([][]byte, 0, 16+len(content))
-	parts = append(parts, []byte("{"))
-	if model := b.Value(body.Model); model != nil {
-		parts = append(parts, []byte(`"model":`), model, []byte(","))
-	}
-	parts = append(parts, []byte(`"messages":[{"role":"user","content":[`))
-	parts = append(parts, content...)
-	parts = append(parts, []byte(`]}],"max_tokens":1,"stream":false`))
-	for _, f := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs, body.ChatTemplate, body.ChatTemplateKwargs, body.Priority, body.SessionID} {
-		if v := b.Value(f); v != nil {
-			parts = append(parts, []byte(`,"`+f.String()+`":`), v)
-		}
-	}
-	if push != nil {
-		parts = append(parts, []byte(`,"ec_transfer_params":`), push)
-	}
-	return b.Join(append(parts, []byte("}"))...)
-}
-
-// transferEntries returns the entries of an encoder's ec_transfer_params. That
-// there are none is fine.
-func transferEntries(answer []byte) ([]body.Entry, error) {
-	b, err := body.Parse(answer)
-	if err != nil {
-		return nil, fmt.Errorf("reading the answer: %w", err)
-	}
-	params := b.Value(body.ECTransferParams)
-	if params == nil || body.IsNull(params) {
-		return nil, nil
-	}
-	if !body.IsObject(params) {
-		return nil, errors.New("ec_transfer_params is no object")
-	}
-	return b.Options(body.ECTransferParams), nil
-}
-
-// ownEntries are the ec_transfer_params that a trusted client has sent itself.
-func (x *exchange) ownEntries() []body.Entry {
-	if !x.h.TrustClients {
-		return nil
-	}
-	return x.body.Options(body.ECTransferParams)
-}
-
-// mergeEntries makes one object of the entries of all items, nil if there are
-// none. Items with the same media share an entry, the last one's.
-func mergeEntries(items [][]body.Entry) []byte {
-	var merged []body.Entry
-	at := make(map[string]int)
-	for _, entries := range items {
-		for _, e := range entries {
-			if i, ok := at[string(e.Name)]; ok {
-				merged[i] = e
-				continue
-			}
-			at[string(e.Name)] = len(merged)
-			merged = append(merged, e)
-		}
-	}
-	if merged == nil {
-		return nil
-	}
-	return object(merged)
-}
-
-// object is a JSON object of entries.
-func object(entries []body.Entry) []byte {
-	var out bytes.Buffer
-	for i, e := range entries {
-		out.WriteByte("{,"[min(i, 1)])
-		out.Write(e.Name)
-		out.WriteByte(':')
-		out.Write(e.Value)
-	}
-	out.WriteByte('}')
-	return out.Bytes()
 }

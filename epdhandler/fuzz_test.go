@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
 // FuzzStages holds the bodies that the stages send against the same made with maps:
@@ -19,30 +20,33 @@ func FuzzStages(f *testing.F) {
 	f.Add([]byte(`{"max_completion_tokens":9,"min_tokens":"2","tool_choice":"required",`+message+`,"priority":1}`), []byte(`{}`), []byte(`{"kv_transfer_params":null}`), true)
 	f.Add([]byte(`{`+message+`,"kv_transfer_params":{"x":1},"mm_processor_kwargs":{},"media_io_kwargs":{},"session_id":"s"}`), []byte(`[]`), []byte(`{"kv_transfer_params":7}`), true)
 	f.Fuzz(func(t *testing.T, in, encoded, prefilled []byte, trusted bool) {
-		b, err := body.ParseChat(in, 10, trusted)
+		b, set, err := media.ParseChat(in, 10, trusted)
 		if err != nil {
 			return
 		}
-		x := &exchange{h: &Handler{TrustClients: trusted, prefill: new(pool)}, body: b}
+		x := &exchange{h: &Handler{TrustClients: trusted, prefill: new(pool)}, body: b, media: set}
 		client := decoded(t, b.Rewrite().Bytes())
 
-		entries, err := transferEntries(encoded)
+		plan := set.Plan(media.Options{BatchSize: 1})
+		answer, err := plan.Read(0, encoded, nil)
 		handles, fit := params(encoded, "ec_transfer_params")
 		require.Equal(t, fit, err == nil, "%q: %v", encoded, err)
-		x.handles = mergeEntries([][]body.Entry{x.ownEntries(), entries})
+		x.embeddings = plan.Encoded([]media.Answer{answer})
 		if own, ok := client["ec_transfer_params"].(map[string]any); ok && trusted {
 			own = maps.Clone(own)
 			maps.Copy(own, handles)
 			handles = own
 		}
-		if x.handles != nil {
-			require.Equal(t, handles, decoded(t, x.handles))
+		if x.embeddings.Handles != nil {
+			require.Equal(t, handles, decoded(t, x.embeddings.Handles))
 		} else {
 			require.Empty(t, handles)
 		}
 
-		for i, item := range b.Items { // the part is in TestAppendAlone
-			got := decoded(t, encodeBody(b, x.content(nil, batch{i}), nil).Bytes())
+		for i, item := range set.Items() { // the part is in TestAppendAlone
+			require.Equal(t, media.Batch{i}, plan.Batches[i])
+			request, _ := plan.Request(i, "")
+			got := decoded(t, request.Bytes())
 			parts := got["messages"].([]any)[0].(map[string]any)["content"].([]any)
 			require.Len(t, parts, 1)
 			want := map[string]any{"max_tokens": 1.0, "stream": false, "messages": []any{map[string]any{"role": "user", "content": parts}}}
@@ -63,14 +67,14 @@ func FuzzStages(f *testing.F) {
 		if _, ok := want["max_completion_tokens"]; ok {
 			want["max_completion_tokens"] = 1.0
 		}
-		got := decoded(t, prefillBody(b, x.carry(body.ECTransferParams, x.handles), body.Set(body.KVTransferParams, kvStub)).Bytes())
+		got := decoded(t, prefillBody(b, x.carry(body.ECTransferParams, x.embeddings.Handles), body.Set(body.KVTransferParams, kvStub)).Bytes())
 		for _, name := range []string{"min_tokens", "tool_choice"} { // TestCaptures knows when
 			if _, ok := got[name]; !ok || got[name] == "none" {
 				delete(want, name)
 				delete(got, name)
 			}
 		}
-		setParams(want, "ec_transfer_params", x.handles, trusted)
+		setParams(want, "ec_transfer_params", x.embeddings.Handles, trusted)
 		require.Equal(t, want, got)
 
 		x.kv, _, err = transferParams(prefilled)
@@ -86,7 +90,7 @@ func FuzzStages(f *testing.F) {
 			if x.h.prefill == nil {
 				want = maps.Clone(client)
 				setParams(want, "kv_transfer_params", x.kv, trusted)
-				setParams(want, "ec_transfer_params", x.handles, trusted)
+				setParams(want, "ec_transfer_params", x.embeddings.Handles, trusted)
 			}
 			require.Equal(t, want, decoded(t, x.decodeBody().Bytes()))
 		}

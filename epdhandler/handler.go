@@ -10,6 +10,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
 func init() {
@@ -196,7 +198,7 @@ type Handler struct {
 
 	encode, prefill, decode *pool // prefill may be nil
 
-	sources    []source              // MediaSources
+	sources    []media.Source        // MediaSources
 	consumers  map[string]*ranks     // ECConsumers, nil if there are none
 	bootstraps map[string]*bootstrap // KVBootstrap, nil if there are none
 	gate       *gate                 // nil: nobody waits before prefill
@@ -222,7 +224,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 
 	for _, s := range h.MediaSources {
-		from, err := parseSource(s)
+		from, err := media.ParseSource(s)
 		if err != nil {
 			return err
 		}

@@ -78,7 +78,7 @@ func (x *exchange) prefills() bool { return x.h.prefill != nil && x.direct == ""
 // prompt in place of prefill, they are only if it gets the embeddings too. It does not get
 // those that are pushed: that is to instances of prefill.
 func (x *exchange) encodes() bool {
-	return len(x.body.Items) > 0 && (x.direct == "" || x.h.DecodeHasEmbeddings && x.h.consumers == nil)
+	return len(x.media.Items()) > 0 && (x.direct == "" || x.h.DecodeHasEmbeddings && x.h.consumers == nil)
 }
 
 // given reports whether a member is there and not null.

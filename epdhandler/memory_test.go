@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
 const (
@@ -245,7 +246,11 @@ func (panics) Read([]byte) (int, error) { panic("no") }
 // nothing but media items.
 func TestItemsAreCounted(t *testing.T) {
 	const items = 10_000
-	in := `{"messages":[{"content":[` + strings.TrimSuffix(strings.Repeat(`{"image_url":"x"},`, items), ",") + `]}]}`
+	var parts []string
+	for i := range items { // equal media are encoded once
+		parts = append(parts, fmt.Sprintf(`{"image_url":"%d"}`, i))
+	}
+	in := `{"messages":[{"content":[` + strings.Join(parts, ",") + `]}]}`
 	retries := 1
 	h := &Handler{MaxBodySize: miB, MaxMemory: 64 * miB, MaxMediaItems: items, BodyTimeout: caddy.Duration(time.Minute),
 		References: true, EncodeBatch: 1, Retries: &retries, encode: &pool{stage: "encode", handler: new(reverseproxy.Handler)}}
@@ -258,30 +263,24 @@ func TestItemsAreCounted(t *testing.T) {
 	defer x.release()
 	require.Nil(t, x.readBody(true))
 	counted, _ := held()
-	x.plan()
-	// equal media are encoded once; here all are told apart
-	x.batches, x.encoding = nil, nil
-	known := make([]encoded, items)
-	for i := range known {
-		x.uuids[i] = fmt.Sprintf("%064d", i)
-		x.original[i] = i
-		x.batches = append(x.batches, batch{i})
-		x.encoding = append(x.encoding, x.attempts(h.encode))
-		known[i] = encoded{
-			told:      true,
-			reference: []byte(`"type":"image_embeds","image_embeds":{"image_grid_thw":[1,44,80]}`),
-			transfers: []transfer{{Hash: fmt.Appendf(nil, `"%064d"`, i), ID: "01234567-89ab-cdef-0123-456789abcdef"}},
-		}
+	x.planEncoding()
+	answers := make([]media.Answer, items)
+	for i := range answers {
+		said := fmt.Appendf(nil, `{"ec_transfer_params":{"%064d":{"item_indices":[0],"metadata":{"image_grid_thw":[[1,44,80]]}}}}`, i)
+		var err error
+		answers[i], err = x.plan.Read(i, said, []string{"01234567-89ab-cdef-0123-456789abcdef"})
+		require.NoError(t, err)
 	}
-	x.consumers = x.refer(known)
-	x.handles = mergeEntries([][]body.Entry{ecItems(known)})
-	out := x.consumers.Rewrite(body.Set(body.ECTransferParams, x.handles))
+	x.embeddings = x.plan.Encoded(answers)
+	require.True(t, x.embeddings.Refers)
+	out := x.embeddings.Body.Rewrite(body.Set(body.ECTransferParams, x.embeddings.Handles))
 	took := liveHeap() - before
 	t.Logf("%d bytes for each item", took/items)
 	assert.Less(t, took, counted)
 	x.release()
 	nothingHeld(t)
 	runtime.KeepAlive(x)
+	runtime.KeepAlive(answers)
 	runtime.KeepAlive(out)
 }
 

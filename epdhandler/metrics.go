@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
 // The metrics of all handlers of this process, in the registry that Caddy serves. They go
@@ -78,15 +80,10 @@ func init() {
 	for _, result := range []string{handOverBlocks, handOverNone, handOverExpired, handOverSkipped} {
 		handOvers.WithLabelValues(result)
 	}
-	for _, kind := range mediaKinds {
+	for _, kind := range []string{media.Image, media.Audio, media.Video} {
 		mediaItems.WithLabelValues(kind)
 		mediaBytes.WithLabelValues(kind)
 	}
-}
-
-// mediaKinds are what the members that carry media are called.
-var mediaKinds = map[string]string{
-	"image_url": "image", "audio_url": "audio", "input_audio": "audio", "video_url": "video",
 }
 
 func counter(name, help string, labels ...string) *prometheus.CounterVec {
@@ -124,11 +121,11 @@ func showMetrics(registry *prometheus.Registry) error {
 
 // countItems counts the media of a request for a chat completion.
 func (x *exchange) countItems() {
-	requestItems.WithLabelValues().Observe(float64(len(x.body.Items)))
-	for _, item := range x.body.Items {
-		kind := mediaKinds[item.Kind]
+	requestItems.WithLabelValues().Observe(float64(len(x.media.Items())))
+	for _, item := range x.media.Items() {
+		kind := item.Modality()
 		mediaItems.WithLabelValues(kind).Inc()
-		mediaBytes.WithLabelValues(kind).Add(float64(item.Range.End - item.Range.Start))
+		mediaBytes.WithLabelValues(kind).Add(float64(item.Size()))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
 // run takes the request through its stages, until one has failed for good or the
@@ -64,12 +65,12 @@ func (x *exchange) pass() *failure {
 // asks first; only an attempt that did not get through to an engine has left them
 // as they were.
 func (x *exchange) restore(f *failure) {
-	spent := f.stage == "prefill" && x.handles != nil || f.stage == "decode" && x.transferred()
+	spent := f.stage == "prefill" && x.embeddings.Handles != nil || f.stage == "decode" && x.transferred()
 	lost := x.lost(f)
 	if died := f.call.reached && (f.reason == broken || f.call.lost); x.refers(f.stage) && (lost || died) {
 		// an engine that lacks an embedding dies of a reference to it (vLLM 0.32): the
 		// next one gets the media
-		x.raw, x.referred, x.consumers = true, false, x.withUUIDs()
+		x.noReferences, x.embeddings = true, x.embeddings.WithoutReferences()
 	}
 	gone := x.consumer != nil && !x.prefilled // whom the embeddings are with
 	if (!spent && !lost || !f.call.reached) && !gone && !f.call.stale {
@@ -79,8 +80,8 @@ func (x *exchange) restore(f *failure) {
 		x.prefilling.avoid() // nobody else can have lost the blocks
 	}
 	x.prefilled, x.kv = false, nil
-	if x.handles != nil || x.consumer != nil {
-		x.encoded, x.handles, x.consumers, x.referred = false, nil, nil, false
+	if x.embeddings.Handles != nil || x.consumer != nil {
+		x.encoded, x.embeddings = false, media.Encoded{}
 		x.dropConsumer()
 	}
 }
@@ -116,7 +117,7 @@ func (x *exchange) needy(stage string) bool {
 
 // refers reports whether a stage gets references.
 func (x *exchange) refers(stage string) bool {
-	return x.referred && (stage == "prefill" || stage == "decode" && x.decodeHasEmbeddings())
+	return x.embeddings.Refers && (stage == "prefill" || stage == "decode" && x.decodeHasEmbeddings())
 }
 
 // decodeHasEmbeddings reports whether decode gets the embeddings: because it does prefill as
@@ -127,7 +128,7 @@ func (x *exchange) decodeHasEmbeddings() bool {
 
 // transferred reports whether decode gets something that serves only once.
 func (x *exchange) transferred() bool {
-	return x.kv != nil || !x.prefills() && x.handles != nil
+	return x.kv != nil || !x.prefills() && x.embeddings.Handles != nil
 }
 
 // fail answers a request that has failed for good.

@@ -30,8 +30,8 @@ func (x *exchange) prefill() (f *failure) {
 		idHead: x.engineID + "-",
 		clock:  clock,
 	}
-	c.spends, c.alone = x.handles != nil || x.consumer != nil, x.alone
-	handles := x.carry(body.ECTransferParams, x.handles)
+	c.spends, c.alone = x.embeddings.Handles != nil || x.consumer != nil, x.alone
+	handles := x.carry(body.ECTransferParams, x.embeddings.Handles)
 	understand := transferParams // in the answer
 	if x.h.bootstraps == nil {
 		c.body = prefillBody(x.forConsumers(), body.Set(body.KVTransferParams, kvStub), handles)

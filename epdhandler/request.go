@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
 // requestID returns the client's x-request-id if it is fit to be passed on, else
@@ -77,16 +78,12 @@ func (x *exchange) readBody(chat bool) *apiError {
 	}
 	var err error
 	if chat {
-		x.body, err = body.ParseChat(raw, x.h.MaxMediaItems, x.h.TrustClients)
+		x.body, x.media, err = media.ParseChat(raw, x.h.MaxMediaItems, x.h.TrustClients)
 	} else {
-		x.body, err = body.Parse(raw)
+		x.body, x.media, err = media.ParseText(raw)
 	}
-	if invalid, ok := errors.AsType[*body.Error](err); ok {
-		e := badRequest(http.StatusBadRequest, "invalid_body", "%s", invalid.Message)
-		if invalid.Param != "" {
-			e.Param = invalid.Param
-		}
-		return e
+	if invalid, ok := errors.AsType[*media.Error](err); ok {
+		return mediaError(invalid)
 	}
 	x.body.Memory = x.memory
 	if v := x.body.Value(body.Stream); v != nil && !body.IsNull(v) && !body.IsBool(v) {
@@ -94,17 +91,17 @@ func (x *exchange) readBody(chat bool) *apiError {
 		e.Param = body.Stream.String()
 		return e
 	}
-	x.report.parsed, x.report.items = true, len(x.body.Items)
+	x.report.parsed, x.report.items = true, len(x.media.Items())
 	if chat {
 		x.countItems()
 	}
-	if e := x.checkSources(); e != nil {
-		return e
+	if e := x.media.CheckSources(x.h.sources); e != nil {
+		return mediaError(e)
 	}
 	if e := x.checkOptions(); e != nil {
 		return e
 	}
-	if err := x.room.add(itemSize * int64(len(x.body.Items))); err != nil {
+	if err := x.room.add(itemSize * int64(len(x.media.Items()))); err != nil {
 		return x.readError(err)
 	}
 	return nil
@@ -119,6 +116,15 @@ func isJSON(h http.Header) bool {
 	}
 	typ, _, _ := strings.Cut(types[0], ";")
 	return strings.EqualFold(strings.Trim(typ, " \t"), "application/json")
+}
+
+// mediaError is what the client is told about a request that package media refuses.
+func mediaError(invalid *media.Error) *apiError {
+	e := badRequest(http.StatusBadRequest, invalid.Code, "%s", invalid.Message)
+	if invalid.Param != "" {
+		e.Param = invalid.Param
+	}
+	return e
 }
 
 func badRequest(status int, code, format string, args ...any) *apiError {

@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
 // exchange is one request of a client on its way through the stages.
@@ -20,6 +21,7 @@ type exchange struct {
 	parent sync.Mutex   // guards the variables and placeholders of r
 	header http.Header  // what engines get of the client's headers
 	body   *body.Body   // nil if it is not needed any more
+	media  *media.Set   // in the body
 	memory *body.Memory // that the body is in
 	room   *share       // of the memory of all
 	report *report
@@ -32,21 +34,17 @@ type exchange struct {
 	direct string // the member for which decode does without prefill, empty if it does not
 
 	// What the stages have come to:
-	encoded   bool
-	consumers *body.Body // with references, nil if there are none
-	referred  bool       // there are some
-	raw       bool       // there may be none any more: an engine may have died of them
-	handles   []byte     // ec_transfer_params of all media items, nil if encoders gave none
-	prefilled bool
-	kv        []byte    // kv_transfer_params, nil if the prefill gave none
-	made      time.Time // when kv was
-	cached    int       // tokens of the prompt that prefill had cached, -1 if it does not say
-	remade    bool      // kv was made again, because it had become too old
+	encoded      bool
+	embeddings   media.Encoded // zero if encoders have made none
+	noReferences bool          // an engine may have died of one
+	prefilled    bool
+	kv           []byte    // kv_transfer_params, nil if the prefill gave none
+	made         time.Time // when kv was
+	cached       int       // tokens of the prompt that prefill had cached, -1 if it does not say
+	remade       bool      // kv was made again, because it had become too old
 
-	uuids    []string // of the media items, nil if engines do not get to know them
-	original []int    // which media item each one is the same as
-	batches  []batch
-	consumer *consumer // nil if encoders need not know
+	plan     *media.Plan // how the media are encoded, nil before that begins
+	consumer *consumer   // nil if encoders need not know
 
 	keepalive            *keepalive  // nil: there is none
 	encoding             []*attempts // of each batch
@@ -154,7 +152,8 @@ func (x *exchange) complete(chat bool) {
 // release gives the body's memory back, as soon as no engine reads it any more.
 func (x *exchange) release() {
 	x.memory.Release()
-	x.body, x.consumers, x.memory = nil, nil, nil
+	x.body, x.media, x.plan, x.memory = nil, nil, nil, nil
+	x.embeddings = media.Encoded{Handles: x.embeddings.Handles}
 }
 
 // findRoom refuses a request if so many wait for a pool that it may not join them.

@@ -1,11 +1,10 @@
 package epdhandler
 
 import (
-	"bytes"
 	"net/http"
-	"slices"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
 // transferFields are what tells engines where to get KV blocks and embeddings.
@@ -19,16 +18,14 @@ func (x *exchange) checkOptions() *apiError {
 		e.Param = param
 		return e
 	}
-	sound := x.body.Option(body.MMProcessorKwargs, soundOption)
+	if e := media.CheckOptions(x.body, x.h.TrustClients); e != nil {
+		return mediaError(e)
+	}
 	switch {
-	case sound != nil && !slices.Contains([]string{"true", "false", "null"}, string(sound)):
-		return wrong("mm_processor_kwargs."+soundOption, "%s must be true, false or null", soundOption)
 	case x.h.consumers != nil && x.body.Option(body.ECTransferParams, "ec_items") != nil && x.h.TrustClients:
 		return wrong("ec_transfer_params.ec_items", "ec_items cannot be sent to a proxy that makes its own (ec_consumers)")
 	case x.h.TrustClients:
 		return nil
-	case x.namesMedia():
-		return wrong("mm_processor_kwargs", "mm_processor_kwargs may hold numbers, booleans and objects of those: text, and options that name media or files, are for trusted clients only")
 	case !x.body.Has(body.Messages) && given(x.body.Value(body.PromptEmbeds)):
 		return wrong("prompt_embeds", "prompt_embeds is for trusted clients only; send a prompt")
 	}
@@ -39,21 +36,4 @@ func (x *exchange) checkOptions() *apiError {
 		}
 	}
 	return nil
-}
-
-// fetching are options that engines take for media, or hand on to what loads the model's files.
-var fetching = []string{
-	"text", "image", "images", "audio", "audios", "video", "videos",
-	"cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "resume_download",
-	"revision", "subfolder", "token", "trust_remote_code", "use_auth_token",
-}
-
-// namesMedia reports whether mm_processor_kwargs could make an engine fetch anything. vLLM hands
-// them to a processor of Hugging Face's, which takes any text that it finds among media for a URL or
-// a file. Engines since 0.31 refuse all of them, unless they are told to trust them.
-func (x *exchange) namesMedia() bool {
-	return slices.ContainsFunc(x.body.Options(body.MMProcessorKwargs), func(e body.Entry) bool {
-		return body.HoldsText(e.Value) || bytes.HasPrefix(e.Name, []byte(`"_`)) ||
-			slices.ContainsFunc(fetching, func(name string) bool { return body.IsString(e.Name, name) })
-	})
 }

@@ -14,7 +14,7 @@ import (
 
 // The engines read parts as vLLM does: integration/oracle/parts.py.
 func TestOracle(t *testing.T) {
-	file, err := os.Open("../../epdhandler/internal/body/testdata/parts.jsonl.gz")
+	file, err := os.Open("../../epdhandler/internal/media/testdata/parts.jsonl.gz")
 	require.NoError(t, err)
 	defer file.Close()
 	in, err := gzip.NewReader(file)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What vLLM loads of content parts: its own parser's answer for thousands of them.
 
-    VENV/bin/python integration/oracle/parts.py epdhandler/internal/body/testdata/parts.jsonl.gz
+    VENV/bin/python integration/oracle/parts.py epdhandler/internal/media/testdata/parts.jsonl.gz
 
 It runs where vLLM is installed (examples/vllm/README.md says how to install the CPU
 build) and starts no engine. Every part goes in a whole chat request through vLLM's

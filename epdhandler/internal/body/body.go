@@ -2,7 +2,6 @@ package body
 
 import (
 	"bytes"
-	"fmt"
 	"slices"
 )
 
@@ -118,9 +117,6 @@ type place struct {
 // Body is the index of a JSON object. It refers to the bytes that it was made
 // from, which must not change while it is in use.
 type Body struct {
-	// Items are the media items in document order; only [ParseChat] finds them.
-	Items []Item
-
 	// Memory is what the bytes are in; nil if they are nothing special.
 	Memory *Memory
 
@@ -132,64 +128,50 @@ type Body struct {
 	options     [numFields][]Entry
 }
 
-// Parse indexes a JSON object: a completions request, or an engine's answer.
-// Errors are of type *[Error].
-func Parse(b []byte) (*Body, error) {
-	return parse(b, nil)
+// A Hook has a top-level member read by somebody who looks into its value.
+type Hook struct {
+	// Name is the member's name.
+	Name string
+
+	// Read steps over the value, which the scanner stands before. Parse fails with its errors.
+	Read func(*Scanner) error
 }
 
-// ParseChat indexes a chat completions request, whose messages must be a list
-// and hold at most maxItems media items. Unless the client is trusted, the uuid of content
-// parts is overwritten with spaces in b, and parts that only trusted clients may send are
-// errors. Members that carry no media are overwritten as well where they could be taken for some.
-// Errors are of type *[Error].
-func ParseChat(b []byte, maxItems int, trusted bool) (*Body, error) {
-	p := &mediaParser{max: maxItems, trusted: trusted}
-	body, err := parse(b, p)
-	if err != nil {
-		return nil, err
-	}
-	if !body.Has(Messages) {
-		return nil, &Error{Message: "'messages' is missing", Param: "messages"}
-	}
-	body.Items = p.items
-	return body, nil
-}
-
-func parse(b []byte, media *mediaParser) (*Body, error) {
-	s := &scanner{b: b}
+// Parse indexes a JSON object, such as a request or an engine's answer. The value of a member
+// that has a hook is read by the hook, in the same pass. Errors are of type *[Error], or
+// a hook's.
+func Parse(b []byte, hooks ...Hook) (*Body, error) {
 	body := &Body{bytes: b}
+	s := &Scanner{b: b}
 	if err := s.encoding(); err != nil {
 		return nil, err
 	}
-	if s.peek() != '{' {
+	if s.Peek() != '{' {
 		return nil, notAnObject(s)
 	}
 	body.open = s.i
 	body.empty = true
-	var (
-		seen names
-		last *place
-	)
-	err := s.object(&seen, func(m member) error {
+	var last *place
+	err := s.Object(func(m Member) error {
 		body.empty = false
 		if last != nil {
-			last.after, last = m.before, nil
+			last.after, last = m.Before, nil
 		}
-		f, known := fieldOf(m.name)
+		f, known := fieldOf(m.Name)
 		start := s.i
 		var err error
+		hook := slices.IndexFunc(hooks, func(h Hook) bool { return h.Name == string(m.Name) })
 		switch {
-		case media != nil && known && f == Messages:
-			err = media.messages(s)
-		case known && options[f] && s.peek() == '{':
+		case hook >= 0:
+			err = hooks[hook].Read(s)
+		case known && options[f] && s.Peek() == '{':
 			body.options[f], err = s.entries()
 		default:
-			err = s.value()
+			err = s.Value()
 		}
 		if known {
 			last = &body.fields[f]
-			*last = place{value: Range{start, s.i}, before: m.before}
+			*last = place{value: Range{start, s.i}, before: m.Before}
 		}
 		return err
 	})
@@ -204,11 +186,11 @@ func parse(b []byte, media *mediaParser) (*Body, error) {
 }
 
 // notAnObject tells apart what is no JSON at all from what is another value.
-func notAnObject(s *scanner) error {
+func notAnObject(s *Scanner) error {
 	if len(s.b) == s.i {
 		return &Error{Message: "the body is empty; send a JSON object"}
 	}
-	if err := s.value(); err != nil {
+	if err := s.Value(); err != nil {
 		return err
 	}
 	if err := s.end(); err != nil {
@@ -287,8 +269,8 @@ func Find(entries []Entry, name string) []byte {
 // Entries returns the members of a JSON object in order. A value that is no
 // object is an error, and so is a member given twice.
 func Entries(object []byte) ([]Entry, error) {
-	s := &scanner{b: object}
-	if s.peek() != '{' {
+	s := &Scanner{b: object}
+	if s.Peek() != '{' {
 		return nil, &Error{Message: "not a JSON object"}
 	}
 	entries, err := s.entries()
@@ -301,48 +283,47 @@ func Entries(object []byte) ([]Entry, error) {
 // IsSeveral reports whether a value, as a body holds it, is a list of several strings or
 // lists. Numbers, however many, are the tokens of one.
 func IsSeveral(value []byte) bool {
-	s := &scanner{b: value}
-	if s.peek() != '[' {
+	s := &Scanner{b: value}
+	if s.Peek() != '[' {
 		return false
 	}
 	s.i++
-	if c := s.peek(); c != '"' && c != '[' {
+	if c := s.Peek(); c != '"' && c != '[' {
 		return false
 	}
-	return s.value() == nil && s.peek() == ','
+	return s.Value() == nil && s.Peek() == ','
 }
 
 // IsBool reports whether a value is true or false.
 func IsBool(value []byte) bool { return string(value) == "true" || string(value) == "false" }
 
 // entries steps over an object.
-func (s *scanner) entries() (entries []Entry, err error) {
-	var seen names
-	err = s.object(&seen, func(m member) error {
+func (s *Scanner) entries() (entries []Entry, err error) {
+	err = s.Object(func(m Member) error {
 		start := s.i
-		err := s.value()
-		entries = append(entries, Entry{Name: s.b[m.raw.Start:m.raw.End], Value: s.b[start:s.i]})
+		err := s.Value()
+		entries = append(entries, Entry{Name: s.b[m.Raw.Start:m.Raw.End], Value: s.b[start:s.i]})
 		return err
 	})
 	return entries, err
 }
 
 // HoldsText reports whether there is a string anywhere in a value of a body. Names are none.
-func HoldsText(value []byte) bool { return (&scanner{b: value}).holdsText() }
+func HoldsText(value []byte) bool { return (&Scanner{b: value}).holdsText() }
 
-func (s *scanner) holdsText() (found bool) {
+func (s *Scanner) holdsText() (found bool) {
 	look := func() error {
 		found = s.holdsText() || found
 		return nil
 	}
-	switch s.peek() {
+	switch s.Peek() {
 	case '{':
-		_ = s.object(nil, func(member) error { return look() })
+		_ = s.object(nil, func(Member) error { return look() })
 	case '[':
-		_ = s.list(func(int) error { return look() })
+		_ = s.List(func(int) error { return look() })
 	default:
-		found = s.peek() == '"'
-		_ = s.value()
+		found = s.Peek() == '"'
+		_ = s.Value()
 	}
 	return found
 }
@@ -353,12 +334,8 @@ func IsNull(value []byte) bool { return bytes.Equal(value, []byte("null")) }
 // IsObject reports whether a value, as a body holds it, is an object.
 func IsObject(value []byte) bool { return len(value) > 0 && value[0] == '{' }
 
-func partPath(message, part int) string {
-	return fmt.Sprintf("messages[%d].content[%d]", message, part)
-}
-
 // IsString reports whether a value is a string that stands for s.
 func IsString(value []byte, s string) bool {
 	// what is longer than the longest way to write it need not be looked at
-	return len(value) >= 2 && len(value) <= 2+len(`\u0000`)*len(s) && value[0] == '"' && string(unescape(value[1:len(value)-1])) == s
+	return len(value) >= 2 && len(value) <= 2+len(`\u0000`)*len(s) && value[0] == '"' && string(Unescape(value[1:len(value)-1])) == s
 }

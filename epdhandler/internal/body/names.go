@@ -3,8 +3,6 @@ package body
 import (
 	"bytes"
 	"fmt"
-	"unicode/utf16"
-	"unicode/utf8"
 )
 
 // maxMembers and maxNames are how many members an object may have that is checked
@@ -60,76 +58,4 @@ func (s *names) add(name []byte) bool {
 	}
 	s.many[string(name)] = struct{}{}
 	return true
-}
-
-// unescape returns the text that the inside of a valid JSON string stands for.
-// It returns raw itself if there is nothing to unescape. Half a surrogate pair
-// is kept apart from its like, as Python does, so that two names that differ
-// there stay different.
-func unescape(raw []byte) []byte {
-	i := bytes.IndexByte(raw, '\\')
-	if i < 0 {
-		return raw
-	}
-	out := append(make([]byte, 0, len(raw)), raw[:i]...)
-	for i < len(raw) {
-		if raw[i] != '\\' {
-			out = append(out, raw[i])
-			i++
-			continue
-		}
-		c := raw[i+1]
-		i += 2
-		switch c {
-		case 'b':
-			c = '\b'
-		case 'f':
-			c = '\f'
-		case 'n':
-			c = '\n'
-		case 'r':
-			c = '\r'
-		case 't':
-			c = '\t'
-		case 'u':
-			r, _ := hex4(raw[i:])
-			i += 4
-			if utf16.IsSurrogate(r) && i+6 <= len(raw) && raw[i] == '\\' && raw[i+1] == 'u' {
-				low, _ := hex4(raw[i+2:])
-				if pair := utf16.DecodeRune(r, low); pair != utf8.RuneError {
-					r = pair
-					i += 6
-				}
-			}
-			out = appendRune(out, r)
-			continue
-		}
-		out = append(out, c)
-	}
-	return out
-}
-
-// appendRune is utf8.AppendRune, but encodes surrogates instead of replacing
-// all of them by one and the same character.
-func appendRune(b []byte, r rune) []byte {
-	if utf16.IsSurrogate(r) {
-		return append(b, 0xe0|byte(r>>12), 0x80|byte(r>>6)&0x3f, 0x80|byte(r)&0x3f)
-	}
-	return utf8.AppendRune(b, r)
-}
-
-// hex4 reads the four hexadecimal digits that b starts with.
-func hex4(b []byte) (r rune, ok bool) {
-	for _, c := range b[:4] {
-		switch {
-		case '0' <= c && c <= '9':
-			c -= '0'
-		case 'a' <= c|0x20 && c|0x20 <= 'f':
-			c = c | 0x20 - 'a' + 10
-		default:
-			return 0, false
-		}
-		r = r<<4 | rune(c)
-	}
-	return r, true
 }

@@ -13,28 +13,45 @@ const MaxDepth = 1000
 // Range is where a value stands in a body: the bytes [Start, End).
 type Range struct{ Start, End int }
 
-func (r Range) empty() bool { return r.Start == r.End }
+// Empty reports whether there is nothing in the range.
+func (r Range) Empty() bool { return r.Start == r.End }
 
-// An Error says what is wrong with a body, in words that are fit for the client
-// who sent it: they hold positions and names of the protocol, never content.
-type Error struct {
-	Message string
-	// Param is the path of the offending value, such as
-	// "messages[0].content[2].image_url"; empty if there is none.
-	Param string
-}
+// An Error says what is wrong with a body. Its message is fit for the client who sent
+// the body: it has positions and names of the protocol, but no content.
+type Error struct{ Message string }
 
 func (e *Error) Error() string { return e.Message }
 
-// scanner steps over JSON text strictly, one value at a time. Its methods expect
-// i at the first byte of what they read, and leave it behind the last.
-type scanner struct {
+// A Scanner steps over JSON text strictly, one value at a time. Its methods expect to
+// stand before what they read, and leave the scanner behind it. Errors are of type *[Error].
+type Scanner struct {
 	b     []byte
 	i     int
 	depth int
 }
 
-func (s *scanner) syntaxError(what string) error {
+// Pos is the position of the next byte.
+func (s *Scanner) Pos() int { return s.i }
+
+// Slice returns the bytes of a range, as written.
+func (s *Scanner) Slice(r Range) []byte { return s.b[r.Start:r.End:r.End] }
+
+// Blank overwrites a member of an object, and one of the commas around it, with spaces.
+// around begins with the delimiter before the member ([Member.Before]) and ends before the
+// delimiter behind it. Of several members, the first must be blanked first.
+func (s *Scanner) Blank(around Range) {
+	start, end := around.Start, around.End
+	if s.b[start] != ',' {
+		if start++; s.b[end] == ',' {
+			end++
+		}
+	}
+	for i := start; i < end; i++ {
+		s.b[i] = ' '
+	}
+}
+
+func (s *Scanner) syntaxError(what string) error {
 	if s.i >= len(s.b) {
 		return &Error{Message: fmt.Sprintf("the body is not valid JSON: it ends early, at byte %d", len(s.b))}
 	}
@@ -43,7 +60,7 @@ func (s *scanner) syntaxError(what string) error {
 
 // encoding steps over the byte order mark of UTF-8, which some editors and clients write,
 // and refuses UTF-16 and UTF-32: Python, and so an engine, would read them.
-func (s *scanner) encoding() error {
+func (s *Scanner) encoding() error {
 	begin := string(s.b[:min(2, len(s.b))])
 	if begin == "\xff\xfe" || begin == "\xfe\xff" || strings.Contains(begin, "\x00") {
 		return &Error{Message: "the body is not in UTF-8, but in UTF-16 or UTF-32; send JSON in UTF-8"}
@@ -54,8 +71,8 @@ func (s *scanner) encoding() error {
 	return nil
 }
 
-// peek steps over white space and returns the byte behind it, 0 at the end.
-func (s *scanner) peek() byte {
+// Peek steps over white space and returns the next byte without stepping over it; 0 at the end.
+func (s *Scanner) Peek() byte {
 	for s.i < len(s.b) {
 		switch c := s.b[s.i]; c {
 		case ' ', '\t', '\n', '\r':
@@ -68,23 +85,23 @@ func (s *scanner) peek() byte {
 }
 
 // end expects nothing but white space.
-func (s *scanner) end() error {
-	s.peek()
+func (s *Scanner) end() error {
+	s.Peek()
 	if s.i < len(s.b) {
 		return s.syntaxError("unexpected data after the object")
 	}
 	return nil
 }
 
-// value steps over any value.
-func (s *scanner) value() error {
-	switch s.peek() {
+// Value steps over any value.
+func (s *Scanner) Value() error {
+	switch s.Peek() {
 	case '{':
-		return s.object(nil, func(member) error { return s.value() })
+		return s.object(nil, func(Member) error { return s.Value() })
 	case '[':
-		return s.list(func(int) error { return s.value() })
+		return s.List(func(int) error { return s.Value() })
 	case '"':
-		_, err := s.str()
+		_, err := s.Text()
 		return err
 	case 't':
 		return s.literal("true")
@@ -96,57 +113,62 @@ func (s *scanner) value() error {
 	return s.number()
 }
 
-// member is a member of an object that the scanner has reached: it stands
-// before the value.
-type member struct {
-	name   []byte // unescaped, without quotes; nil if names are not checked
-	raw    Range  // the name as written, with quotes
-	before int    // where the "{" or "," before the name is
+// A Member is a member of an object whose value the scanner stands before.
+type Member struct {
+	Name   []byte // unescaped, without quotes
+	Raw    Range  // of the name as written, with quotes
+	Before int    // the position of the "{" or "," before the name
 }
 
-// object steps over an object. visit must step over the value of each member;
-// it is given the member and the scanner stands before the value. With seen,
-// a name given twice is an error.
-func (s *scanner) object(seen *names, visit func(member) error) error {
+// Object steps over an object, in which no member may be given twice. visit must step
+// over the value of each member.
+func (s *Scanner) Object(visit func(Member) error) error {
+	var seen names
+	return s.object(&seen, visit)
+}
+
+// object is Object if there is a set of names. Without one, names are neither
+// unescaped nor compared.
+func (s *Scanner) object(seen *names, visit func(Member) error) error {
 	if err := s.descend(); err != nil {
 		return err
 	}
-	m := member{before: s.i}
+	m := Member{Before: s.i}
 	s.i++
-	if s.peek() == '}' {
+	if s.Peek() == '}' {
 		s.i++
 		s.depth--
 		return nil
 	}
 	for {
-		if s.peek() != '"' {
+		if s.Peek() != '"' {
 			return s.syntaxError("expected the name of a member")
 		}
-		m.raw.Start = s.i
-		name, err := s.str()
+		m.Raw.Start = s.i
+		name, err := s.Text()
 		if err != nil {
 			return err
 		}
-		m.raw.End = s.i
+		m.Raw.End = s.i
 		if seen != nil {
-			if err := seen.check(m.raw); err != nil {
+			if err := seen.check(m.Raw); err != nil {
 				return err
 			}
-			if m.name = unescape(s.b[name.Start:name.End]); !seen.add(m.name) {
+			if m.Name = Unescape(s.b[name.Start:name.End]); !seen.add(m.Name) {
 				return duplicate(m)
 			}
 		}
-		if s.peek() != ':' {
+		if s.Peek() != ':' {
 			return s.syntaxError("expected ':'")
 		}
 		s.i++
-		s.peek()
+		s.Peek()
 		if err := visit(m); err != nil {
 			return err
 		}
-		switch s.peek() {
+		switch s.Peek() {
 		case ',':
-			m.before = s.i
+			m.Before = s.i
 			s.i++
 		case '}':
 			s.i++
@@ -160,32 +182,32 @@ func (s *scanner) object(seen *names, visit func(member) error) error {
 
 // duplicate names the member if its name looks like one of a protocol: anything
 // else may be content, which does not belong in an error.
-func duplicate(m member) error {
-	for _, c := range m.name {
-		if c != '_' && (c < 'a' || c > 'z') || len(m.name) > 32 {
-			return &Error{Message: fmt.Sprintf("the member at byte %d is given twice in one object", m.raw.Start)}
+func duplicate(m Member) error {
+	for _, c := range m.Name {
+		if c != '_' && (c < 'a' || c > 'z') || len(m.Name) > 32 {
+			return &Error{Message: fmt.Sprintf("the member at byte %d is given twice in one object", m.Raw.Start)}
 		}
 	}
-	return &Error{Message: fmt.Sprintf("the member '%s' at byte %d is given twice in one object", m.name, m.raw.Start)}
+	return &Error{Message: fmt.Sprintf("the member '%s' at byte %d is given twice in one object", m.Name, m.Raw.Start)}
 }
 
-// list steps over a list. visit must step over each element.
-func (s *scanner) list(visit func(index int) error) error {
+// List steps over a list. visit must step over each element.
+func (s *Scanner) List(visit func(index int) error) error {
 	if err := s.descend(); err != nil {
 		return err
 	}
 	s.i++
-	if s.peek() == ']' {
+	if s.Peek() == ']' {
 		s.i++
 		s.depth--
 		return nil
 	}
 	for n := 0; ; n++ {
-		s.peek()
+		s.Peek()
 		if err := visit(n); err != nil {
 			return err
 		}
-		switch s.peek() {
+		switch s.Peek() {
 		case ',':
 			s.i++
 		case ']':
@@ -198,14 +220,14 @@ func (s *scanner) list(visit func(index int) error) error {
 	}
 }
 
-func (s *scanner) descend() error {
+func (s *Scanner) descend() error {
 	if s.depth++; s.depth > MaxDepth {
 		return &Error{Message: fmt.Sprintf("the body is nested deeper than %d levels, at byte %d", MaxDepth, s.i)}
 	}
 	return nil
 }
 
-func (s *scanner) literal(l string) error {
+func (s *Scanner) literal(l string) error {
 	if len(s.b)-s.i < len(l) || string(s.b[s.i:s.i+len(l)]) != l {
 		return s.syntaxError("unexpected literal")
 	}
@@ -217,7 +239,7 @@ func (s *scanner) literal(l string) error {
 // longer one.
 const maxDigits = 4300
 
-func (s *scanner) number() error {
+func (s *Scanner) number() error {
 	start, digits := s.i, 1
 	if s.at('-') {
 		s.i++
@@ -255,9 +277,9 @@ func (s *scanner) number() error {
 	return nil
 }
 
-func (s *scanner) at(c byte) bool { return s.i < len(s.b) && s.b[s.i] == c }
+func (s *Scanner) at(c byte) bool { return s.i < len(s.b) && s.b[s.i] == c }
 
-func (s *scanner) digits() (n int) {
+func (s *Scanner) digits() (n int) {
 	for s.i < len(s.b) && '0' <= s.b[s.i] && s.b[s.i] <= '9' {
 		s.i++
 		n++
@@ -265,8 +287,8 @@ func (s *scanner) digits() (n int) {
 	return n
 }
 
-// str steps over a string and returns the range between its quotes.
-func (s *scanner) str() (Range, error) {
+// Text steps over a string and returns the range between its quotes.
+func (s *Scanner) Text() (Range, error) {
 	s.i++
 	start := s.i
 	for {
@@ -296,7 +318,7 @@ func (s *scanner) str() (Range, error) {
 	}
 }
 
-func (s *scanner) escape() error {
+func (s *Scanner) escape() error {
 	if s.i+1 >= len(s.b) {
 		s.i = len(s.b)
 		return s.syntaxError("")

@@ -1,4 +1,4 @@
-package body
+package media
 
 import (
 	"bufio"
@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // reading is what vLLM makes of a content part: integration/oracle/parts.py.
@@ -69,7 +71,7 @@ func TestOracle(t *testing.T) {
 	for _, trusted := range []bool{false, true} {
 		checked := make(map[string]int)
 		for part := range all {
-			b, err := ParseChat([]byte(before+part+after), 1, trusted)
+			_, set, err := ParseChat([]byte(before+part+after), 1, trusted)
 			if err != nil {
 				checked["refused"]++
 				if r := all[part].beside; r.Status == 0 && plainly(part, r) {
@@ -77,37 +79,37 @@ func TestOracle(t *testing.T) {
 				}
 				continue
 			}
-			out := b.Rewrite().Bytes()
+			out := set.body.Rewrite().Bytes()
 			got, known := all[compact(t, out[len(before):len(out)-len(after)])]
 			switch {
 			case !known:
 				checked["unknown"]++
-			case len(b.Items) == 0:
+			case len(set.items) == 0:
 				checked["no item"]++
 				if !loadsNothing(got.beside, trusted) || !loadsNothing(got.alone, trusted) {
 					assert.Fail(t, "an item for vLLM", "%s: %v", part, got)
 				}
 			default:
 				checked["item"]++
-				assertLoads(t, b, got.beside, part)
+				assertLoads(t, set, got.beside, part)
 			}
-			if len(b.Items) == 0 {
+			if len(set.items) == 0 {
 				continue
 			}
-			item := b.Items[0]
-			named := b.Patched([]Patch{item.SetUUID([]byte(`"U"`))})
+			item := set.items[0]
+			named := set.body.Patched([]body.Patch{item.setUUID([]byte(`"U"`))})
 			if got, known := all[compact(t, join(named.AppendPieces(nil, item.Range)))]; known {
 				checked["with a uuid"]++
-				assertLoads(t, b, got.beside, part)
+				assertLoads(t, set, got.beside, part)
 			}
 			for _, uuid := range []string{"", `"U"`} {
 				var quoted []byte
 				if uuid != "" {
 					quoted = []byte(uuid)
 				}
-				if got, known := all[compact(t, join(b.AppendAlone(nil, item, quoted)))]; known {
+				if got, known := all[compact(t, join(set.appendAlone(nil, item, quoted)))]; known {
 					checked["alone"+uuid]++
-					assertLoads(t, b, got.alone, part)
+					assertLoads(t, set, got.alone, part)
 				}
 			}
 		}
@@ -166,7 +168,7 @@ func loadsNothing(r reading, trusted bool) bool {
 }
 
 // assertLoads asserts that an engine loads the one item, and nothing else, if anything.
-func assertLoads(t *testing.T, b *Body, got reading, part string) {
+func assertLoads(t *testing.T, set *Set, got reading, part string) {
 	if got.Status == 400 && strings.Contains(part, `"prompt_cache_breakpoint":"high"`) {
 		return // engines judge members that are not about media
 	}
@@ -174,10 +176,10 @@ func assertLoads(t *testing.T, b *Body, got reading, part string) {
 		assert.Fail(t, "no item for vLLM", "%s: %v", part, got)
 		return
 	}
-	i := b.Items[0]
-	url, _ := b.URL(i, 1<<20)
+	i := set.items[0]
+	url, _ := set.url(i, 1<<20)
 	if i.Inline {
-		url = fmt.Sprintf("data:audio/%s;base64,%s", formatText(b.Slice(i.format)), url)
+		url = fmt.Sprintf("data:audio/%s;base64,%s", formatText(set.body.Slice(i.format)), url)
 	}
 	want := map[string]string{"image_url": "image", "audio_url": "audio", "input_audio": "audio", "video_url": "video"}[i.Kind]
 	if got.Load[0][0] != want || got.Load[0][1] != url {

@@ -1,12 +1,15 @@
-package body
+package media
 
 import (
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 func chat(parts ...string) string {
@@ -33,12 +36,12 @@ func TestItems(t *testing.T) {
 		`{"cache_control":{},"type":"image_url","image_url":{"url":"x"},"text":"a","name":1}`: "image_url",
 	} {
 		t.Run(part, func(t *testing.T) {
-			b, err := ParseChat([]byte(chat(`{"type":"text","text":"hi"}`, part, `"plain"`)), 1, false)
+			_, set, err := ParseChat([]byte(chat(`{"type":"text","text":"hi"}`, part, `"plain"`)), 1, false)
 			require.NoError(t, err)
-			require.Len(t, b.Items, 1)
-			assert.Equal(t, kind, b.Items[0].Kind)
-			assert.Len(t, b.Slice(b.Items[0].Range), len(strings.TrimSpace(part)))
-			assert.Equal(t, "messages[0].content[1]", b.Items[0].Path())
+			require.Len(t, set.items, 1)
+			assert.Equal(t, kind, set.items[0].Kind)
+			assert.Len(t, set.body.Slice(set.items[0].Range), len(strings.TrimSpace(part)))
+			assert.Equal(t, "messages[0].content[1]", set.items[0].Path())
 		})
 	}
 }
@@ -54,22 +57,22 @@ func TestNoItems(t *testing.T) {
 		`{}`, `null`, `[{"type":"image_url","image_url":"x"}]`,
 	} {
 		t.Run(part, func(t *testing.T) {
-			b, err := ParseChat([]byte(chat(part)), 0, false)
+			_, set, err := ParseChat([]byte(chat(part)), 0, false)
 			require.NoError(t, err)
-			assert.Empty(t, b.Items)
+			assert.Empty(t, set.items)
 		})
 	}
 }
 
 func TestItemsOfAllMessagesInOrder(t *testing.T) {
-	b, err := ParseChat([]byte(`{"model":"m","messages":[
+	_, set, err := ParseChat([]byte(`{"model":"m","messages":[
 		{"role":"system","content":"text"},
 		{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":{"url":"1"}},{"image_url":"2"}]},
 		{"content":[{"type":"video_url","video_url":{"url":"3"}}],"role":"tool"},
 		"odd", {"role":"assistant","content":null}]}`), 3, false)
 	require.NoError(t, err)
 	var paths []string
-	for _, i := range b.Items {
+	for _, i := range set.items {
 		paths = append(paths, i.Path())
 	}
 	assert.Equal(t, []string{"messages[1].content[1]", "messages[1].content[2]", "messages[2].content[0]"}, paths)
@@ -125,7 +128,7 @@ func TestParseChatRefuses(t *testing.T) {
 		"duplicate in other ones":   {`{"messages":[],"media_io_kwargs":{"video":1,"video":2}}`, "'video' at byte", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := ParseChat([]byte(tc.in), 2, false)
+			_, _, err := ParseChat([]byte(tc.in), 2, false)
 			var e *Error
 			require.ErrorAs(t, err, &e)
 			assert.Contains(t, e.Message, tc.want)
@@ -155,13 +158,13 @@ func TestBlanks(t *testing.T) {
 	} {
 		t.Run(in, func(t *testing.T) {
 			between := `{"type":"text","text":"between"}`
-			b, err := ParseChat([]byte(chat(in, between, in)), 2, false)
+			_, set, err := ParseChat([]byte(chat(in, between, in)), 2, false)
 			require.NoError(t, err)
-			got := string(b.Rewrite().Bytes())
+			got := string(set.body.Rewrite().Bytes())
 			assert.JSONEq(t, chat(want, between, want), got)
 			assert.Len(t, got, len(chat(in, between, in)), "nothing moves")
-			for _, item := range b.Items {
-				assert.JSONEq(t, want, string(Join(b.AppendPieces(nil, item.Range)...).Bytes()))
+			for _, item := range set.items {
+				assert.JSONEq(t, want, string(body.Join(set.body.AppendPieces(nil, item.Range)...).Bytes()))
 			}
 		})
 	}
@@ -178,16 +181,16 @@ func TestTrusted(t *testing.T) {
 		`{"type":"prompt_embeds","data":"AAAA"}`, `{"type":"text","text":"x","uuid":"u"}`,
 	} {
 		in := []byte(chat(part))
-		b, err := ParseChat(slices.Clone(in), 0, true)
+		_, set, err := ParseChat(slices.Clone(in), 0, true)
 		require.NoError(t, err, part)
-		assert.Empty(t, b.Items, "there is nothing to encode: %s", part)
-		assert.Equal(t, string(in), string(b.Rewrite().Bytes()))
+		assert.Empty(t, set.items, "there is nothing to encode: %s", part)
+		assert.Equal(t, string(in), string(set.body.Rewrite().Bytes()))
 	}
 	for _, part := range []string{
 		`{"type":"image_pil","image_pil":"http://x","uuid":"u"}`, `{"image_url":"x","image_embeds":"AAAA","uuid":"u"}`,
 		`{"type":"text","text":"x","image_url":"x"}`, `{"type":"text","text":"x","image_url":"x","uuid":7}`, `{"type":"image_url","image_url":null}`,
 	} {
-		_, err := ParseChat([]byte(chat(part)), 1, true)
+		_, _, err := ParseChat([]byte(chat(part)), 1, true)
 		assert.Error(t, err, part)
 	}
 }
@@ -201,117 +204,44 @@ func TestUUIDMakesAnItem(t *testing.T) {
 		`{"type":"file","image_pil":null,"audio_url":"https://x","uuid":"u"}`:     "audio_url",
 		`{"type":"","uuid":"","input_audio":{"data":"AAAA"},"image_embeds":null}`: "input_audio",
 	} {
-		b, err := ParseChat([]byte(chat(part)), 1, true)
+		_, set, err := ParseChat([]byte(chat(part)), 1, true)
 		require.NoError(t, err, part)
-		require.Len(t, b.Items, 1, part)
-		assert.Equal(t, kind, b.Items[0].Kind, part)
+		require.Len(t, set.items, 1, part)
+		assert.Equal(t, kind, set.items[0].Kind, part)
 
-		_, err = ParseChat([]byte(chat(part)), 1, false)
+		_, _, err = ParseChat([]byte(chat(part)), 1, false)
 		assert.Error(t, err, part)
 	}
 }
 
-func TestURL(t *testing.T) {
-	b, err := ParseChat([]byte(chat(
-		`{"type":"image_url","image_url":{"detail":"low","\u0075rl":"https:\/\/x.example\u002fy"}}`,
-		`{"video_url":"data:video/mp4;base64,AAAA"}`,
-		`{"type":"input_audio","input_audio":{"format":"wav","data":"AAAA"}}`,
-	)), 3, false)
-	require.NoError(t, err)
-	url, whole := b.URL(b.Items[0], 100)
-	assert.Equal(t, "https://x.example/y", url)
-	assert.True(t, whole)
-	url, whole = b.URL(b.Items[1], 10)
-	assert.Equal(t, "data:video", url)
-	assert.False(t, whole)
-	assert.Equal(t, []bool{false, false, true}, []bool{b.Items[0].Inline, b.Items[1].Inline, b.Items[2].Inline})
-}
-
-// A URL can be cut at any place but in an escape.
-func TestURLIsCut(t *testing.T) {
-	const raw, want = `ab\\\\\"\u0041\/ä\\u0041\n`, "ab\\\\\"A/ä\\u0041\n"
-	b, err := ParseChat([]byte(chat(`{"image_url":"`+raw+`"}`)), 1, false)
-	require.NoError(t, err)
-	for max := range len(raw) + 2 {
-		url, whole := b.URL(b.Items[0], max)
-		assert.True(t, strings.HasPrefix(want, url), "%d: %q", max, url)
-		assert.Equal(t, max >= len(raw), whole, max)
-		assert.Equal(t, whole, url == want, max)
+// Only the body itself may be large: what is counted when many bodies come is that.
+func TestParsingTakesLittleMemory(t *testing.T) {
+	const (
+		size   = 1 << 20
+		little = size / 4
+	)
+	fill := func(before, unit, after string) string {
+		return before + strings.TrimSuffix(strings.Repeat(unit, (size-1000)/len(unit)), ",") + after
 	}
-}
-
-// Equal media write the same, however they are written, and different ones do not.
-func TestWriteMedia(t *testing.T) {
-	long := strings.Repeat("0123456789", maxPiece/5)
-	written := func(part string) string {
-		b, err := ParseChat([]byte(chat(part)), 1, false)
-		require.NoError(t, err)
-		var out strings.Builder
-		b.WriteMedia(&out, b.Items[0])
-		return out.String()
-	}
-	audio := func(data, format string) string {
-		return `{"input_audio":{"data":"` + data + `","format":` + format + `}}`
-	}
-	others := make(map[string]bool)
-	for _, same := range [][]string{
-		{
-			`{"image_url":"a/b` + long + `"}`,
-			`{"type":"image_url","image_url":{"url":"a\/b` + long + `"},"uuid":"u"}`,
-			`{"image_url":{"detail":"low", "url":"\u0061/b` + strings.ReplaceAll(long, "7", `\u0037`) + `"}}`,
-		},
-		{audio("AAAA", `"wav"`), `{"input_audio":{"format":"w\u0061v","x":1,"data":"\u0041AAA"},"type":"input_audio"}`},
-		{audio("AAAA", `""`), `{"input_audio":{"data":"AAAA"}}`},
-		{audio("AAAA", `null`), audio("AAAA", `"None"`)}, // which is how Python writes it
-		{`{"image_url":"a/c` + long + `"}`},
-		{`{"video_url":"a/b` + long + `"}`},
-		{audio("AAAA", `"wav;base64,RVZJTA=="`)},
-		{audio("AAA", `"wavA"`)},
-		{audio("a/b"+long, `"wav"`)},
+	for name, in := range map[string]string{
+		"parts":             fill(`{"messages":[{"content":[`, `{},`, `]}]}`),
+		"parts of a type":   fill(`{"messages":[{"content":[`, `{"type":"x","x":{}},`, `]}]}`),
+		"parts with a uuid": fill(`{"messages":[{"content":[`, `{"uuid":0,"a":0},`, `]}]}`),
+		"messages":          fill(`{"messages":[`, `{"content":[]},`, `]}`),
+		"a type":            fill(`{"messages":[{"content":[{"type":"`, `\u0000`, `"}]}]}`),
+		"a URL":             fill(`{"messages":[{"content":[{"image_url":"`, `\n`, `"}]}]}`),
 	} {
-		for _, part := range same {
-			assert.True(t, written(same[0]) == written(part), "%.60s", part)
-		}
-		assert.False(t, others[written(same[0])], "%.60s", same[0])
-		others[written(same[0])] = true
-	}
-}
-
-// An encode request has nothing but media, so its part must be one that vLLM takes alone.
-func TestAppendAlone(t *testing.T) {
-	for part, want := range map[string]string{
-		`{"type":"image_url","image_url":{"url":"x"}}`:                                   `{"type":"image_url","image_url":{"url":"x"}}`,
-		`{"foo":1,"image_url":{ "url":"x","detail":"low"},"type":"image_url"}`:           `{"foo":1,"image_url":{ "url":"x","detail":"low"},"type":"image_url"}`,
-		`{"foo":1,"image_url":{ "url":"x","detail":"low"}}`:                              `{"type":"image_url","image_url":{"url":"x"}}`,
-		`{"image_url":{"url":"x"}}`:                                                      `{"type":"image_url","image_url":{"url":"x"}}`,
-		`{"video_url":"\u0041"}`:                                                         `{"type":"video_url","video_url":{"url":"\u0041"}}`,
-		`{"type":"input_image","image_url":"x","detail":"auto"}`:                         `{"type":"image_url","image_url":{"url":"x"}}`,
-		`{"audio_url":"x"}`:                                                              `{"type":"audio_url","audio_url":{"url":"x"}}`,
-		`{"input_audio":{"format":"mp3","data":"x"}}`:                                    `{"type":"input_audio","input_audio":{"format":"mp3","data":"x"}}`,
-		`{"type":"input_audio","input_audio":{"data":"x","format":"flac"},"foo":1}`:      `{"type":"audio_url","audio_url":{"url":"data:audio/flac;base64,x"}}`,
-		`{"input_audio":{"data":"x"}}`:                                                   `{"type":"audio_url","audio_url":{"url":"data:audio/;base64,x"}}`,
-		`{"input_audio":{"data":"x","format":null}}`:                                     `{"type":"audio_url","audio_url":{"url":"data:audio/None;base64,x"}}`,
-		`{"input_audio":{"data":"x","format":"` + strings.Repeat("y", maxFormat) + `"}}`: `{"type":"input_audio","input_audio":{"data":"x","format":"` + strings.Repeat("y", maxFormat) + `"}}`,
-	} {
-		b, err := ParseChat([]byte(chat(part)), 1, false)
-		require.NoError(t, err, part)
-		assert.Equal(t, want, string(join(b.AppendAlone(nil, b.Items[0], nil))))
-		assert.Equal(t, want[:len(want)-1]+`,"uuid":"u"}`, string(join(b.AppendAlone(nil, b.Items[0], []byte(`"u"`)))))
-	}
-}
-
-// A reference keeps what else is in the part.
-func TestRefer(t *testing.T) {
-	for part, want := range map[string]string{
-		`{"type":"image_url","image_url":{"url":"x"}}`:                        `{"type":"image_embeds","image_embeds":7,"uuid":"u"}`,
-		`{"image_url":"x"}`:                                                   `{"type":"image_embeds","image_embeds":7,"uuid":"u"}`,
-		`{"image_url":"x","foo":1}`:                                           `{"type":"image_embeds","image_embeds":7,"foo":1,"uuid":"u"}`,
-		`{"foo":1,"\u0069mage_url":{"url":"x"} , "type" : "image_url","b":2}`: `{"foo":1,"image_embeds":7 , "type" : "image_embeds","b":2,"uuid":"u"}`,
-	} {
-		b, err := ParseChat([]byte(chat(part)), 1, false)
-		require.NoError(t, err, part)
-		item := b.Items[0]
-		patched := b.Patched(append(item.Refer("image_embeds", []byte(`"image_embeds":7`)), item.SetUUID([]byte(`"u"`))))
-		assert.Equal(t, want, string(join(patched.AppendPieces(nil, item.Range))))
+		t.Run(name, func(t *testing.T) {
+			in := []byte(in)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, set, err := ParseChat(in, 128, false)
+			require.NoError(t, err)
+			for _, item := range set.items {
+				set.url(item, 100)
+			}
+			runtime.ReadMemStats(&after)
+			assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(little))
+		})
 	}
 }

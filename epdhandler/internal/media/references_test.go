@@ -1,9 +1,7 @@
-package epdhandler
+package media
 
 import (
-	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -14,22 +12,31 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// referring is an exchange whose media items have the uuids u0, u1, …
-func referring(t *testing.T, in string) *exchange {
+// planned is a plan with references, whose media items have the uuids u0, u1, … and go to
+// encoders one by one.
+func planned(t *testing.T, in string, trusted bool) *Plan {
 	t.Helper()
-	return referringFor(t, in, false)
+	_, set, err := ParseChat([]byte(in), 10, trusted)
+	require.NoError(t, err)
+	p := &Plan{set: set, references: true}
+	for i := range set.items {
+		p.uuids = append(p.uuids, fmt.Sprint("u", i))
+		p.original = append(p.original, i)
+		p.Batches = append(p.Batches, Batch{i})
+	}
+	return p
 }
 
-func referringFor(t *testing.T, in string, trusted bool) *exchange {
-	t.Helper()
-	b, err := body.ParseChat([]byte(in), 10, trusted)
-	require.NoError(t, err)
-	x := &exchange{h: &Handler{References: true}, body: b}
-	for i := range b.Items {
-		x.uuids = append(x.uuids, fmt.Sprint("u", i))
-		x.original = append(x.original, i)
+// referringTo is what encoders' answers with these references make; empty ones are missing.
+func (p *Plan) referringTo(references []string) Encoded {
+	answers := make([]Answer, len(references))
+	for i, reference := range references {
+		answers[i].items = make([]embedding, 1)
+		if reference != "" {
+			answers[i].items[0].reference = []byte(reference)
+		}
 	}
-	return x
+	return p.Encoded(answers)
 }
 
 func TestFlatten(t *testing.T) {
@@ -60,37 +67,37 @@ func TestTold(t *testing.T) {
 	bare := func(entry string) string { return fmt.Sprintf(entry, "") }
 	const one, two = `"image_embeds":{"s":[1]}`, `"image_embeds":{"s":[2]}`
 	for name, tc := range map[string]struct {
-		batch   batch
+		batch   Batch
 		entries string
 		want    []string // nil: an error
 	}{
-		"positions":           {batch{0, 1}, `{"x":` + at(a, "[1]") + `,"y":` + at(b, "[0]") + `}`, []string{two, one}},
-		"one for both":        {batch{0, 1}, `{"x":` + at(a, "[0,1]") + `}`, []string{one, one}},
-		"uuids":               {batch{0, 1}, `{"u1":` + bare(a) + `,"u0":` + bare(b) + `}`, []string{two, one}},
-		"the only one":        {batch{1}, `{"x":` + bare(a) + `}`, []string{one}},
-		"nothing of one":      {batch{0, 1}, `{"x":` + at(a, "[1]") + `}`, []string{"", one}},
-		"nothing":             {batch{0}, `{}`, []string{""}},
-		"no shape":            {batch{0}, `{"x":{"metadata":{}}}`, []string{""}},
-		"another modality":    {batch{0}, `{"x":` + fmt.Sprintf(a, `,"modality":"video"`) + `}`, []string{""}},
-		"the same modality":   {batch{0}, `{"x":` + fmt.Sprintf(a, `,"modality":"image"`) + `}`, []string{one}},
-		"two for one":         {batch{0}, `{"x":` + bare(a) + `,"y":` + bare(b) + `}`, []string{""}},
-		"two of one":          {batch{0}, `{"x":` + at(a, "[0]") + `,"y":` + at(b, "[1]") + `}`, []string{""}},
-		"null is no position": {batch{0}, `{"x":` + at(a, "null") + `}`, []string{one}},
-		"of another":          {batch{0, 1}, `{"x":` + at(a, "[2]") + `}`, nil},
-		"negative":            {batch{0}, `{"x":` + at(a, "[-1]") + `}`, nil},
-		"given twice":         {batch{0, 1}, `{"x":` + at(a, "[0]") + `,"y":` + at(b, "[0]") + `}`, nil},
-		"twice in one":        {batch{0, 1}, `{"x":` + at(a, "[0,0]") + `}`, nil},
-		"ambiguous":           {batch{0, 1}, `{"x":` + bare(a) + `,"y":` + bare(b) + `}`, nil},
-		"one of two":          {batch{0, 1}, `{"x":` + bare(a) + `}`, nil},
-		"no list":             {batch{0}, `{"x":` + at(a, `"0"`) + `}`, nil},
-		"a fraction":          {batch{0}, `{"x":` + at(a, `[0.5]`) + `}`, nil},
-		"an entry as a list":  {batch{0}, `{"x":[]}`, nil},
+		"positions":           {Batch{0, 1}, `{"x":` + at(a, "[1]") + `,"y":` + at(b, "[0]") + `}`, []string{two, one}},
+		"one for both":        {Batch{0, 1}, `{"x":` + at(a, "[0,1]") + `}`, []string{one, one}},
+		"uuids":               {Batch{0, 1}, `{"u1":` + bare(a) + `,"u0":` + bare(b) + `}`, []string{two, one}},
+		"the only one":        {Batch{1}, `{"x":` + bare(a) + `}`, []string{one}},
+		"nothing of one":      {Batch{0, 1}, `{"x":` + at(a, "[1]") + `}`, []string{"", one}},
+		"nothing":             {Batch{0}, `{}`, []string{""}},
+		"no shape":            {Batch{0}, `{"x":{"metadata":{}}}`, []string{""}},
+		"another modality":    {Batch{0}, `{"x":` + fmt.Sprintf(a, `,"modality":"video"`) + `}`, []string{""}},
+		"the same modality":   {Batch{0}, `{"x":` + fmt.Sprintf(a, `,"modality":"image"`) + `}`, []string{one}},
+		"two for one":         {Batch{0}, `{"x":` + bare(a) + `,"y":` + bare(b) + `}`, []string{""}},
+		"two of one":          {Batch{0}, `{"x":` + at(a, "[0]") + `,"y":` + at(b, "[1]") + `}`, []string{""}},
+		"null is no position": {Batch{0}, `{"x":` + at(a, "null") + `}`, []string{one}},
+		"of another":          {Batch{0, 1}, `{"x":` + at(a, "[2]") + `}`, nil},
+		"negative":            {Batch{0}, `{"x":` + at(a, "[-1]") + `}`, nil},
+		"given twice":         {Batch{0, 1}, `{"x":` + at(a, "[0]") + `,"y":` + at(b, "[0]") + `}`, nil},
+		"twice in one":        {Batch{0, 1}, `{"x":` + at(a, "[0,0]") + `}`, nil},
+		"ambiguous":           {Batch{0, 1}, `{"x":` + bare(a) + `,"y":` + bare(b) + `}`, nil},
+		"one of two":          {Batch{0, 1}, `{"x":` + bare(a) + `}`, nil},
+		"no list":             {Batch{0}, `{"x":` + at(a, `"0"`) + `}`, nil},
+		"a fraction":          {Batch{0}, `{"x":` + at(a, `[0.5]`) + `}`, nil},
+		"an entry as a list":  {Batch{0}, `{"x":[]}`, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := referring(t, `{"messages":[{"content":[{"image_url":"a"},{"image_url":"b"}]}]}`)
+			p := planned(t, `{"messages":[{"content":[{"image_url":"a"},{"image_url":"b"}]}]}`, false)
 			entries, err := body.Entries([]byte(tc.entries))
 			require.NoError(t, err)
-			items, err := x.told(tc.batch, entries, nil)
+			items, err := p.embeddings(tc.batch, entries, nil)
 			if tc.want == nil {
 				require.Error(t, err)
 				return
@@ -134,14 +141,13 @@ func TestToldOfVideos(t *testing.T) {
 		"sound that is missing":      {true, entry("v", "video", 0, timed), "", "v:0"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := referring(t, fmt.Sprintf(`{"messages":[{"content":[{"video_url":"a"}]}],"mm_processor_kwargs":{"use_audio_in_video":%v}}`, tc.sound))
-			x.consumer = &consumer{control: "tcp://x:1"}
-			ids, push := x.transfers(batch{0})
+			p := planned(t, fmt.Sprintf(`{"messages":[{"content":[{"video_url":"a"}]}],"mm_processor_kwargs":{"use_audio_in_video":%v}}`, tc.sound), false)
+			ids, push := p.transfers(Batch{0}, "tcp://x:1")
 			assert.Equal(t, len(ids), strings.Count(string(push), "transfer_id"))
 			assert.Len(t, ids, map[bool]int{false: 1, true: 2}[tc.sound])
 			entries, err := body.Entries([]byte("{" + tc.entries + "}"))
 			require.NoError(t, err)
-			items, err := x.told(batch{0}, entries, ids)
+			items, err := p.embeddings(Batch{0}, entries, ids)
 			require.NoError(t, err)
 			assert.Equal(t, tc.want, string(items[0].reference))
 			var got []string
@@ -184,14 +190,17 @@ func TestRefer(t *testing.T) {
 			request := func(parts []string) string {
 				return `{"messages":[{"role":"user","content":["before",` + strings.Join(parts, ` , `) + `]}]` + tc.options + `}`
 			}
-			x := referring(t, request(tc.parts))
-			known := make([]encoded, len(tc.parts))
+			p := planned(t, request(tc.parts), false)
+			references := make([]string, len(tc.parts))
 			for _, i := range tc.told {
-				known[i].reference = fmt.Appendf(nil, `"%s":{"s":[1]}`, embedKinds[x.body.Items[i].Kind])
+				references[i] = fmt.Sprintf(`"%s":{"s":[1]}`, embeds(p.set.items[i].Modality()))
 			}
-			assert.Equal(t, request(tc.want), string(x.refer(known).Rewrite().Bytes()))
-			x.raw = true
-			assert.Equal(t, string(x.withUUIDs().Rewrite().Bytes()), string(x.refer(known).Rewrite().Bytes()), "an engine may have died of them")
+			encoded := p.referringTo(references)
+			assert.Equal(t, request(tc.want), string(encoded.Body.Rewrite().Bytes()))
+			assert.Equal(t, len(tc.told) == len(tc.parts), encoded.Refers)
+			media := encoded.WithoutReferences()
+			assert.Equal(t, string(p.withUUIDs().Rewrite().Bytes()), string(media.Body.Rewrite().Bytes()), "an engine may have died of them")
+			assert.False(t, media.Refers)
 		})
 	}
 }
@@ -202,48 +211,9 @@ func TestReferToBadUUIDs(t *testing.T) {
 		request := func(uuid string) string {
 			return `{"messages":[{"content":[{"uuid": ` + uuid + ` ,"image_url":"i"}]}]}`
 		}
-		x := referringFor(t, request(uuid), true)
-		assert.Equal(t, request(`"u0"`), string(x.refer(make([]encoded, 1)).Rewrite().Bytes()), uuid)
-		assert.Contains(t, string(encodeBody(x.body, x.content(nil, batch{0}), nil).Bytes()), `[{"type":"image_url","image_url":{"url":"i"},"uuid":"u0"}]`, uuid)
+		p := planned(t, request(uuid), true)
+		assert.Equal(t, request(`"u0"`), string(p.referringTo([]string{""}).Body.Rewrite().Bytes()), uuid)
+		encode, _ := p.Request(0, "")
+		assert.Contains(t, string(encode.Bytes()), `[{"type":"image_url","image_url":{"url":"i"},"uuid":"u0"}]`, uuid)
 	}
-}
-
-// FuzzReferences holds bodies with references against the same made with maps.
-func FuzzReferences(f *testing.F) {
-	f.Add([]byte(`{"messages":[{"content":[{"image_url":"a","uuid":"x"},{"type":"text"},{"uuid":"y","video_url":{"url":"b"}}]}]}`), uint8(0b01), false)
-	f.Add([]byte(`{"stream":true,"messages":[{"content":[{"type":"audio_url","audio_url":"a"}]},{"content":[{"uuid":null,"image_url":"x"}]}],"kv_transfer_params":{}}`), uint8(0b11), true)
-	f.Fuzz(func(t *testing.T, in []byte, told uint8, trusted bool) {
-		if _, err := body.ParseChat(slices.Clone(in), 8, trusted); err != nil {
-			return
-		}
-		x := referringFor(t, string(in), trusted)
-		want := decoded(t, x.body.Rewrite().Bytes())
-		known := make([]encoded, len(x.body.Items))
-		all := true
-		for i, item := range x.body.Items {
-			if told&(1<<i) != 0 {
-				known[i].reference = []byte(`"` + embedKinds[item.Kind] + `":{"s":[1]}`)
-			}
-			all = all && known[i].reference != nil
-		}
-		for i, item := range x.body.Items {
-			content := want["messages"].([]any)[item.Message].(map[string]any)["content"].([]any)
-			part := maps.Clone(content[item.Part].(map[string]any))
-			if kind := embedKinds[item.Kind]; all {
-				delete(part, item.Kind)
-				part["type"], part[kind] = kind, map[string]any{"s": []any{1.0}}
-			}
-			part["uuid"] = x.uuids[i]
-			if item.UUID != "" { // the trusted client's own
-				part["uuid"] = content[item.Part].(map[string]any)["uuid"]
-			}
-			content[item.Part] = part
-		}
-		got := decoded(t, x.refer(known).Rewrite().Bytes())
-		require.Equal(t, want, got)
-		again, err := json.Marshal(got)
-		require.NoError(t, err)
-		_, err = body.ParseChat(again, 8, true)
-		require.NoError(t, err)
-	})
 }

@@ -1,4 +1,4 @@
-package epdhandler
+package media
 
 import (
 	"encoding/json"
@@ -8,17 +8,15 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 func TestMediaSources(t *testing.T) {
 	sources := []string{"data:", "https://*.example.com", "http://media.test", "file:"}
-	h := new(Handler)
+	var allowed []Source
 	for _, s := range sources {
-		from, err := parseSource(s)
+		from, err := ParseSource(s)
 		require.NoError(t, err)
-		h.sources = append(h.sources, from)
+		allowed = append(allowed, from)
 	}
 	for url, want := range map[string]bool{
 		"data:image/png;base64,AAAA":        true,
@@ -59,37 +57,36 @@ func TestMediaSources(t *testing.T) {
 		t.Run(url, func(t *testing.T) {
 			quoted, err := json.Marshal(url)
 			require.NoError(t, err)
-			b, err := body.ParseChat([]byte(`{"messages":[{"content":[{"image_url":`+string(quoted)+`}]}]}`), 1, false)
+			_, set, err := ParseChat([]byte(`{"messages":[{"content":[{"image_url":`+string(quoted)+`}]}]}`), 1, false)
 			require.NoError(t, err)
-			x := &exchange{h: h, body: b}
-			e := x.checkSources()
+			e := set.CheckSources(allowed)
 			assert.Equal(t, want, e == nil)
 			if e != nil {
 				assert.Equal(t, "messages[0].content[0]", e.Param)
 			}
 		})
 	}
-	b, err := body.ParseChat([]byte(`{"messages":[{"content":[{"input_audio":{"data":"AAAA"}}]}]}`), 1, false)
+	_, set, err := ParseChat([]byte(`{"messages":[{"content":[{"input_audio":{"data":"AAAA"}}]}]}`), 1, false)
 	require.NoError(t, err)
-	assert.Nil(t, (&exchange{h: h, body: b}).checkSources(), "inline audio is data")
-	assert.NotNil(t, (&exchange{h: &Handler{sources: h.sources[1:]}, body: b}).checkSources())
-	assert.Nil(t, (&exchange{h: new(Handler), body: b}).checkSources(), "anywhere by default")
+	assert.Nil(t, set.CheckSources(allowed), "inline audio is data")
+	assert.NotNil(t, set.CheckSources(allowed[1:]))
+	assert.Nil(t, set.CheckSources(nil), "anywhere by default")
 }
 
 // What an engine's parser might take for another host than ours does, or what no
 // parser should take for a host, gets past no source that names one. The URLs are as
 // in JSON, between the quotes.
 func TestMediaSourcesAreStrict(t *testing.T) {
-	h := new(Handler)
+	var allowed []Source
 	for _, s := range []string{"data:", "https://*.example.com"} {
-		from, err := parseSource(s)
+		from, err := ParseSource(s)
 		require.NoError(t, err)
-		h.sources = append(h.sources, from)
+		allowed = append(allowed, from)
 	}
 	// a URL whose first bytes are an allowed host, and end exactly where looking at it does
-	const scheme, allowed = "https://", ".example.com"
+	const scheme, host = "https://", ".example.com"
 	cut := scheme + strings.Repeat("x", (maxURL-len(scheme))%6) +
-		escaped(strings.Repeat("a", (maxURL-len(scheme))/6-len(allowed))+allowed)
+		escaped(strings.Repeat("a", (maxURL-len(scheme))/6-len(host))+host)
 	require.Len(t, cut, maxURL)
 
 	for url, want := range map[string]bool{
@@ -196,9 +193,9 @@ func TestMediaSourcesAreStrict(t *testing.T) {
 		"https://a.example.com.evil.test/":                          false,
 		"https://a.example.co/":                                     false,
 	} {
-		b, err := body.ParseChat([]byte(`{"messages":[{"content":[{"image_url":"`+url+`"}]}]}`), 1, false)
+		_, set, err := ParseChat([]byte(`{"messages":[{"content":[{"image_url":"`+url+`"}]}]}`), 1, false)
 		require.NoError(t, err, url)
-		assert.Equal(t, want, (&exchange{h: h, body: b}).checkSources() == nil, "%.100s", url)
+		assert.Equal(t, want, set.CheckSources(allowed) == nil, "%.100s", url)
 	}
 }
 
@@ -214,7 +211,7 @@ func escaped(s string) string {
 func TestBadMediaSources(t *testing.T) {
 	for _, s := range []string{"", "data", ":", "https:x", "https:/x", "https://", "https://x/y", "https://*", "https://a.*.com", "https://u@x", "*",
 		"https://x:443", "https://[::1]", "https://x.", "https://.x", "https://a..b", "https://a b", "https://bücher.test", "https://*", "https://*.", "https://%41"} {
-		_, err := parseSource(s)
+		_, err := ParseSource(s)
 		assert.Error(t, err, s)
 	}
 }

@@ -1,0 +1,139 @@
+package media
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+)
+
+// Engines since vLLM 0.30.0 take, instead of media that have been encoded, the shape
+// that the encoder has told of them and the uuid under which it has encoded them.
+
+// embedding is what an encoder has told of a media item.
+type embedding struct {
+	told      bool       // there is an entry about it
+	reference []byte     // the members that replace the media; nil if nothing can
+	transfers []transfer // to the consumer
+}
+
+// embeddings returns what an encoder tells of the items of a batch. ids are those of the
+// transfers to the consumer, one for each position.
+func (p *Plan) embeddings(b Batch, entries []body.Entry, ids []string) ([]embedding, error) {
+	all := make([]entry, 0, len(entries))
+	for _, raw := range entries {
+		e, err := p.entry(b, raw, len(entries))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, e)
+	}
+	if len(b) == 1 {
+		return []embedding{p.alone(p.set.items[b[0]], all, ids)}, nil
+	}
+	items := make([]embedding, len(b))
+	for _, e := range all {
+		for _, n := range e.positions {
+			if n >= len(b) {
+				return nil, fmt.Errorf("item_indices of ec_transfer_params has %d, of %d items", n, len(b))
+			}
+			if items[n].told {
+				return nil, fmt.Errorf("item %d has more than one entry in ec_transfer_params", n)
+			}
+			items[n] = embedding{true, e.reference(p.set.items[b[n]].Modality()), e.transfers(ids, n)}
+		}
+	}
+	return items, nil
+}
+
+// alone returns what an encoder tells of the only item of a batch. It may be more than one thing
+// for the engine: a video and its sound are two, to which references can be made since vLLM 0.33.
+func (p *Plan) alone(item Item, all []entry, ids []string) embedding {
+	known := embedding{told: len(all) > 0}
+	for at := range ids {
+		for _, e := range all {
+			known.transfers = append(known.transfers, e.transfers(ids, at)...)
+		}
+	}
+	switch sound := p.set.withSound(item); {
+	case !sound && len(all) == 1:
+		known.reference = all[0].reference(item.Modality())
+	case sound && len(all) == 2:
+		slices.SortFunc(all, func(a, b entry) int { return slices.Compare(a.positions, b.positions) })
+		video, audio := all[0].reference(Video), all[1].reference(Audio)
+		if video != nil && audio != nil && all[0].is(Video, 0) && all[1].is(Audio, 1) {
+			known.reference = slices.Concat(video, []byte(","), audio)
+		}
+	}
+	return known
+}
+
+// entry is what an entry of ec_transfer_params says.
+type entry struct {
+	hash      []byte // the encoder's name for the embedding, with quotes
+	positions []int  // of items in the batch
+	modality  []byte // as JSON; nil from engines before 0.33
+	shape     []byte // what a reference has to tell; nil if there is nothing
+}
+
+// entry reads an entry. Engines that do not say which items it is about use the uuid of the item
+// as its name, or it is the only one.
+func (p *Plan) entry(b Batch, raw body.Entry, entries int) (entry, error) {
+	members, err := body.Entries(raw.Value)
+	if err != nil {
+		return entry{}, errors.New("an entry of ec_transfer_params is no object")
+	}
+	e := entry{hash: raw.Name, modality: body.Find(members, "modality"), shape: flatten(body.Find(members, "metadata"))}
+	if indices := body.Find(members, "item_indices"); indices != nil && !body.IsNull(indices) {
+		if err := json.Unmarshal(indices, &e.positions); err != nil || slices.ContainsFunc(e.positions, func(n int) bool { return n < 0 }) {
+			return e, errors.New("item_indices of ec_transfer_params is no list of positions")
+		}
+		return e, nil
+	}
+	for n, i := range b {
+		if body.IsString(raw.Name, p.uuids[i]) {
+			e.positions = append(e.positions, n)
+			return e, nil
+		}
+	}
+	if len(b) == 1 && entries == 1 {
+		e.positions = []int{0}
+	}
+	if len(b) > 1 {
+		return e, errors.New("ec_transfer_params does not say which entry is for which item")
+	}
+	return e, nil
+}
+
+// is reports whether an entry is about the one thing of this modality at this position.
+func (e entry) is(modality string, at int) bool {
+	return body.IsString(e.modality, modality) && slices.Equal(e.positions, []int{at})
+}
+
+// transfers returns the one to the consumer that an entry tells of a position, if any.
+func (e entry) transfers(ids []string, at int) []transfer {
+	if at >= len(ids) || !slices.Contains(e.positions, at) {
+		return nil
+	}
+	return []transfer{{e.hash, ids[at]}}
+}
+
+// timings are the names that models have for the times of a video's frames (vLLM 0.33). Without
+// them a reference would be to a video of another speed.
+var timings = []string{"timestamps", "second_per_grid_ts"}
+
+// reference returns the member that replaces media of a modality, nil if the entry does not say
+// enough for that.
+func (e entry) reference(modality string) []byte {
+	told, _ := body.Entries(e.shape) // an error: there is none
+	has := func(name string) bool { return body.Find(told, name) != nil }
+	switch {
+	case e.shape == nil, e.modality != nil && !body.IsString(e.modality, modality):
+		return nil
+	case modality == Video && !(has("video_grid_thw") && slices.ContainsFunc(timings, has)):
+		return nil
+	}
+	return fmt.Appendf(nil, `"%s":%s`, embeds(modality), e.shape)
+}

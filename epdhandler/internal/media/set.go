@@ -1,0 +1,99 @@
+package media
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+)
+
+// Set is the media of a request. A nil Set has no items. It refers to the bytes of
+// the request, which must not change while it is in use.
+type Set struct {
+	body    *body.Body
+	items   []Item
+	trusted bool // the client is
+}
+
+// ParseText indexes a request that can have no media, such as one for a completion of text.
+// Errors are of type *[Error].
+func ParseText(b []byte) (*body.Body, *Set, error) {
+	set := new(Set)
+	parsed, err := set.parse(b)
+	return parsed, set, err
+}
+
+func (s *Set) parse(b []byte, hooks ...body.Hook) (*body.Body, error) {
+	parsed, err := body.Parse(b, hooks...)
+	if e, ok := errors.AsType[*body.Error](err); ok {
+		return nil, invalid("", "%s", e.Message)
+	}
+	s.body = parsed
+	return parsed, err
+}
+
+// Items are the media items in document order.
+func (s *Set) Items() []Item {
+	if s == nil {
+		return nil
+	}
+	return s.items
+}
+
+// Item is a media item: one part of a message's content that an encoder turns
+// into embeddings.
+type Item struct {
+	Message, Part int // position in messages, and in that message's content
+
+	// Range is the whole part, from brace to brace.
+	Range body.Range
+
+	// Kind is the member that carries the media, such as "image_url".
+	Kind string
+
+	// Inline is whether the media are in the request as data, not by a URL.
+	Inline bool
+
+	// UUID is the client's, unescaped, if it is kept; empty if there is none.
+	UUID string
+
+	media
+	typ  body.Range // of the value of the type; empty if there is none
+	uuid body.Range // of the value of the client's uuid, if it is kept
+}
+
+// Path is where the item stands in the request, such as "messages[0].content[2]".
+func (i Item) Path() string { return partPath(i.Message, i.Part) }
+
+func partPath(message, part int) string {
+	return fmt.Sprintf("messages[%d].content[%d]", message, part)
+}
+
+// Modality is [Image], [Audio] or [Video].
+func (i Item) Modality() string {
+	_, modality := carrier(i.Kind)
+	return modality
+}
+
+// Size is how many bytes of the request the part takes.
+func (i Item) Size() int { return i.Range.End - i.Range.Start }
+
+// An Error says why the media of a request are not accepted, in words that are fit for the
+// client: they have no content.
+type Error struct {
+	// Code is "media_url" or "media_source" if the error is about where media come from, else
+	// "invalid_body".
+	Code string
+
+	Message string
+
+	// Param is the path of the offending value, such as
+	// "messages[0].content[2].image_url"; empty if there is none.
+	Param string
+}
+
+func (e *Error) Error() string { return e.Message }
+
+func invalid(param, format string, args ...any) *Error {
+	return &Error{Code: "invalid_body", Message: fmt.Sprintf(format, args...), Param: param}
+}

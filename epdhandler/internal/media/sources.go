@@ -1,0 +1,97 @@
+package media
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// A Source is where media may come from: a scheme and, unless it is empty, a host,
+// which may begin with "*." for all hosts below it.
+type Source struct{ scheme, host string }
+
+// ParseSource reads "data:", "file:", "https:", "https://media.example.com" or
+// "https://*.example.com".
+func ParseSource(s string) (Source, error) {
+	scheme, rest, ok := strings.Cut(strings.ToLower(s), ":")
+	host, hasHost := strings.CutPrefix(rest, "//")
+	switch {
+	case !ok || scheme == "" || rest != "" && (!hasHost || host == ""):
+		return Source{}, fmt.Errorf("bad media source '%s'; write one such as data:, file:, https: or https://*.example.com", s)
+	case host != "" && !isName(strings.TrimPrefix(host, "*.")):
+		return Source{}, fmt.Errorf("bad media source '%s': after https:// there can be a host only, or *. and a host", s)
+	}
+	return Source{scheme, host}, nil
+}
+
+// isName reports whether a host is a name of non-empty labels, or an IPv4 address: what
+// every parser, resolver and client takes for the same host. In lower case.
+func isName(host string) bool {
+	for label := range strings.SplitSeq(host, ".") {
+		if label == "" || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// maxURL is the longest URL that is looked at. Data is longer, but begins with its scheme.
+const maxURL = 8 << 10
+
+// CheckSources refuses media that come from elsewhere than is allowed: an engine that fetches
+// what clients name would open the network that it is in. Without sources, all are allowed.
+func (s *Set) CheckSources(allowed []Source) *Error {
+	if len(allowed) == 0 {
+		return nil
+	}
+	for _, item := range s.Items() {
+		if e := s.checkSource(item, allowed); e != nil {
+			e.Param = item.Path()
+			return e
+		}
+	}
+	return nil
+}
+
+func (s *Set) checkSource(item Item, allowed []Source) *Error {
+	from := Source{scheme: "data"}
+	if !item.Inline {
+		var problem string
+		if from, problem = sourceOf(s.url(item, maxURL)); problem != "" {
+			return &Error{Code: "media_url", Message: fmt.Sprintf("the URL in part %d of message %d %s", item.Part, item.Message, problem)}
+		}
+	}
+	if !slices.ContainsFunc(allowed, from.within) {
+		return &Error{Code: "media_source", Message: fmt.Sprintf("the media of part %d of message %d come from a source that is not allowed", item.Part, item.Message)}
+	}
+	return nil
+}
+
+// within reports whether a URL's source is one of those that an allowed one stands for.
+func (from Source) within(allowed Source) bool {
+	return allowed.scheme == from.scheme && (allowed.host == "" || isName(from.host) &&
+		(allowed.host == from.host || strings.HasPrefix(allowed.host, "*.") && strings.HasSuffix(from.host, allowed.host[1:])))
+}
+
+// sourceOf returns where a URL points to, or why that cannot be told. It knows only URLs that
+// no two parsers can read differently: vLLM's is another one. Of one that is not whole it knows only that
+// it is data: how its host goes on, and whether it is the host, comes later.
+func sourceOf(raw string, whole bool) (from Source, problem string) {
+	scheme, _, ok := strings.Cut(raw, ":")
+	if scheme = strings.ToLower(scheme); ok && scheme == "data" {
+		return Source{scheme: scheme}, ""
+	}
+	u, err := url.Parse(raw)
+	switch {
+	case !whole:
+		return Source{}, fmt.Sprintf("is longer than %d bytes", maxURL)
+	case strings.ContainsFunc(raw, func(r rune) bool { return r <= ' ' || r == '\\' || r > 0x7e }):
+		return Source{}, "has characters that must be percent-encoded, such as spaces or letters that are not ASCII"
+	case err != nil, u.Opaque != "", u.Host == "" && scheme != "file":
+		return Source{}, "is malformed: it must have a scheme and a host, as in https://media.example.com/1.png"
+	case u.User != nil:
+		return Source{}, "must not have a user name"
+	}
+	return Source{strings.ToLower(u.Scheme), strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")}, ""
+}
