@@ -94,7 +94,7 @@ func (p *parser) part(s *body.Scanner, message, index int) error {
 	}
 	item := Item{
 		Message: message, Part: index, Range: body.Range{Start: start, End: s.Pos()},
-		Kind: it.kind, Inline: it.kind == inputAudio, media: it.media, typ: it.typ,
+		Kind: it.kind, Inline: it.kind == inputAudio, spans: it.spans, typ: it.typ,
 	}
 	if p.set.trusted {
 		item.uuid = it.uuid
@@ -115,10 +115,14 @@ func (p *parser) members(s *body.Scanner, it *part) error {
 			p.blanks[len(p.blanks)-1].End = m.Before
 		}
 		null := s.Peek() == 'n'
-		kind, _ := carrier(m.Name)
+		kind, modality := carrier(m.Name)
 		if unfinished = kind != "" && null || string(m.Name) == "uuid" && !p.set.trusted; unfinished {
 			p.blanks = append(p.blanks, body.Range{Start: m.Before})
 		}
+		if kind != "" && !null {
+			return it.carries(s, m, kind, modality)
+		}
+		it.nulls = it.nulls || kind != ""
 		return it.member(s, m, null)
 	})
 	if unfinished {

@@ -50,8 +50,8 @@ func carrier[T string | []byte](name T) (kind, modality string) {
 	return "", ""
 }
 
-// media is what carries the media of a part.
-type media struct {
+// spans is where the media of a part stand.
+type spans struct {
 	member  body.Range // from the name to the end of the value
 	value   body.Range
 	payload body.Range // of the URL or the data, between the quotes; empty if there is none
@@ -59,11 +59,11 @@ type media struct {
 }
 
 // isString reports whether the URL is a plain string, not in an object.
-func (m media) isString() bool { return m.payload.End == m.value.End-1 }
+func (s spans) isString() bool { return s.payload.End == s.value.End-1 }
 
 // part is what a content part says of itself.
 type part struct {
-	media
+	spans
 	kind   string // the media member that is not null; empty if there is none
 	second bool   // there is one more
 	nulls  bool   // there is a media member that is null
@@ -78,29 +78,30 @@ type part struct {
 	detail bool       // there is one, which input_image must have
 }
 
+// carries reads a media member that is not null.
+func (it *part) carries(s *body.Scanner, m body.Member, kind, modality string) (err error) {
+	start := s.Pos()
+	it.second = it.second || it.kind != ""
+	it.kind, it.spans, it.bad = kind, spans{}, false
+	if modality != "" {
+		err = it.read(s)
+	} else {
+		err = s.Value()
+	}
+	it.spans.member, it.value = body.Range{Start: m.Raw.Start, End: s.Pos()}, body.Range{Start: start, End: s.Pos()}
+	return err
+}
+
+// member reads any other member.
 func (it *part) member(s *body.Scanner, m body.Member, null bool) error {
 	start := s.Pos()
-	kind, modality := carrier(m.Name)
-	switch {
-	case kind != "" && !null:
-		it.second = it.second || it.kind != ""
-		it.kind, it.media, it.bad = kind, media{}, false
-		var err error
-		if modality != "" {
-			err = it.read(s)
-		} else {
-			err = s.Value()
-		}
-		it.media.member, it.media.value = body.Range{Start: m.Raw.Start, End: s.Pos()}, body.Range{Start: start, End: s.Pos()}
-		return err
-	case kind != "":
-		it.nulls = true
-	case string(m.Name) == "uuid":
+	switch string(m.Name) {
+	case "uuid":
 		it.texted = s.Peek() == '"'
 		err := s.Value()
 		it.uuid, it.named = body.Range{Start: start, End: s.Pos()}, !null
 		return err
-	case string(m.Name) == "type":
+	case "type":
 		err := s.Value()
 		it.typ = body.Range{Start: start, End: s.Pos()}
 		v := s.Slice(it.typ)
@@ -108,7 +109,7 @@ func (it *part) member(s *body.Scanner, m body.Member, null bool) error {
 			it.text = string(body.Unescape(v[1 : len(v)-1]))
 		}
 		return err
-	case string(m.Name) == "detail":
+	case "detail":
 		it.detail = s.Peek() == '"'
 	}
 	return s.Value()

@@ -57,7 +57,7 @@ type Item struct {
 	// UUID is the client's, unescaped, if it is kept; empty if there is none.
 	UUID string
 
-	media
+	spans
 	typ  body.Range // of the value of the type; empty if there is none
 	uuid body.Range // of the value of the client's uuid, if it is kept
 }
