@@ -39,6 +39,7 @@ func TestAdapt(t *testing.T) {
 			got, warnings, err := adapter.Adapt([]byte(in), nil)
 			if strings.HasPrefix(name, "error_") {
 				require.Error(t, err)
+				require.NotEmpty(t, want, "what the error is")
 				assert.Truef(t, strings.HasSuffix(err.Error(), strings.TrimSpace(want)), "got  %s\nwant %s", err, want)
 				return
 			}

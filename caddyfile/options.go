@@ -12,39 +12,83 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// Pool is an option with the syntax of reverse_proxy: <name> <upstreams...> { … }.
+// Pool is an option with the syntax of reverse_proxy: <name> <upstreams...> { … }. Its block
+// may have 'health_checks off' as well. FinalizeUnmarshalCaddyfile of the handler must be
+// called afterwards.
 func Pool(to **reverseproxy.Handler) Option {
 	return func(s *Segment) error {
-		args := strings.Join(s.RemainingArgs(), " ")
-		if strings.Contains(args, ",") {
-			spaced := strings.Fields(strings.ReplaceAll(args, ",", " "))
-			return s.Errf("upstreams are separated by spaces, not commas; write '%s %s'", s.Name(), strings.Join(spaced, " "))
+		if err := s.checkUpstreams(); err != nil {
+			return err
 		}
-		if len(s.tokens) > 1 && (meansOff(s.tokens[1].Text) || s.tokens[1].Text == "to" || s.tokens[1].Text == "=") {
-			return s.Errf("'%s' would be taken for the name of a host; write '%s host:port', with one or more of them", s.tokens[1].Text, s.Name())
+		tokens, healthChecks, err := s.takeHealthChecks()
+		if err != nil {
+			return err
 		}
-		for _, upstream := range strings.Fields(args) {
-			if !strings.ContainsAny(upstream, ":/{") {
-				return s.Errf("'%s' has no port, which would mean port 80; write '%s:80' if it does, or the engine's own, such as '%s:8001'", upstream, upstream, upstream)
-			}
-		}
-		rp := new(reverseproxy.Handler)
-		d := caddyfile.NewDispenser(s.tokens)
-		if err := rp.UnmarshalCaddyfile(d); err != nil {
+		pool := new(reverseproxy.Handler)
+		if err := pool.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
 			if ours := s.misplaced(); ours != nil {
 				return ours
 			}
 			return err
 		}
-		if err := rp.FinalizeUnmarshalCaddyfile(s.WithDispenser(d)); err != nil {
-			return err
+		if healthChecks != nil {
+			if pool.HealthChecks == nil {
+				pool.HealthChecks = new(reverseproxy.HealthChecks)
+			}
+			if pool.HealthChecks.Active != nil {
+				return healthChecks.Err("'health_checks off' contradicts the options of health checks in the same block; remove one or the other")
+			}
+			pool.HealthChecks.Active = new(reverseproxy.ActiveHealthChecks)
 		}
-		if len(rp.Upstreams) == 0 && rp.DynamicUpstreamsRaw == nil {
-			return s.Errf("%s has no upstreams; write '%s host:port', with one or more of them", s.Name(), s.Name())
-		}
-		*to = rp
+		*to = pool
 		return nil
 	}
+}
+
+// checkUpstreams finds words that reverse_proxy would take for hosts.
+func (s *Segment) checkUpstreams() error {
+	d := caddyfile.NewDispenser(s.tokens)
+	d.Next()
+	upstreams := d.RemainingArgs()
+	if args := strings.Join(upstreams, " "); strings.Contains(args, ",") {
+		spaced := strings.Fields(strings.ReplaceAll(args, ",", " "))
+		return s.Errf("upstreams are separated by spaces, not commas; write '%s %s'", s.Name(), strings.Join(spaced, " "))
+	}
+	for i, upstream := range upstreams {
+		if i == 0 && (meansOff(upstream) || upstream == "to" || upstream == "=") {
+			return s.Errf("'%s' would be taken for the name of a host; write '%s host:port', with one or more of them", upstream, s.Name())
+		}
+		if !strings.ContainsAny(upstream, ":/{") {
+			return s.Errf("'%s' has no port, which would mean port 80; write '%s:80' if it does, or the engine's own, such as '%s:8001'", upstream, upstream, upstream)
+		}
+	}
+	return nil
+}
+
+// takeHealthChecks returns the tokens without 'health_checks off', and a dispenser at that;
+// nil if it is not in the block.
+func (s *Segment) takeHealthChecks() (tokens caddyfile.Segment, off *caddyfile.Dispenser, err error) {
+	tokens = slices.Clone(s.tokens)
+	d := caddyfile.NewDispenser(tokens)
+	d.Next()
+	d.RemainingArgs()
+	for d.NextBlock(0) {
+		if d.Val() != "health_checks" {
+			d.NextSegment()
+			continue
+		}
+		at := caddyfile.NewDispenser(caddyfile.Segment{d.Token()})
+		at.Next()
+		args := d.RemainingArgs()
+		switch {
+		case len(args) != 1 || args[0] != "off":
+			return nil, nil, at.Err("write 'health_checks off' to switch health checks off, or options such as health_uri to change them")
+		case off != nil:
+			return nil, nil, at.Err("'health_checks' is given twice")
+		}
+		off, tokens = at, d.DeleteN(2)
+	}
+	return tokens, off, nil
 }
 
 // misplaced finds an option of the directive in the block of a pool.
@@ -165,16 +209,10 @@ func String(to *string, example string) Option {
 	}
 }
 
-// List is one or more words, each of which must pass the check.
-func List(to *[]string, example string, check func(string) error) Option {
+// List is one or more words.
+func List(to *[]string, example string) Option {
 	return func(s *Segment) error {
-		for s.NextArg() {
-			if err := check(s.Val()); err != nil {
-				return s.WrapErr(err)
-			}
-			*to = append(*to, s.Val())
-		}
-		if s.Next() {
+		if *to = s.RemainingArgs(); s.Next() {
 			return s.Errf("unexpected '%s': %s has no block", s.Val(), s.Name())
 		}
 		if len(*to) == 0 {

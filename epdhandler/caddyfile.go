@@ -1,11 +1,15 @@
 package epdhandler
 
 import (
+	"cmp"
+	"math"
+
+	caddytokens "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-epd/caddy-epd/caddyfile"
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
 func init() {
@@ -44,7 +48,7 @@ func (h *Handler) options() caddyfile.Options {
 		"decode_has_embeddings": caddyfile.Flag(&h.DecodeHasEmbeddings),
 		"trust_clients":         caddyfile.Flag(&h.TrustClients),
 		"profiling":             caddyfile.Flag(&h.Profiling),
-		"media_sources":         caddyfile.List(&h.MediaSources, "data: https://*.example.com", func(s string) error { _, err := media.ParseSource(s); return err }),
+		"media_sources":         caddyfile.List(&h.MediaSources, "data: https://*.example.com"),
 		"max_memory":            caddyfile.Size(&h.MaxMemory),
 		"body_timeout":          caddyfile.Duration(&h.BodyTimeout),
 		"max_body_size":         caddyfile.Size(&h.MaxBodySize),
@@ -52,7 +56,7 @@ func (h *Handler) options() caddyfile.Options {
 	}
 }
 
-// parseCaddyfile sets up the handler from Caddyfile tokens. Syntax:
+// UnmarshalCaddyfile implements caddyfile.Unmarshaler. Syntax:
 //
 //	epd_proxy [<matcher>] {
 //		encode  <upstreams...> {
@@ -102,16 +106,39 @@ func (h *Handler) options() caddyfile.Options {
 //
 // Upstreams are given as in reverse_proxy, as host:port or as URLs, separated by
 // spaces. encode and decode are required. "prefill disable" (or none, or "") is the
-// same as no prefill at all: the decode pool then does prefill as well.
+// same as no prefill at all: the decode pool then does prefill as well. The block of a
+// pool may have "health_checks off" besides the options of reverse_proxy.
+//
+// FinalizeUnmarshalCaddyfile of the pools must be called afterwards if they have
+// "handle_response".
+func (h *Handler) UnmarshalCaddyfile(d *caddytokens.Dispenser) error {
+	places, err := caddyfile.Parse(d, h.options())
+	if err != nil {
+		return err
+	}
+	// Caddy validates the configuration when it loads it; here errors have a line as well.
+	complete := *h
+	complete.MaxMemory = cmp.Or(h.MaxMemory, math.MaxInt64) // the default is that of the machine that runs it
+	complete.setDefaults()
+	if option, err := complete.validate(); err != nil {
+		return places.WrapErr(option, err)
+	}
+	return nil
+}
+
+// parseCaddyfile sets up the handler for the directive.
 func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
-	start := *helper.Dispenser // errors about the whole block stand at its name
-	start.Next()
 	h := new(Handler)
-	if err := caddyfile.Parse(helper, h.options(), "encode", "decode"); err != nil {
+	if err := h.UnmarshalCaddyfile(helper.Dispenser); err != nil {
 		return nil, err
 	}
-	if err := h.contradictions(); err != nil {
-		return nil, start.WrapErr(err)
+	for _, pool := range []*reverseproxy.Handler{h.Encode, h.Prefill, h.Decode} {
+		if pool == nil {
+			continue
+		}
+		if err := pool.FinalizeUnmarshalCaddyfile(helper); err != nil {
+			return nil, err
+		}
 	}
 	return h, nil
 }

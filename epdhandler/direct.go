@@ -154,6 +154,12 @@ func (t target) request(ctx context.Context, q question) (*http.Request, error) 
 	// without a value it is not sent, but net/http asks again if an idle connection has ended
 	r.Header["Idempotency-Key"] = nil
 	r = r.WithContext(ctx)
+	if rewrite := t.pool.handler.Rewrite; rewrite != nil {
+		repl.Set("http.request.uri", q.path)
+		repl.Set("http.request.uri.path", q.path)
+		repl.Set("http.request.method", q.method)
+		rewrite.Rewrite(r, repl)
+	}
 	if h := t.pool.handler.Headers; h != nil && h.Request != nil {
 		h.Request.ApplyToRequest(r)
 	}

@@ -1,12 +1,8 @@
 package epdhandler
 
 import (
-	"cmp"
-	"errors"
-	"fmt"
-	"time"
-
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
@@ -215,152 +211,10 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision sets the defaults and provisions the pools.
-func (h *Handler) Provision(ctx caddy.Context) error {
-	h.ctx, h.logger = ctx, ctx.Logger()
-	headroom()
-	if err := showMetrics(ctx.GetMetricsRegistry()); err != nil {
-		return fmt.Errorf("registering metrics: %w", err)
-	}
-
-	for _, s := range h.MediaSources {
-		from, err := media.ParseSource(s)
-		if err != nil {
-			return err
-		}
-		h.sources = append(h.sources, from)
-	}
-	if h.Encode == nil {
-		return errors.New("there is no encode pool; " + writePool("encode", "e1:8001 e2:8001"))
-	}
-	if h.Decode == nil {
-		return errors.New("there is no decode pool; " + writePool("decode", "pd1:8003 pd2:8003"))
-	}
-	if err := h.contradictions(); err != nil {
-		return err
-	}
-	h.setDefaults()
-	var err error
-	if h.encode, err = newPool(ctx, h.queue("encode", h.EncodeLimit), h.Encode, *h.RetryBudget); err != nil {
-		return err
-	}
-	if h.Prefill != nil {
-		if h.prefill, err = newPool(ctx, h.queue("prefill", cmp.Or(h.PrefillLimit, h.prefillShare())), h.Prefill, *h.RetryBudget); err != nil {
-			return err
-		}
-	}
-	if h.decode, err = newPool(ctx, h.queue("decode", h.DecodeLimit), h.Decode, *h.RetryBudget); err != nil {
-		return err
-	}
-	h.gate = h.newGate()
-	h.loadConsumers()
-	h.loadBootstraps()
-	h.enlist()
-	go h.watchHealth(ctx)
-	return nil
-}
-
-// prefillShare is how many of the requests that decode has slots for may be at one prefill
-// instance, where there are several: one that hangs must not keep all of them. 0: no limit.
-func (h *Handler) prefillShare() int {
-	prefills := len(h.Prefill.Upstreams)
-	if prefills < 2 || h.Prefill.DynamicUpstreamsRaw != nil || h.Decode.DynamicUpstreamsRaw != nil {
-		return 0
-	}
-	return (h.DecodeLimit*len(h.Decode.Upstreams) + prefills - 1) / prefills
-}
-
-func (h *Handler) queue(stage string, limit int) *queue {
-	return &queue{stage: stage, limit: limit, size: *h.QueueSize, wait: time.Duration(h.QueueTimeout), maxEjected: *h.MaxEjected}
-}
-
-func (h *Handler) setDefaults() {
-	for n, value := range map[**int]int{&h.Retries: 1, &h.RetryBudget: 20, &h.MaxEjected: 50, &h.QueueSize: 1000} {
-		if *n == nil {
-			*n = &value
-		}
-	}
-	if h.EncodeConcurrency == 0 {
-		h.EncodeConcurrency = 16
-	}
-	for d, value := range map[*caddy.Duration]time.Duration{
-		&h.EncodeTimeout:      time.Minute,
-		&h.PrefillTimeout:     10 * time.Minute,
-		&h.KVLease:            30 * time.Second,
-		&h.StreamStartTimeout: 10 * time.Minute,
-		&h.StreamIdleTimeout:  10 * time.Minute,
-		&h.QueueTimeout:       30 * time.Second,
-		&h.BodyTimeout:        5 * time.Minute,
-	} {
-		if *d == 0 {
-			*d = caddy.Duration(value)
-		}
-	}
-	if h.MaxMemory == 0 {
-		h.MaxMemory = defaultMemory()
-	}
-	if h.MaxBodySize == 0 {
-		h.MaxBodySize = min(256<<20, h.MaxMemory/4)
-	}
-	if h.EncodeBatch == 0 {
-		h.EncodeBatch = 1
-	}
-	if h.MaxMediaItems == 0 {
-		h.MaxMediaItems = 128
-	}
-}
-
-// Validate checks the numbers.
-func (h *Handler) Validate() error {
-	for _, n := range []struct {
-		name  string
-		value int64
-	}{
-		{"retries", int64(*h.Retries)},
-		{"retry_budget", int64(*h.RetryBudget)},
-		{"max_ejected", int64(*h.MaxEjected)},
-		{"encode_concurrency", int64(h.EncodeConcurrency)},
-		{"encode_timeout", int64(h.EncodeTimeout)},
-		{"prefill_timeout", int64(h.PrefillTimeout)},
-		{"kv_lease", int64(h.KVLease)},
-		{"stream_start_timeout", int64(h.StreamStartTimeout)},
-		{"stream_idle_timeout", int64(h.StreamIdleTimeout)},
-		{"encode_limit", int64(h.EncodeLimit)},
-		{"prefill_limit", int64(h.PrefillLimit)},
-		{"decode_limit", int64(h.DecodeLimit)},
-		{"queue_size", int64(*h.QueueSize)},
-		{"queue_timeout", int64(h.QueueTimeout)},
-		{"max_memory", h.MaxMemory},
-		{"body_timeout", int64(h.BodyTimeout)},
-		{"stream_keepalive", int64(h.StreamKeepalive)},
-		{"max_body_size", h.MaxBodySize},
-		{"max_media_items", int64(h.MaxMediaItems)},
-		{"encode_batch", int64(h.EncodeBatch)},
-	} {
-		if n.value < 0 {
-			return fmt.Errorf("%s must not be negative", n.name)
-		}
-	}
-	if *h.MaxEjected > 50 {
-		return fmt.Errorf("max_ejected must not be more than 50 (percent), so that half of a pool remains")
-	}
-	return h.memorySuffices() // with the defaults
-}
-
-// Cleanup releases the pools that were provisioned.
-func (h *Handler) Cleanup() error {
-	h.delist()
-	var errs []error
-	for _, p := range h.pools() {
-		errs = append(errs, p.cleanup())
-	}
-	return errors.Join(errs...)
-}
-
 // Interface guards
 var (
 	_ caddy.Provisioner           = (*Handler)(nil)
-	_ caddy.Validator             = (*Handler)(nil)
 	_ caddy.CleanerUpper          = (*Handler)(nil)
 	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+	_ caddyfile.Unmarshaler       = (*Handler)(nil)
 )

@@ -39,8 +39,8 @@ func TestProvisionRefuses(t *testing.T) {
 	for name, tc := range map[string]struct{ config, want string }{
 		"no encode":           {`{"decode":` + one + `}`, `there is no encode pool; write "encode e1:8001 e2:8001" in the epd_proxy block (JSON: "encode": {"upstreams": [{"dial": "host:port"}]})`},
 		"no decode":           {`{"encode":` + one + `}`, `there is no decode pool; write "decode pd1:8003 pd2:8003" in the epd_proxy block`},
-		"empty encode":        {`{"encode":{},"decode":` + one + `}`, `the encode pool has no upstreams; write "encode host:port"`},
-		"empty prefill":       {`{"encode":` + one + `,"prefill":{},"decode":` + one + `}`, `the prefill pool has no upstreams; write "prefill host:port"`},
+		"empty encode":        {`{"encode":{},"decode":` + one + `}`, `the encode pool has no upstreams; write "encode e1:8001 e2:8001"`},
+		"empty prefill":       {`{"encode":` + one + `,"prefill":{},"decode":` + one + `}`, `the prefill pool has no upstreams; write "prefill p1:8002"`},
 		"unknown policy":      {`{"encode":` + one + `,"decode":{"load_balancing":{"selection_policy":{"policy":"best"}},"upstreams":[{"dial":"localhost:1"}]}}`, "provisioning decode pool: loading load balancing policy: "},
 		"unknown transport":   {`{"encode":{"transport":{"protocol":"carrier_pigeon"},"upstreams":[{"dial":"localhost:1"}]},"decode":` + one + `}`, "provisioning encode pool: loading transport: "},
 		"other transport":     {`{"encode":` + one + `,"prefill":{"transport":{"protocol":"fastcgi"},"upstreams":[{"dial":"localhost:1"}]},"decode":` + one + `}`, "provisioning prefill pool: transport fastcgi is not supported; use 'transport http'"},

@@ -1,6 +1,7 @@
 package epdhandler
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -33,12 +34,9 @@ type pool struct {
 func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler, retryBudget int) (_ *pool, err error) {
 	stage := q.stage
 	p := &pool{
-		stage: stage, handler: handler, queue: q, logger: ctx.Logger(),
+		stage: stage, handler: handler, queue: q, logger: ctx.Logger().Named(stage),
 		dynamic: handler.DynamicUpstreamsRaw != nil, lookUps: make(chan struct{}, maxLookUps),
 		budgetKey: budgetKeyOf(stage, handler),
-	}
-	if len(handler.Upstreams) == 0 && !p.dynamic {
-		return nil, fmt.Errorf("the %s pool has no upstreams; %s", stage, writePool(stage, "host:port"))
 	}
 	p.useBudget(retryBudget)
 	defer func() {
@@ -67,17 +65,13 @@ func newPool(ctx caddy.Context, q *queue, handler *reverseproxy.Handler, retryBu
 	return p, nil
 }
 
-func writePool(stage, upstreams string) string {
-	return fmt.Sprintf(`write "%s %s" in the epd_proxy block (JSON: "%s": {"upstreams": [{"dial": "host:port"}]})`, stage, upstreams, stage)
-}
-
 func (p *pool) cleanup() error {
 	p.leaveBudget()
 	return p.handler.Cleanup()
 }
 
-// setHealthDefaults turns active health checks on, unless they are configured to
-// be off: with an empty object in JSON.
+// setHealthDefaults turns active health checks on, unless they are switched off: that is an
+// empty object in JSON.
 func (p *pool) setHealthDefaults() {
 	if p.handler.HealthChecks == nil {
 		p.handler.HealthChecks = new(reverseproxy.HealthChecks)
@@ -91,41 +85,26 @@ func (p *pool) setHealthDefaults() {
 	}
 	a := checks.Active
 	//lint:ignore SA1019 users may still have it
-	if a.URI == "" && a.Path == "" {
-		a.URI = "/health"
+	if a.Path == "" {
+		a.URI = cmp.Or(a.URI, "/health")
 	}
-	if a.Interval == 0 {
-		a.Interval = caddy.Duration(5 * time.Second)
-	}
-	if a.Timeout == 0 {
-		a.Timeout = caddy.Duration(5 * time.Second)
-	}
-	if a.Fails == 0 {
-		a.Fails = 3 // one that preprocesses a large image may miss a check
-	}
-	if a.Passes == 0 {
-		a.Passes = 1
-	}
-}
-
-// keepAliveDefaults are those of the transport's keep_alive, in JSON.
-var keepAliveDefaults = map[string]json.RawMessage{
-	// vLLM's server (uvicorn) closes idle connections after 5s, and a request that is
-	// sent at that moment is lost.
-	"idle_timeout": json.RawMessage(`"2.5s"`),
-	// Bursts find connections instead of dialling. As many have been in use just before.
-	"max_idle_conns_per_host": json.RawMessage(`1024`),
+	a.Interval = cmp.Or(a.Interval, caddy.Duration(5*time.Second))
+	a.Timeout = cmp.Or(a.Timeout, caddy.Duration(5*time.Second))
+	a.Fails = cmp.Or(a.Fails, 3) // one that preprocesses a large image may miss a check
+	a.Passes = cmp.Or(a.Passes, 1)
 }
 
 // loadTransport puts a replayTransport around the pool's transport. The handler
 // keeps a transport that is set before it is provisioned; setting it later would
 // race with the health checks.
 func (p *pool) loadTransport(ctx caddy.Context) error {
-	raw, err := withKeepAlive(p.handler.TransportRaw)
-	if err != nil {
-		return fmt.Errorf("reading transport: %w", err)
+	if p.handler.TransportRaw == nil {
+		p.handler.TransportRaw = json.RawMessage(`{"protocol":"http"}`)
 	}
-	p.handler.TransportRaw = raw
+	var config struct {
+		KeepAlive reverseproxy.KeepAlive `json:"keep_alive"`
+	}
+	_ = json.Unmarshal(p.handler.TransportRaw, &config) // LoadModule says what is wrong
 	mod, err := ctx.LoadModule(p.handler, "TransportRaw")
 	if err != nil {
 		return fmt.Errorf("loading transport: %w", err)
@@ -134,40 +113,13 @@ func (p *pool) loadTransport(ctx caddy.Context) error {
 	if !ok {
 		return fmt.Errorf("transport %s is not supported; use 'transport http'", mod.(caddy.Module).CaddyModule().ID.Name())
 	}
+	// vLLM's server (uvicorn) closes idle connections after 5s, and a request that is
+	// sent at that moment is lost.
+	t.Transport.IdleConnTimeout = time.Duration(cmp.Or(config.KeepAlive.IdleConnTimeout, caddy.Duration(2500*time.Millisecond)))
+	// A burst finds connections instead of dialing. Idle ones are closed soon anyway.
+	t.Transport.MaxIdleConnsPerHost = cmp.Or(config.KeepAlive.MaxIdleConnsPerHost, 1024)
 	p.handler.Transport = newReplayTransport(t)
 	return nil
-}
-
-// withKeepAlive adds the defaults of keep_alive to the configuration of a transport.
-func withKeepAlive(raw json.RawMessage) (json.RawMessage, error) {
-	config := map[string]json.RawMessage{"protocol": json.RawMessage(`"http"`)}
-	if raw != nil {
-		if err := json.Unmarshal(raw, &config); err != nil {
-			return nil, err
-		}
-	}
-	if string(config["protocol"]) != `"http"` {
-		return raw, nil
-	}
-	var keepAlive map[string]json.RawMessage
-	if config["keep_alive"] != nil {
-		if err := json.Unmarshal(config["keep_alive"], &keepAlive); err != nil {
-			return nil, err
-		}
-	}
-	if keepAlive == nil {
-		keepAlive = make(map[string]json.RawMessage)
-	}
-	for name, value := range keepAliveDefaults {
-		if keepAlive[name] == nil {
-			keepAlive[name] = value
-		}
-	}
-	var err error
-	if config["keep_alive"], err = json.Marshal(keepAlive); err != nil {
-		return nil, err
-	}
-	return json.Marshal(config)
 }
 
 // known returns the instances as far as they are known: of a dynamic pool those that its

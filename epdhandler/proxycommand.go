@@ -6,21 +6,23 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
-	caddytokens "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
-
-	"github.com/caddy-epd/caddy-epd/caddyfile"
 )
+
+// proxyPools are the pools that have flags.
+var proxyPools = []string{"encode", "prefill", "decode"}
 
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
@@ -32,8 +34,9 @@ Serves multimodal models in front of pools of encode, prefill and decode engines
 as the directive epd_proxy does with its defaults. For its options, and for more
 than a quick start, write a Caddyfile.
 
-The addresses of a pool are separated by commas, as host:port or URLs. Without
---prefill, or with 'disable' or 'none', decode does prefill as well.
+The addresses of a pool are separated by commas, as host:port or URLs, which may
+have a path, the same for all of a pool. Without --prefill, or with 'disable' or
+'none', decode does prefill as well.
 
 The flags of vLLM's disagg_epd_proxy.py are here by their names: --host, --port,
 and --encode-servers-urls, --prefill-servers-urls and --decode-servers-urls for
@@ -56,7 +59,7 @@ func addProxyFlags(cmd *cobra.Command) {
 	f.StringP("listen", "l", "", "Site address to serve, instead of --host and --port")
 	f.String("host", "0.0.0.0", "Address to listen on, over plain HTTP")
 	f.Uint16("port", 8000, "Port to listen on, over plain HTTP")
-	for _, stage := range stages {
+	for _, stage := range proxyPools {
 		f.StringArray(stage, nil, "Addresses of the "+stage+" engines")
 		f.StringArray(stage+"-servers-urls", nil, "The same as --"+stage)
 	}
@@ -75,70 +78,131 @@ func noMoreAddresses(_ *cobra.Command, args []string) error {
 
 func cmdProxy(fs caddycmd.Flags) (int, error) {
 	caddy.TrapSignals()
-	h, err := proxyHandler(fs)
+	handler, err := proxyHandler(fs)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	server, address, err := proxyServer(fs, h)
+	server, address, err := proxyServer(fs, handler)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	if err := caddy.Run(proxyConfig(fs, server)); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	fields := []zap.Field{zap.String("address", address)}
-	for _, pool := range []struct {
-		stage   string
-		handler *reverseproxy.Handler
-	}{{"encode", h.Encode}, {"prefill", h.Prefill}, {"decode", h.Decode}} {
-		if pool.handler != nil {
-			fields = append(fields, zap.Stringers(pool.stage, pool.handler.Upstreams))
-		}
-	}
-	caddy.Log().Info("epd_proxy is serving", fields...)
+	caddy.Log().Info("epd_proxy is serving", append(upstreamFields(handler), zap.String("address", address))...)
 	select {}
 }
 
-// proxyHandler is the handler for the flags. The parser of the directive reads them, as
-// the lines of its block.
-func proxyHandler(fs caddycmd.Flags) (*Handler, error) {
-	tokens := []caddytokens.Token{{Text: "epd_proxy"}, {Text: "{"}}
-	for _, stage := range stages {
-		flag, long := stage, stage+"-servers-urls"
-		switch {
-		case fs.Changed(flag) && fs.Changed(long):
-			return nil, fmt.Errorf("--%s and --%s are the same; give one of them", flag, long)
-		case fs.Changed(long):
-			flag = long
+// upstreamFields are the upstreams of the pools, for the log.
+func upstreamFields(handler json.RawMessage) (fields []zap.Field) {
+	var config struct{ Encode, Prefill, Decode reverseproxy.Handler }
+	_ = json.Unmarshal(handler, &config) // it has been made from such values
+	for i, pool := range []reverseproxy.Handler{config.Encode, config.Prefill, config.Decode} {
+		if pool.Upstreams != nil {
+			fields = append(fields, zap.Stringers(proxyPools[i], pool.Upstreams))
 		}
-		values, err := fs.GetStringArray(flag)
+	}
+	return fields
+}
+
+// proxyHandler is the handler for the flags, in JSON. The parser of the directive reads them,
+// as the lines of its block.
+func proxyHandler(fs caddycmd.Flags) (json.RawMessage, error) {
+	tokens := []caddyfile.Token{{Text: "epd_proxy"}, {Text: "{"}}
+	for _, stage := range proxyPools {
+		pool, err := poolTokens(fs, stage)
 		if err != nil {
 			return nil, err
 		}
-		args := strings.FieldsFunc(strings.Join(values, ","), func(r rune) bool { return strings.ContainsRune(", \t\n", r) })
-		switch {
-		case len(args) == 0 && stage == "prefill":
-			continue
-		case len(args) == 0:
-			return nil, fmt.Errorf("there is no %s pool; give --%s host:port, or --%s http://host:port", stage, stage, long)
-		}
-		// the place in errors is the flag
-		for _, text := range append([]string{stage}, args...) {
-			tokens = append(tokens, caddytokens.Token{File: "--" + flag, Line: 1, Text: text})
+		tokens = append(tokens, pool...)
+	}
+	if fs.Bool("profiling") {
+		tokens = append(tokens, caddyfile.Token{File: "--profiling", Line: 1, Text: "profiling"})
+	}
+	tokens = append(tokens, caddyfile.Token{Line: 1, Text: "}"})
+
+	module, err := caddy.GetModule("http.handlers.epd_proxy")
+	if err != nil {
+		return nil, err
+	}
+	h := module.New()
+	if err := h.(caddyfile.Unmarshaler).UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
+		return nil, err
+	}
+	return caddyconfig.JSONModuleObject(h, "handler", module.ID.Name(), nil), nil
+}
+
+// poolTokens is the line of a pool with its block, nil if the pool is not given.
+func poolTokens(fs caddycmd.Flags, stage string) ([]caddyfile.Token, error) {
+	flag, long := stage, stage+"-servers-urls"
+	switch {
+	case fs.Changed(flag) && fs.Changed(long):
+		return nil, fmt.Errorf("--%s and --%s are the same; give one of them", flag, long)
+	case fs.Changed(long):
+		flag = long
+	}
+	values, err := fs.GetStringArray(flag)
+	if err != nil {
+		return nil, err
+	}
+	upstreams := strings.FieldsFunc(strings.Join(values, ","), func(r rune) bool { return strings.ContainsRune(", \t\n", r) })
+	switch {
+	case len(upstreams) == 0 && stage == "prefill":
+		return nil, nil
+	case len(upstreams) == 0:
+		return nil, fmt.Errorf("there is no %s pool; give --%s host:port, or --%s http://host:port", stage, stage, long)
+	}
+	path, err := takePath(upstreams)
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %w", flag, err)
+	}
+	line := append([]string{stage}, upstreams...)
+	if path == "" {
+		return tokensOf("--"+flag, line), nil
+	}
+	return tokensOf("--"+flag, append(line, "{"),
+		[]string{"rewrite", path + "{http.request.uri}"},
+		[]string{"health_uri", path + "/health"},
+		[]string{"}"}), nil
+}
+
+// tokensOf are the tokens of lines. Errors name the flag as the file.
+func tokensOf(flag string, lines ...[]string) (tokens []caddyfile.Token) {
+	for i, line := range lines {
+		for _, text := range line {
+			tokens = append(tokens, caddyfile.Token{File: flag, Line: i + 1, Text: text})
 		}
 	}
-	tokens = append(tokens, caddytokens.Token{Line: 1, Text: "}"})
-	h := &Handler{Profiling: fs.Bool("profiling")}
-	return h, caddyfile.Parse(httpcaddyfile.Helper{Dispenser: caddytokens.NewDispenser(tokens)}, h.options())
+	return tokens
+}
+
+// takePath removes the path from the URLs among upstreams, and returns it. reverse_proxy knows
+// one path for a pool.
+func takePath(upstreams []string) (path string, err error) {
+	for i, upstream := range upstreams {
+		own := ""
+		if u, err := url.Parse(upstream); err == nil && u.Host != "" {
+			if u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
+				return "", fmt.Errorf("'%s' has a query or a fragment; write %s://%s%s", upstream, u.Scheme, u.Host, u.EscapedPath())
+			}
+			own = strings.TrimRight(u.EscapedPath(), "/")
+			upstreams[i] = strings.TrimSuffix(upstream, u.EscapedPath())
+		}
+		if i > 0 && own != path {
+			return "", fmt.Errorf("'%s' has the path '%s', and those before it '%s'; all upstreams of a pool must have the same", upstream, own, path)
+		}
+		path = own
+	}
+	return path, nil
 }
 
 // proxyServer serves the handler where the flags say. It returns that as a site address,
 // too.
-func proxyServer(fs caddycmd.Flags, h *Handler) (*caddyhttp.Server, string, error) {
+func proxyServer(fs caddycmd.Flags, handler json.RawMessage) (*caddyhttp.Server, string, error) {
 	if fs.Changed("listen") && (fs.Changed("host") || fs.Changed("port")) {
 		return nil, "", errors.New("--listen is for --host and --port together; give either that or these")
 	}
-	route := caddyhttp.Route{HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(h, "handler", "epd_proxy", nil)}}
+	route := caddyhttp.Route{HandlersRaw: []json.RawMessage{handler}}
 	server := new(caddyhttp.Server)
 	if fs.Bool("access-log") {
 		server.Logs = new(caddyhttp.ServerLogConfig)

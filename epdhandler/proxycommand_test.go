@@ -31,15 +31,15 @@ func TestProxyPools(t *testing.T) {
 		"--encode-servers-urls|http://e1:8001,http://e2:8002|--prefill-servers-urls|disable|--decode-servers-urls|http://d1:8003": `{"encode":{"upstreams":[` + one + `,` + other + `]},` + decode + `}`,
 		"--encode-servers-urls|http://e1:8001|--prefill-servers-urls|http://e2:8002|--decode|d1:8003":                             `{"encode":{"upstreams":[` + one + `]},"prefill":{"upstreams":[` + other + `]},` + decode + `}`,
 		"--encode|https://e1:8001|--decode|d1:8003":                                                                               `{"encode":{"upstreams":[` + one + `],"transport":{"protocol":"http","tls":{}}},` + decode + `}`,
+		"--encode|http://e1:8001/,http://e2:8002|--decode|http://d1:8003/v%20l/m/": `{"encode":{"upstreams":[` + one + `,` + other + `]},"decode":{"upstreams":[` + third + `],` +
+			`"rewrite":{"uri":"/v%20l/m{http.request.uri}"},"health_checks":{"active":{"uri":"/v%20l/m/health"}}}}`,
 	} {
 		t.Run(args, func(t *testing.T) {
 			fs, err := proxyFlags(t, args)
 			require.NoError(t, err)
-			h, err := proxyHandler(fs)
+			got, err := proxyHandler(fs)
 			require.NoError(t, err)
-			got, err := json.Marshal(h)
-			require.NoError(t, err)
-			assert.JSONEq(t, want, string(got))
+			assert.JSONEq(t, `{"handler":"epd_proxy",`+want[1:], string(got))
 		})
 	}
 }
@@ -62,7 +62,7 @@ func TestProxyListens(t *testing.T) {
 		t.Run(args, func(t *testing.T) {
 			fs, err := proxyFlags(t, args)
 			require.NoError(t, err)
-			server, address, err := proxyServer(fs, new(Handler))
+			server, address, err := proxyServer(fs, json.RawMessage(`{"handler":"epd_proxy"}`))
 			require.NoError(t, err)
 			assert.Equal(t, want.address, address)
 			got, err := json.Marshal(proxyConfig(fs, server))
@@ -76,31 +76,34 @@ func TestProxyListens(t *testing.T) {
 func TestProxyRefuses(t *testing.T) {
 	const pools = "--encode|e1:8001|--decode|d1:8003|"
 	for args, want := range map[string]string{
-		"--decode|d1:8003":                                     "there is no encode pool; give --encode host:port, or --encode-servers-urls http://host:port",
-		"--encode|e1:8001|--decode|":                           "there is no decode pool; give --decode host:port, or --decode-servers-urls http://host:port",
-		pools + "--encode-servers-urls|e1:8001":                "--encode and --encode-servers-urls are the same; give one of them",
-		pools + "--prefill|off":                                "'off' would be taken for the name of a host; write 'prefill disable', at --prefill:1",
-		pools + "--prefill|disable,p1:8002":                    "'disable' switches prefill off, so that nothing can follow; write either upstreams or 'disable', at --prefill:1",
-		"--encode|http://e1:8001/v1|--decode|d1:8003":          "for now, URLs for proxy upstreams only support scheme, host, and port components, at --encode:1",
-		"--encode-servers-urls|ftp://e1:8001|--decode|d1:8003": "--encode-servers-urls:1",
-		pools + "--listen|:80|--port|8000":                     "--listen is for --host and --port together; give either that or these",
-		pools + "--listen|:80|--host|0.0.0.0":                  "--listen is for --host and --port together; give either that or these",
-		pools + "--listen|api.x/v1":                            "invalid address 'api.x/v1' for --listen: it has a path",
-		pools + "--listen|:99999":                              "invalid address ':99999' for --listen: port 99999 is out of range",
-		pools + "--listen|https://:8443":                       "invalid address 'https://:8443' for --listen: a certificate is for a host",
-		pools + "--listen|ftp://api.x":                         "invalid address 'ftp://api.x' for --listen: write http:// or https://",
-		pools + "--listen|8000":                                "invalid address '8000' for --listen: it would be taken for the name of a host; write ':8000'",
-		"--encode|e1|--decode|d1:8003":                         "'e1' has no port, which would mean port 80",
-		pools + "--port|99999":                                 `invalid argument "99999" for "--port" flag`,
+		"--decode|d1:8003":                                            "there is no encode pool; give --encode host:port, or --encode-servers-urls http://host:port",
+		"--encode|e1:8001|--decode|":                                  "there is no decode pool; give --decode host:port, or --decode-servers-urls http://host:port",
+		pools + "--encode-servers-urls|e1:8001":                       "--encode and --encode-servers-urls are the same; give one of them",
+		pools + "--prefill|off":                                       "'off' would be taken for the name of a host; write 'prefill disable', at --prefill:1",
+		pools + "--prefill|disable,p1:8002":                           "'disable' switches prefill off, so that nothing can follow; write either upstreams or 'disable', at --prefill:1",
+		"--encode|http://e1:8001/a,e2:8001|--decode|d1:8003":          "--encode: 'e2:8001' has the path '', and those before it '/a'; all upstreams of a pool must have the same",
+		"--encode|http://e1:8001/a,http://e2:8001/b|--decode|d1:8003": "--encode: 'http://e2:8001/b' has the path '/b', and those before it '/a'; all upstreams of a pool must have the same",
+		"--decode-servers-urls|http://d1:8003/a?b=c|--encode|e1:8001": "--decode-servers-urls: 'http://d1:8003/a?b=c' has a query or a fragment; write http://d1:8003/a",
+		"--encode|http://e1:8001/{x}|--decode|d1:8003":                "--encode:1",
+		"--encode-servers-urls|ftp://e1:8001|--decode|d1:8003":        "--encode-servers-urls:1",
+		pools + "--listen|:80|--port|8000":                            "--listen is for --host and --port together; give either that or these",
+		pools + "--listen|:80|--host|0.0.0.0":                         "--listen is for --host and --port together; give either that or these",
+		pools + "--listen|api.x/v1":                                   "invalid address 'api.x/v1' for --listen: it has a path",
+		pools + "--listen|:99999":                                     "invalid address ':99999' for --listen: port 99999 is out of range",
+		pools + "--listen|https://:8443":                              "invalid address 'https://:8443' for --listen: a certificate is for a host",
+		pools + "--listen|ftp://api.x":                                "invalid address 'ftp://api.x' for --listen: write http:// or https://",
+		pools + "--listen|8000":                                       "invalid address '8000' for --listen: it would be taken for the name of a host; write ':8000'",
+		"--encode|e1|--decode|d1:8003":                                "'e1' has no port, which would mean port 80",
+		pools + "--port|99999":                                        `invalid argument "99999" for "--port" flag`,
 	} {
 		t.Run(args, func(t *testing.T) {
 			fs, err := proxyFlags(t, args)
-			h := new(Handler)
+			var handler json.RawMessage
 			if err == nil {
-				h, err = proxyHandler(fs)
+				handler, err = proxyHandler(fs)
 			}
 			if err == nil {
-				_, _, err = proxyServer(fs, h)
+				_, _, err = proxyServer(fs, handler)
 			}
 			assert.ErrorContains(t, err, want)
 		})

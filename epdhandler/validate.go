@@ -10,52 +10,144 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
-// contradictions finds options that do not fit together, or that have no effect as the
-// others are. Those of a pool that is switched off are none: it may be on again tomorrow.
-// It needs no defaults, so that it can be asked where a Caddyfile's line is still known.
-func (h *Handler) contradictions() error {
-	limited := h.EncodeLimit != 0 || h.PrefillLimit != 0 || h.DecodeLimit != 0
-	switch {
-	case h.QueueSize != nil && !limited:
-		return errors.New("queue_size has no effect without encode_limit, prefill_limit or decode_limit")
-	case h.QueueTimeout != 0 && !limited:
-		return errors.New("queue_timeout has no effect without encode_limit, prefill_limit or decode_limit")
-	case h.UUIDSalt != "" && !h.References && len(h.ECConsumers) == 0:
-		return errors.New("uuid_salt has no effect without references or ec_consumers")
+// validate finds what is wrong with the configuration, and the option that it is about. The
+// defaults must be set. Options of a pool that is switched off are not wrong: the pool may be
+// switched on again.
+func (h *Handler) validate() (option string, err error) {
+	for _, check := range []struct {
+		option string
+		find   func() error
+	}{
+		{"encode", func() error { return checkPool("encode", "e1:8001 e2:8001", h.Encode) }},
+		{"prefill", h.checkPrefill},
+		{"decode", func() error { return checkPool("decode", "pd1:8003 pd2:8003", h.Decode) }},
+		{"media_sources", h.checkMediaSources},
+		{"queue_size", func() error { return h.checkQueue("queue_size", *h.QueueSize == defaultQueueSize) }},
+		{"queue_timeout", func() error { return h.checkQueue("queue_timeout", h.QueueTimeout == defaultQueueTimeout) }},
+		{"uuid_salt", h.checkSalt},
+		{"encode_optional", h.checkOptional},
+		{"ec_consumers", h.checkConsumers},
+		{"kv_bootstrap", h.checkBootstraps},
+		{"max_ejected", h.checkEjected},
+		{"max_memory", h.checkMemory},
+	} {
+		if err := check.find(); err != nil {
+			return check.option, err
+		}
 	}
-	if err := h.memorySuffices(); err != nil {
-		return err
-	}
-	if err := h.consumersFit(); err != nil {
-		return err
-	}
-	return h.bootstrapsFit()
+	return h.checkNumbers()
 }
 
-// memorySuffices compares the sizes as far as they are known: max_memory may be a default
-// still to come.
-func (h *Handler) memorySuffices() error {
-	if h.MaxMemory <= 0 {
+// checkNumbers finds negative numbers, which only JSON can have.
+func (h *Handler) checkNumbers() (option string, err error) {
+	for _, n := range []struct {
+		option string
+		value  int64
+	}{
+		{"retries", int64(*h.Retries)},
+		{"retry_budget", int64(*h.RetryBudget)},
+		{"max_ejected", int64(*h.MaxEjected)},
+		{"encode_concurrency", int64(h.EncodeConcurrency)},
+		{"encode_timeout", int64(h.EncodeTimeout)},
+		{"prefill_timeout", int64(h.PrefillTimeout)},
+		{"kv_lease", int64(h.KVLease)},
+		{"stream_start_timeout", int64(h.StreamStartTimeout)},
+		{"stream_idle_timeout", int64(h.StreamIdleTimeout)},
+		{"encode_limit", int64(h.EncodeLimit)},
+		{"prefill_limit", int64(h.PrefillLimit)},
+		{"decode_limit", int64(h.DecodeLimit)},
+		{"queue_size", int64(*h.QueueSize)},
+		{"queue_timeout", int64(h.QueueTimeout)},
+		{"max_memory", h.MaxMemory},
+		{"body_timeout", int64(h.BodyTimeout)},
+		{"stream_keepalive", int64(h.StreamKeepalive)},
+		{"max_body_size", h.MaxBodySize},
+		{"max_media_items", int64(h.MaxMediaItems)},
+		{"encode_batch", int64(h.EncodeBatch)},
+	} {
+		if n.value < 0 {
+			return n.option, fmt.Errorf("%s must not be negative", n.option)
+		}
+	}
+	return "", nil
+}
+
+// checkPool finds a pool that is missing or empty.
+func checkPool(stage, upstreams string, pool *reverseproxy.Handler) error {
+	missing := "there is no %s pool"
+	if pool != nil {
+		missing = "the %s pool has no upstreams"
+		if len(pool.Upstreams) > 0 || pool.DynamicUpstreamsRaw != nil {
+			return nil
+		}
+	}
+	return fmt.Errorf(missing+`; write "%s %s" in the epd_proxy block (JSON: "%s": {"upstreams": [{"dial": "host:port"}]})`, stage, stage, upstreams, stage)
+}
+
+func (h *Handler) checkPrefill() error {
+	if h.Prefill == nil {
 		return nil
 	}
+	return checkPool("prefill", "p1:8002", h.Prefill)
+}
+
+func (h *Handler) checkMediaSources() error {
+	for _, source := range h.MediaSources {
+		if _, err := media.ParseSource(source); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkQueue finds an option of queues where there are none.
+func (h *Handler) checkQueue(option string, isDefault bool) error {
+	if isDefault || h.EncodeLimit != 0 || h.PrefillLimit != 0 || h.DecodeLimit != 0 {
+		return nil
+	}
+	return fmt.Errorf("%s has no effect without encode_limit, prefill_limit or decode_limit", option)
+}
+
+func (h *Handler) checkSalt() error {
+	if h.UUIDSalt != "" && !h.References && len(h.ECConsumers) == 0 {
+		return errors.New("uuid_salt has no effect without references or ec_consumers")
+	}
+	return nil
+}
+
+func (h *Handler) checkOptional() error {
+	if h.EncodeOptional && len(h.ECConsumers) > 0 { // seen with vLLM 0.32: it waits 60 s, and then answers 500
+		return errors.New("encode_optional does not go with ec_consumers: an instance that embeddings are pushed to waits for them, and encodes nothing itself")
+	}
+	return nil
+}
+
+func (h *Handler) checkEjected() error {
+	if *h.MaxEjected > 50 {
+		return errors.New("max_ejected must not be more than 50 (percent), so that half of a pool remains")
+	}
+	return nil
+}
+
+// checkMemory compares max_memory with what one request may take of it.
+func (h *Handler) checkMemory() error {
 	if least := 2 * itemSize * int64(h.MaxMediaItems); h.MaxMemory < least {
 		return fmt.Errorf("max_memory (%d bytes) must be %d bytes at least for max_media_items %d: an item counts as %d bytes", h.MaxMemory, least, h.MaxMediaItems, itemSize)
 	}
-	if h.MaxBodySize <= h.MaxMemory/2 {
-		return nil
+	if h.MaxBodySize > h.MaxMemory/2 {
+		return fmt.Errorf("max_memory (%d bytes) must be twice max_body_size (%d bytes) at least, so that one request cannot take all of it", h.MaxMemory, h.MaxBodySize)
 	}
-	return fmt.Errorf("max_memory (%d bytes) must be twice max_body_size (%d bytes) at least, so that one request cannot take all of it", h.MaxMemory, h.MaxBodySize)
+	return nil
 }
 
-// consumersFit compares ec_consumers with the pool that consumes embeddings.
-func (h *Handler) consumersFit() error {
+// checkConsumers compares ec_consumers with the pool that consumes embeddings.
+func (h *Handler) checkConsumers() error {
 	if len(h.ECConsumers) == 0 {
 		return nil
-	}
-	if h.EncodeOptional { // seen with vLLM 0.32: it waits 60 s, and then answers 500
-		return errors.New("encode_optional does not go with ec_consumers: an instance that embeddings are pushed to waits for them, and encodes nothing itself")
 	}
 	stage, pool := "decode", h.Decode
 	if h.Prefill != nil {
@@ -77,7 +169,7 @@ func (h *Handler) consumersFit() error {
 	return nil
 }
 
-// covers looks whether an option has a value for each upstream of a pool, and for nobody else.
+// covers checks that an option has a value for each upstream of a pool, and for no other.
 func covers[V any](values map[string]V, option, stage string, pool *reverseproxy.Handler, example string) error {
 	if pool.DynamicUpstreamsRaw != nil {
 		return fmt.Errorf("%s needs to know the upstreams of the %s pool; it cannot be dynamic", option, stage)
@@ -96,8 +188,8 @@ func covers[V any](values map[string]V, option, stage string, pool *reverseproxy
 	return nil
 }
 
-// bootstrapsFit compares kv_bootstrap with the prefill pool.
-func (h *Handler) bootstrapsFit() error {
+// checkBootstraps compares kv_bootstrap with the prefill pool.
+func (h *Handler) checkBootstraps() error {
 	if len(h.KVBootstrap) == 0 || h.Prefill == nil {
 		return nil
 	}

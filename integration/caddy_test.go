@@ -362,7 +362,7 @@ func (c *caddy) access(t *testing.T, id string) entry {
 // failures returns our own entries of a request: those that tell why it failed.
 func (c *caddy) failures(id string) []entry {
 	found, _ := c.log.find(func(e entry) bool {
-		return e.str("logger") == "http.handlers.epd_proxy" && e.str("request_id") == id
+		return isOurs(e) && e.str("request_id") == id
 	})
 	return found
 }
@@ -371,12 +371,21 @@ func (c *caddy) failures(id string) []entry {
 func (c *caddy) failure(t *testing.T, id string) entry {
 	t.Helper()
 	return c.entries(t, 1, func(e entry) bool {
-		return e.str("logger") == "http.handlers.epd_proxy" && e.str("request_id") == id
+		return isOurs(e) && e.str("request_id") == id
 	})[0]
 }
 
 // lines returns all log entries of the handler and its pools.
 func (c *caddy) lines() []entry {
-	found, _ := c.log.find(func(e entry) bool { return e.str("logger") == "http.handlers.epd_proxy" })
+	found, _ := c.log.find(isOurs)
 	return found
+}
+
+// isOurs reports whether an entry is the handler's or one of its pools'.
+func isOurs(e entry) bool {
+	switch e.str("logger") {
+	case "http.handlers.epd_proxy", "http.handlers.epd_proxy.encode", "http.handlers.epd_proxy.prefill", "http.handlers.epd_proxy.decode":
+		return true
+	}
+	return false
 }

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -260,4 +263,52 @@ func TestProxyRefuses(t *testing.T) {
 		assert.Equal(t, 1, status, why)
 		assert.Contains(t, log, why)
 	}
+}
+
+// behind serves an engine below a path, and nothing beside it. It returns the URL.
+func behind(t *testing.T, path string, engine *fakevllm.Engine) string {
+	t.Helper()
+	to, err := url.Parse(engine.URL())
+	require.NoError(t, err)
+	server := httptest.NewServer(http.StripPrefix(path, httputil.NewSingleHostReverseProxy(to)))
+	t.Cleanup(server.Close)
+	return server.URL + path
+}
+
+// Engines can be behind a path: requests, health checks and profiling go there.
+func TestProxyWithPaths(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 2, 0, 1, profiling)
+	port := freePort(t)
+	c := &caddy{URL: fmt.Sprintf("http://127.0.0.1:%d", port), Client: &http.Client{Timeout: time.Minute}}
+	t.Cleanup(c.Client.CloseIdleConnections)
+	serving(t, c.URL, "--host", "127.0.0.1", "--port", strconv.Itoa(port), "--profiling",
+		"--encode-servers-urls", behind(t, "/e", e.encode[0])+","+behind(t, "/e", e.encode[1])+"/",
+		"--decode-servers-urls", behind(t, "/vllm/d", e.decode[0]))
+
+	for _, body := range []string{typical["five images"].body, stream(typical["five images"].body)} {
+		assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
+	}
+	assert.Equal(t, http.StatusOK, c.do(t, http.MethodGet, "/v1/models", "").StatusCode)
+	for _, engine := range e.all() {
+		assert.Eventually(t, func() bool { return engine.HealthChecks() > 0 }, waitLong, tick)
+	}
+	r := c.do(t, http.MethodPost, "/start_profile", "{}")
+	assert.Equal(t, map[string][]string{"encode": {"encode#1 200 ok", "encode#2 200 ok"}, "decode": {"decode#1 200 ok"}}, said(t, r))
+	e.assertContract(t)
+}
+
+func TestCheckBelowPaths(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 1, 1)
+	var block strings.Builder
+	for i, stage := range []string{"encode", "prefill", "decode"} {
+		engine := e.all()[i]
+		address, _ := strings.CutPrefix(behind(t, "/vllm", engine), "http://")
+		address, _ = strings.CutSuffix(address, "/vllm")
+		fmt.Fprintf(&block, "%s %s {\nrewrite /vllm{uri}\nhealth_uri /vllm/health\n}\n", stage, address)
+	}
+	out, log, status := run(t, nil, "epd-check", "--config", site(t, block.String()))
+	assert.Zero(t, status, log)
+	assert.Contains(t, out, "all is well")
 }

@@ -154,7 +154,8 @@ func TestHealth(t *testing.T) {
 		t.Helper()
 		for _, upstream := range []string{"encode#1", "encode#2", "decode#1"} {
 			assert.Len(t, c.entries(t, 1, func(e entry) bool {
-				return e.str("msg") == msg && e.str("level") == level && e.str("upstream") == upstream
+				pool, _, _ := strings.Cut(upstream, "#")
+				return e.str("msg") == msg && e.str("level") == level && e.str("upstream") == upstream && e.str("logger") == "http.handlers.epd_proxy."+pool
 			}), 1)
 		}
 	}
