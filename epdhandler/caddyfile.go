@@ -53,6 +53,7 @@ func (h *Handler) options() caddyfile.Options {
 		"body_timeout":          caddyfile.Duration(&h.BodyTimeout),
 		"max_body_size":         caddyfile.Size(&h.MaxBodySize),
 		"max_media_items":       caddyfile.Int(&h.MaxMediaItems),
+		"handle_errors":         caddyfile.Flag(&h.HandleErrors),
 	}
 }
 
@@ -102,6 +103,7 @@ func (h *Handler) options() caddyfile.Options {
 //		body_timeout         <duration>
 //		max_body_size        <size>
 //		max_media_items      <number>
+//		handle_errors
 //	}
 //
 // Upstreams are given as in reverse_proxy, as host:port or as URLs, separated by

@@ -71,6 +71,9 @@ func (f *failure) isEngines() bool {
 	return false
 }
 
+// isAnswered reports whether an engine has answered with an error.
+func (f *failure) isAnswered() bool { return f.engine != nil && f.status >= http.StatusBadRequest }
+
 // judge returns why a call failed, nil if it was answered with 2xx.
 func judge(ctx context.Context, stage string, c *call, a *answer, err error) *failure {
 	f := &failure{stage: stage, call: c, cause: err}
@@ -198,12 +201,28 @@ func requestError(status int, code, format string, args ...any) apiError {
 	return apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "invalid_request_error", Code: code}
 }
 
+// sendError answers the request with an error that no engine has answered with: as the API
+// words it or, if the configuration says so, by Caddy's error routes.
+func (x *exchange) sendError(e apiError) {
+	if !x.h.HandleErrors || e.status == statusClientClosed {
+		e.write(x.w)
+		return
+	}
+	e.setHeader(x.w)
+	x.err = caddyhttp.Error(e.status, errors.New(e.Message))
+}
+
+// setHeader adds the headers of the error to the response.
+func (e apiError) setHeader(w http.ResponseWriter) {
+	for name, values := range e.header {
+		w.Header()[name] = values
+	}
+}
+
 // write sends the error as the response.
 func (e apiError) write(w http.ResponseWriter) {
+	e.setHeader(w)
 	h := w.Header()
-	for name, values := range e.header {
-		h[name] = values
-	}
 	h.Set("Content-Type", "application/json")
 	var line []byte
 	if e.Message != "" {

@@ -192,6 +192,13 @@ type Handler struct {
 	// The most media items that a request may have. Default: 128.
 	MaxMediaItems int `json:"max_media_items,omitempty"`
 
+	// Return errors that no engine has answered with, such as those of refused requests,
+	// full queues and time limits, to Caddy's error routes (`handle_errors` in a Caddyfile),
+	// where `{http.error.status_code}` and `{http.error.message}` describe them. The headers
+	// `X-Request-Id` and `Retry-After` are set. Default: false, they are answered in the form
+	// of OpenAI's API.
+	HandleErrors bool `json:"handle_errors,omitempty"`
+
 	encode, prefill, decode *pool // prefill may be nil
 
 	sources    []media.Source        // MediaSources

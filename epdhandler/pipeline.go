@@ -135,7 +135,7 @@ func (x *exchange) transferred() bool {
 func (x *exchange) fail(f *failure) {
 	x.report.outcome = outcomeOf(f.verdict.status)
 	begun := x.keepalive.end()
-	if f.stage == "decode" && f.engine != nil && f.status >= http.StatusBadRequest && !begun {
+	if f.stage == "decode" && f.isAnswered() && !begun {
 		x.response().deliver(f.engine)
 		return
 	}
@@ -148,7 +148,11 @@ func (x *exchange) fail(f *failure) {
 		x.breakOff(true)
 		return
 	}
-	e.write(x.w)
+	if f.isAnswered() {
+		e.write(x.w)
+		return
+	}
+	x.sendError(e)
 }
 
 // streams reports whether the client wants a stream.

@@ -107,7 +107,7 @@ func (x *exchange) profile() {
 		p.write(x.w, http.StatusOK)
 	default:
 		x.report.outcome = outcomeFailed
-		serverError(http.StatusServiceUnavailable, "profiling_unavailable", "no instance can profile: %s", p).write(x.w)
+		x.sendError(serverError(http.StatusServiceUnavailable, "profiling_unavailable", "no instance can profile: %s", p))
 	}
 	for _, s := range p.all() {
 		x.logProfiled(s)

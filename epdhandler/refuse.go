@@ -17,7 +17,7 @@ func (x *exchange) reject(e *apiError) {
 			zap.Int("status", e.status), zap.Any("code", e.Code), zap.Error(errors.New(e.Message)))
 	}
 	if x.received || x.r.ContentLength == 0 || x.r.ProtoMajor > 1 {
-		e.write(x.w)
+		x.sendError(*e)
 		return
 	}
 	x.refuseUpload(e)
@@ -31,20 +31,22 @@ const (
 	smallUpload = 64 << 10
 )
 
-// refuseUpload answers over HTTP/1.1 before the body has come. The server would first
-// wait for more of it. Then the connection must end, for what still comes is no
-// request; but not at once, or the client might see nothing but that.
+// refuseUpload answers over HTTP/1.1 before the body has come. net/http would first wait for
+// more of it. The connection must end then, because what still comes is no request; but not at
+// once, or the client would see a reset connection instead of the answer.
 func (x *exchange) refuseUpload(e *apiError) {
 	conn := http.NewResponseController(x.w)
 	_ = conn.SetReadDeadline(time.Now().Add(lingering))
 	asks := x.r.Header.Get("Expect") != "" // and sends nothing if the answer is no
 	if n := x.r.ContentLength; 0 < n && n <= smallUpload && !asks {
-		e.write(x.w)
+		x.sendError(*e)
 		return
 	}
 	x.w.Header().Set("Connection", "close")
-	e.write(x.w)
-	_ = conn.Flush()
+	x.sendError(*e)
+	if x.err == nil {
+		_ = conn.Flush()
+	} // else Caddy answers afterwards, so that the client has a second to send its body first
 	x.release() // what has come of the body
 	if !asks {
 		_, _ = io.Copy(io.Discard, x.r.Body)

@@ -25,6 +25,7 @@ type exchange struct {
 	memory *body.Memory // that the body is in
 	room   *share       // of the memory of all
 	report *report
+	err    error // for Caddy's error routes; nil: the request has been answered
 
 	received bool   // the whole body has come
 	engineID string // x-request-id, for engines
@@ -81,8 +82,8 @@ var routes = map[string]route{
 // notFound is what is not there.
 var notFound = route{api: apiOther}
 
-// ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, and
-// never calls next.
+// ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, unless errors
+// are for Caddy's error routes, and never calls next.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	x := &exchange{h: h, w: w, r: r, id: requestID(r.Header)}
 	w.Header()["X-Request-Id"] = []string{x.id}
@@ -103,19 +104,19 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.
 	defer x.report.finish(r.Context())
 	if route.serve == nil {
 		x.reject(badRequest(http.StatusNotFound, "not_found", "there is no such route"))
-		return nil
+		return x.err
 	}
 	for _, m := range route.methods {
 		if r.Method == m {
 			route.serve(x)
-			return nil
+			return x.err
 		}
 	}
 	allow := strings.Join(route.methods, ", ")
 	e := badRequest(http.StatusMethodNotAllowed, "method_not_allowed", "use %s here", allow)
 	e.header = http.Header{"Allow": {allow}}
 	x.reject(e)
-	return nil
+	return x.err
 }
 
 func (x *exchange) chatCompletions() { x.complete(true) }
@@ -123,7 +124,7 @@ func (x *exchange) chatCompletions() { x.complete(true) }
 func (x *exchange) completions() { x.complete(false) }
 
 func (x *exchange) complete(chat bool) {
-	// who is refused should know at once, and not after the first stages
+	// reject early, before any stage has done work
 	if e := x.findRoom(x.h.prefill, x.h.decode); e != nil {
 		x.reject(e)
 		return
@@ -156,7 +157,7 @@ func (x *exchange) release() {
 	x.embeddings = media.Encoded{Handles: x.embeddings.Handles}
 }
 
-// findRoom refuses a request if so many wait for a pool that it may not join them.
+// findRoom returns an error if the queue of a pool is full.
 func (x *exchange) findRoom(pools ...*pool) *apiError {
 	for _, p := range pools {
 		if p != nil && (p.queue.full(p.handler.Upstreams) || p == x.h.decode && x.h.gate != nil && x.h.gate.full()) {
