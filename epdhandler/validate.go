@@ -18,6 +18,9 @@ import (
 // defaults must be set. Options of a pool that is switched off are not wrong: the pool may be
 // switched on again.
 func (h *Handler) validate() (option string, err error) {
+	if option, err := h.checkNumbers(); err != nil {
+		return option, err
+	}
 	for _, check := range []struct {
 		option string
 		find   func() error
@@ -39,7 +42,7 @@ func (h *Handler) validate() (option string, err error) {
 			return check.option, err
 		}
 	}
-	return h.checkNumbers()
+	return "", nil
 }
 
 // checkNumbers finds negative numbers, which only JSON can have.
