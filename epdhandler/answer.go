@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 )
 
 // maxAnswer bounds what is kept of an engine's answer. The largest are those of a prefill
@@ -32,7 +34,7 @@ type answer struct {
 	body    bytes.Buffer
 	refused error // why it is not taken; nil if it is
 
-	room    *share // of the request; nil: the answer is not counted
+	room    *memory.Share // of the request; nil: the answer is not counted
 	counted int64
 }
 
@@ -73,7 +75,7 @@ func (a *answer) grow(n int64) error {
 		return nil
 	}
 	more := 2*n - a.counted
-	if err := a.room.add(more); err != nil {
+	if err := a.room.Add(more); err != nil {
 		return err
 	}
 	a.counted += more

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 )
 
 // These are constants because an error tells whether they were changed to no effect.
@@ -32,7 +34,7 @@ func (h *Handler) setDefaults() {
 	h.QueueTimeout = cmp.Or(h.QueueTimeout, defaultQueueTimeout)
 
 	if h.MaxMemory == 0 {
-		h.MaxMemory = defaultMemory()
+		h.MaxMemory = memory.DefaultLimit()
 	}
 	h.MaxBodySize = cmp.Or(h.MaxBodySize, min(256<<20, h.MaxMemory/4))
 	h.MaxMediaItems = cmp.Or(h.MaxMediaItems, 128)

@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 )
 
 // reason is why an attempt failed, in the word that logs, metrics and spans have for it.
@@ -108,7 +109,7 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 	case handler.StatusCode >= 400 && handler.StatusCode != http.StatusBadGateway:
 		// lb_retry_match gave up on an answer, or handle_response made an error
 		f.reason, f.status = badStatus, handler.StatusCode
-	case errors.Is(a.refused, errNoMemory):
+	case errors.Is(a.refused, memory.ErrExhausted):
 		f.reason, f.cause = overloaded, a.refused
 	case a.refused != nil:
 		f.reason, f.cause = broken, a.refused
@@ -147,7 +148,7 @@ func (f *failure) explain() apiError {
 	case unavailable, refused:
 		return serverError(http.StatusServiceUnavailable, f.stage+"_unavailable", "no instance of the %s stage can be reached", f.stage)
 	case overloaded:
-		if errors.Is(f.cause, errNoMemory) {
+		if errors.Is(f.cause, memory.ErrExhausted) {
 			return noMemoryError()
 		}
 		return overloadedError(f.stage)
@@ -178,7 +179,7 @@ func serverError(status int, code, format string, args ...any) apiError {
 
 // noMemoryError is for requests that did not get the memory that they need.
 func noMemoryError() apiError {
-	e := serverError(http.StatusServiceUnavailable, "overloaded", "%s; try again later", errNoMemory)
+	e := serverError(http.StatusServiceUnavailable, "overloaded", "%s; try again later", memory.ErrExhausted)
 	e.header = retryLater()
 	return e
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 )
 
 // What engines have said in their errors over the years comes out in one form.
@@ -71,20 +73,22 @@ func TestAnswerIsBounded(t *testing.T) {
 func TestAnswersAreCounted(t *testing.T) {
 	nothingHeld(t)
 	ctx, leave := context.WithCancel(t.Context())
-	room, err := newShare(ctx, 0, 4*miB)
+	room, err := memoryLedger.Reserve(ctx, 0, 4*miB)
 	require.NoError(t, err)
-	m := room.arrived(0)
+	_, m, err := room.ReadBody(http.NoBody, 0, 0)
+	require.NoError(t, err)
+	before := memoryLedger.Held()
 	small, large := &answer{room: room}, &answer{room: room}
 	write := func(a *answer, n int) error {
 		_, err := a.Write(make([]byte, n))
 		return err
 	}
 	require.NoError(t, write(small, smallAnswer))
-	got, _ := held()
-	assert.Zero(t, got, "nearly all are small")
+	got := memoryLedger.Held()
+	assert.Equal(t, before, got, "nearly all are small")
 	for range 16 {
 		require.NoError(t, write(large, 64*kiB))
-		got, _ = held()
+		got = memoryLedger.Held()
 		assert.GreaterOrEqual(t, got, int64(large.body.Cap()))
 	}
 	assert.LessOrEqual(t, got, int64(4*large.body.Len()))
@@ -94,7 +98,7 @@ func TestAnswersAreCounted(t *testing.T) {
 	require.NoError(t, write(small, miB))
 	nothingHeld(t)
 
-	a := &answer{refused: errNoMemory}
+	a := &answer{refused: memory.ErrExhausted}
 	f := judge(t.Context(), "prefill", &call{chosen: []string{"a"}, reached: true}, a, errBroke)
 	assert.Equal(t, overloaded, f.reason)
 	assert.Equal(t, http.StatusServiceUnavailable, f.verdict.status)

@@ -95,9 +95,7 @@ func memoryUse(handlers []*Handler) (held, limit int64) {
 			limit = h.MaxMemory
 		}
 	}
-	memory.Lock()
-	defer memory.Unlock()
-	return memory.sum - memory.promised, limit
+	return memoryLedger.Held(), limit
 }
 
 func oneIf(b bool) float64 {

@@ -18,6 +18,8 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 )
 
 // load provisions a handler as Caddy does, with its life cycle.
@@ -173,7 +175,7 @@ func TestDefaultsAreAsDocumented(t *testing.T) {
 		case o.initially == "required":
 			continue // TestProvisionRefuses
 		case o.name == "max_memory":
-			assert.Equal(t, defaultMemory(), silent.MaxMemory)
+			assert.Equal(t, memory.DefaultLimit(), silent.MaxMemory)
 		default:
 			assert.Contains(t, []string{"off", "none", "anywhere"}, o.initially, "default of %s", o.name)
 			assert.Zero(t, fields(silent)[o.name], "default of %s", o.name)

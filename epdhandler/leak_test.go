@@ -277,8 +277,7 @@ func (*site) waiting(role fakevllm.Role) bool {
 
 // sending reports whether a client has begun to send a body.
 func (*site) sending(fakevllm.Role) bool {
-	held, _ := held()
-	return held > 0
+	return memoryLedger.Held() > 0
 }
 
 func eventually(t *testing.T, message string, what func() bool) {

@@ -9,12 +9,13 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 )
 
 // Provision sets the defaults, validates the configuration and provisions the pools.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.ctx, h.logger = ctx, ctx.Logger()
-	headroom()
+	memory.Headroom()
 	if err := showMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}

@@ -23,7 +23,7 @@ import (
 // engines and clients do while bodies are on their way.
 func TestNoBytesOfOthers(t *testing.T) {
 	nothingHeld(t)
-	leaveAccessible(t)
+	poisonIdle(t)
 	var wholes atomic.Int64
 	answer := func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet { // a health check
@@ -59,19 +59,12 @@ func TestNoBytesOfOthers(t *testing.T) {
 	port := freePort(t)
 	serve(t, port, "", engines)
 
-	over, end := context.WithCancel(t.Context())
-	var free, clients sync.WaitGroup
-	free.Go(func() {
-		for over.Err() == nil {
-			poisonIdle()
-			time.Sleep(10 * time.Millisecond)
-		}
-	})
+	var clients sync.WaitGroup
 	for who := range 8 {
 		clients.Go(func() {
 			client := newClient(t, who%2 == 0)
 			for i := range 8 {
-				ctx, leave := context.WithCancel(over)
+				ctx, leave := context.WithCancel(t.Context())
 				if rand.IntN(4) == 0 {
 					time.AfterFunc(time.Duration(rand.IntN(int(20*time.Millisecond))), leave)
 				}
@@ -91,8 +84,6 @@ func TestNoBytesOfOthers(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	end()
-	free.Wait()
 	assert.NotZero(t, wholes.Load(), "no engine got a whole body")
 	nothingHeld(t)
 }
@@ -111,22 +102,17 @@ func slowEngine(t *testing.T, answer http.HandlerFunc) string {
 
 const poison = 0xEE
 
-// poisonIdle overwrites the memory that is free, which others have to do without so long.
-func poisonIdle() {
-	memory.Lock()
-	var free []*region
-	for len(memory.idle.list) > 0 {
-		free = append(free, memory.idle.take(len(memory.idle.list[0].bytes)))
+// poisonIdle has memory overwritten when it becomes idle, instead of made inaccessible.
+func poisonIdle(t *testing.T) {
+	before := memoryLedger.Guard
+	memoryLedger.Guard = func(region []byte, idle bool) {
+		if idle {
+			fill(region, poison)
+		} else {
+			protect(region, false) // it may be idle since an earlier test
+		}
 	}
-	memory.Unlock()
-	for _, r := range free {
-		fill(r.bytes[:r.touched], poison)
-	}
-	memory.Lock()
-	defer memory.Unlock()
-	for _, r := range free {
-		memory.idle.put(r)
-	}
+	t.Cleanup(func() { memoryLedger.Guard = before })
 }
 
 // fill fills b by copying, which takes a fraction of the time under the race detector.

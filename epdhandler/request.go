@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 )
 
 // requestID returns the client's x-request-id if it is fit to be passed on, else
@@ -101,7 +101,7 @@ func (x *exchange) readBody(chat bool) *apiError {
 	if e := x.checkOptions(); e != nil {
 		return e
 	}
-	if err := x.room.add(itemSize * int64(len(x.media.Items()))); err != nil {
+	if err := x.room.Add(itemSize * int64(len(x.media.Items()))); err != nil {
 		return x.readError(err)
 	}
 	return nil
@@ -138,59 +138,21 @@ const itemSize = 2 << 10
 
 // receive reads the body. If all requests together hold too much, that fails before a
 // byte is read.
-func (x *exchange) receive() ([]byte, error) {
+func (x *exchange) receive() (raw []byte, err error) {
 	length := x.r.ContentLength
 	if length > x.h.MaxBodySize {
-		return nil, errBodyTooLarge
+		return nil, memory.ErrTooLarge
 	}
-	room, err := newShare(x.r.Context(), max(length, 0), x.h.MaxMemory)
+	x.room, err = memoryLedger.Reserve(x.r.Context(), max(length, 0), x.h.MaxMemory)
 	if err != nil {
 		return nil, err
 	}
 	conn := http.NewResponseController(x.w)
 	_ = conn.SetReadDeadline(time.Now().Add(time.Duration(x.h.BodyTimeout)))
 	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
-	var raw []byte
-	defer func() { x.room, x.memory = room, room.received(raw) }() // also if the reader panics, which may be a middleware's
-	raw, err = readAll(x.r.Body, length, x.h.MaxBodySize, room)
+	raw, x.memory, err = x.room.ReadBody(x.r.Body, length, x.h.MaxBodySize)
 	return raw, err
 }
-
-var errBodyTooLarge = errors.New("body too large")
-
-// readAll reads a body of length bytes (-1: unknown), at most limit, and returns what
-// there is of it also on errors. It takes memory with what arrives, not with what was
-// announced.
-func readAll(r io.Reader, length, limit int64, room *share) ([]byte, error) {
-	if length < 0 {
-		length = limit
-	}
-	size := int(min(length, math.MaxInt-1)) + 1 // so that the end is met without growing
-	buf := room.alloc(size)
-	for {
-		end := min(cap(buf), len(buf)+window(len(buf)))
-		if err := room.reach(int64(end)); err != nil {
-			return buf, err
-		}
-		n, err := r.Read(buf[len(buf):end])
-		buf = buf[:len(buf)+n]
-		switch {
-		case int64(len(buf)) > limit:
-			return buf, errBodyTooLarge
-		case err == io.EOF:
-			return buf, nil
-		case err != nil:
-			return buf, err
-		case len(buf) == cap(buf):
-			grown := make([]byte, len(buf), min(size, 2*cap(buf)))
-			copy(grown, buf)
-			buf = grown
-		}
-	}
-}
-
-// window is how many bytes are read at once, in relation to those that are there.
-func window(n int) int { return min(max(n, smallUpload+1), 1<<20) }
 
 // readError says why the body could not be read.
 func (x *exchange) readError(err error) *apiError {
@@ -198,9 +160,9 @@ func (x *exchange) readError(err error) *apiError {
 	switch {
 	case isTooLarge: // by the directive request_body, which may have a lower limit
 		return tooLargeError(tooLarge.Limit)
-	case errors.Is(err, errBodyTooLarge):
+	case errors.Is(err, memory.ErrTooLarge):
 		return tooLargeError(x.h.MaxBodySize)
-	case errors.Is(err, errNoMemory):
+	case errors.Is(err, memory.ErrExhausted):
 		e := noMemoryError()
 		return &e
 	case errors.Is(err, io.ErrUnexpectedEOF): // the client may still listen

@@ -1,71 +1,101 @@
 package epdhandler
 
 import (
-	"bytes"
+	"context"
+	"fmt"
 	"io"
-	"math"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
-	"testing/iotest"
+	"time"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
-// readFrom reads a body, with all the memory that there is.
-func readFrom(t *testing.T, r io.Reader, length, limit int64) ([]byte, error) {
-	room, err := newShare(t.Context(), 0, 1<<40)
-	require.NoError(t, err)
-	got, err := readAll(r, length, limit, room)
-	m := room.arrived(int64(len(got)))
-	t.Cleanup(m.Release)
-	return got, err
+const (
+	kiB = 1 << 10
+	miB = 1 << 20
+)
+
+// nothingHeld waits until no body is in memory.
+func nothingHeld(t *testing.T) {
+	t.Helper()
+	eventually(t, "no memory is held", func() bool { return memoryLedger.Held() == 0 })
 }
 
-func TestReadAll(t *testing.T) {
-	const limit = 3 * smallUpload
-	for _, size := range []int{0, 1, smallUpload - 1, smallUpload, smallUpload + 1, limit - 1, limit} {
-		data := bytes.Repeat([]byte("0123456789abcdef"), size/16+1)[:size]
-		for name, r := range map[string]func(io.Reader) io.Reader{
-			"as it is":      func(r io.Reader) io.Reader { return r },
-			"end with data": iotest.DataErrReader,
-			"in halves":     iotest.HalfReader,
-		} {
-			for _, length := range []int64{int64(size), -1} {
-				got, err := readFrom(t, r(bytes.NewReader(data)), length, limit)
-				require.NoError(t, err, "%d bytes, length %d, %s", size, length, name)
-				assert.True(t, bytes.Equal(data, got), "%d bytes, length %d, %s", size, length, name)
-			}
-		}
+// What somebody else's reader panics with is no reason to keep a body.
+func TestPanicGivesMemoryBack(t *testing.T) {
+	nothingHeld(t)
+	for _, length := range []int64{-1, miB} {
+		r := httptest.NewRequest(http.MethodPost, chatPath, nil)
+		r.Header.Set("Content-Type", "application/json")
+		r.Body, r.ContentLength = io.NopCloser(io.MultiReader(strings.NewReader("{"), panics{})), length
+		h := &Handler{MaxBodySize: miB, MaxMemory: 8 * miB, BodyTimeout: caddy.Duration(time.Minute)}
+		x := &exchange{h: h, w: httptest.NewRecorder(), r: r, report: newReport("x", apiChat)}
+		assert.Panics(t, func() { x.complete(true) })
+		requestsInFlight.WithLabelValues(apiChat).Dec()
+		nothingHeld(t)
 	}
-	_, err := readFrom(t, bytes.NewReader(make([]byte, limit+1)), -1, limit)
-	assert.Equal(t, errBodyTooLarge, err)
-	_, err = readFrom(t, io.MultiReader(bytes.NewReader(make([]byte, 10)), iotest.ErrReader(io.ErrUnexpectedEOF)), 20, limit)
-	assert.Equal(t, io.ErrUnexpectedEOF, err)
 }
 
-// A client that announces much and sends little holds only what it sent.
-func TestReadAllTakesMemoryAsItComes(t *testing.T) {
-	before, _ := held()
-	announced, err := newShare(t.Context(), 1<<30, 1<<40)
-	require.NoError(t, err)
-	half, sent := io.Pipe()
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		_, _ = readAll(half, 1<<30, 1<<30, announced)
-		announced.arrived(0).Release()
-	}()
-	_, err = sent.Write(make([]byte, 10))
-	require.NoError(t, err)
-	after, _ := held()
-	require.NoError(t, sent.Close())
-	<-over
-	assert.LessOrEqual(t, after-before, int64(2*smallUpload))
+type panics struct{}
+
+func (panics) Read([]byte) (int, error) { panic("no") }
+
+// What is kept of a body until decode answers is counted, also of one that has next to
+// nothing but media items.
+func TestItemsAreCounted(t *testing.T) {
+	const items = 10_000
+	var parts []string
+	for i := range items { // equal media are encoded once
+		parts = append(parts, fmt.Sprintf(`{"image_url":"%d"}`, i))
+	}
+	in := `{"messages":[{"content":[` + strings.Join(parts, ",") + `]}]}`
+	retries := 1
+	h := &Handler{MaxBodySize: miB, MaxMemory: 64 * miB, MaxMediaItems: items, BodyTimeout: caddy.Duration(time.Minute),
+		References: true, EncodeBatch: 1, Retries: &retries, encode: &pool{stage: "encode", handler: new(reverseproxy.Handler)}}
+	r := httptest.NewRequest(http.MethodPost, chatPath, strings.NewReader(in))
+	r.Header.Set("Content-Type", "application/json")
+	r = r.WithContext(context.WithValue(t.Context(), caddy.ReplacerCtxKey, caddy.NewReplacer()))
+	nothingHeld(t)
+	before := liveHeap()
+	x := &exchange{h: h, w: httptest.NewRecorder(), r: r, report: new(report)}
+	defer x.release()
+	require.Nil(t, x.readBody(true))
+	counted := memoryLedger.Held()
+	x.planEncoding()
+	answers := make([]media.Answer, items)
+	for i := range answers {
+		said := fmt.Appendf(nil, `{"ec_transfer_params":{"%064d":{"item_indices":[0],"metadata":{"image_grid_thw":[[1,44,80]]}}}}`, i)
+		var err error
+		answers[i], err = x.plan.Read(i, said, []string{"01234567-89ab-cdef-0123-456789abcdef"})
+		require.NoError(t, err)
+	}
+	x.embeddings = x.plan.Encoded(answers)
+	require.True(t, x.embeddings.Refers)
+	out := x.embeddings.Body.Rewrite(body.Set(body.ECTransferParams, x.embeddings.Handles))
+	took := liveHeap() - before
+	t.Logf("%d bytes for each item", took/items)
+	assert.Less(t, took, counted)
+	x.release()
+	nothingHeld(t)
+	runtime.KeepAlive(x)
+	runtime.KeepAlive(answers)
+	runtime.KeepAlive(out)
 }
 
-func TestReadAllWithoutALimit(t *testing.T) {
-	got, err := readFrom(t, strings.NewReader("x"), -1, math.MaxInt64)
-	require.NoError(t, err)
-	assert.Equal(t, "x", string(got))
+func liveHeap() int64 {
+	runtime.GC()
+	runtime.GC() // what pools had kept
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }

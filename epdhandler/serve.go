@@ -10,20 +10,24 @@ import (
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 )
+
+// memoryLedger counts what the bodies of all requests in this process hold.
+var memoryLedger memory.Ledger
 
 // exchange is one request of a client on its way through the stages.
 type exchange struct {
 	h      *Handler
 	w      http.ResponseWriter
 	r      *http.Request
-	id     string       // x-request-id, for the client
-	parent sync.Mutex   // guards the variables and placeholders of r
-	header http.Header  // what engines get of the client's headers
-	body   *body.Body   // nil if it is not needed any more
-	media  *media.Set   // in the body
-	memory *body.Memory // that the body is in
-	room   *share       // of the memory of all
+	id     string        // x-request-id, for the client
+	parent sync.Mutex    // guards the variables and placeholders of r
+	header http.Header   // what engines get of the client's headers
+	body   *body.Body    // nil if it is not needed any more
+	media  *media.Set    // in the body
+	memory *body.Memory  // that the body is in
+	room   *memory.Share // of the memory of all
 	report *report
 	err    error // for Caddy's error routes; nil: the request has been answered
 

@@ -1,4 +1,4 @@
-package epdhandler
+package memory
 
 import (
 	"bufio"
@@ -13,39 +13,23 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// In all tests memory that is free is inaccessible: who uses it faults, or gets EFAULT from
-// the system. The race detector does not look at what is outside of Go's heap.
-func init() {
-	guard = func(region []byte, idle bool) {
-		access := syscall.PROT_READ | syscall.PROT_WRITE
-		if idle {
-			access = syscall.PROT_NONE
-		}
-		if err := syscall.Mprotect(region, access); err != nil {
-			panic(err)
-		}
+// protectIdle makes idle memory inaccessible: a use of it faults, or gets EFAULT from the
+// system. The race detector does not look at memory outside of Go's heap.
+func protectIdle(region []byte, idle bool) {
+	access := syscall.PROT_READ | syscall.PROT_WRITE
+	if idle {
+		access = syscall.PROT_NONE
+	}
+	if err := syscall.Mprotect(region, access); err != nil {
+		panic(err)
 	}
 }
 
-// leaveAccessible is for a test that looks at what is in free memory.
-func leaveAccessible(t *testing.T) {
-	memory.Lock()
-	defer memory.Unlock()
-	memory.idle.drop(0)
-	before := guard
-	guard = nil
-	t.Cleanup(func() {
-		memory.Lock()
-		defer memory.Unlock()
-		memory.idle.drop(0)
-		guard = before
-	})
-}
-
-// Where the system backs all memory with huge pages, a body takes what is counted for it.
+// Where the system backs all memory with huge pages, a small body takes only what is counted for it.
 func TestNoHugePagesForSmallBodies(t *testing.T) {
-	leaveAccessible(t)
-	s, err := newShare(t.Context(), 0, 1<<40)
+	t.Parallel()
+	l := new(Ledger)
+	s, err := l.Reserve(t.Context(), 0, 1<<40)
 	require.NoError(t, err)
 	b := s.alloc(512 * miB)[:100*kiB]
 	clear(b)
@@ -54,16 +38,15 @@ func TestNoHugePagesForSmallBodies(t *testing.T) {
 	if flags != "" {
 		assert.Contains(t, flags+" ", " nh ", "no huge page")
 	}
-	m := s.arrived(int64(len(b)))
-	got, _ := held()
-	assert.Equal(t, inPages(100*kiB), got)
+	m := s.end(int64(len(b)))
+	assert.Equal(t, inPages(100*kiB), l.Held())
 	m.Release()
 	assert.EqualValues(t, 64*kiB, inPages(64*kiB))
 	assert.EqualValues(t, int64(os.Getpagesize()), inPages(1))
 	assert.EqualValues(t, 18*miB, inPages(16*miB+1), "beyond that there may be huge pages")
 }
 
-// flagsOf returns what the kernel says of the mapping that b begins with.
+// flagsOf returns the kernel's flags of the mapping that begins with b.
 func flagsOf(t *testing.T, b []byte) (flags string, found bool) {
 	f, err := os.Open("/proc/self/smaps")
 	require.NoError(t, err)

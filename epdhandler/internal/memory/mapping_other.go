@@ -1,6 +1,6 @@
 //go:build !linux
 
-package epdhandler
+package memory
 
 import "errors"
 

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package epdhandler
+
+func protect([]byte, bool) {} // there are no regions

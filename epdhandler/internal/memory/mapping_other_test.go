@@ -1,0 +1,5 @@
+//go:build !linux
+
+package memory
+
+var protectIdle func(region []byte, idle bool) // there are no regions

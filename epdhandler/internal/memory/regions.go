@@ -1,0 +1,123 @@
+package memory
+
+import (
+	"math/bits"
+	"os"
+	"slices"
+	"time"
+)
+
+// region is memory for a large body, outside of Go's heap. It takes memory only where
+// something has been written: so there is room for what a client has announced before that
+// arrives, without copying as the body grows. And it is free at once, not after the next
+// garbage collection.
+type region struct {
+	bytes     []byte
+	touched   int64 // bytes that have been written, and take memory
+	idleSince time.Time
+}
+
+// regions are the idle ones, the one used last at the end. To use a region again saves the
+// kernel clearing it, which takes about as long as reading the body from the network. The
+// Ledger must be locked.
+type regions struct {
+	list    []*region
+	touched int64
+}
+
+const (
+	maxRegion = 1 << (30 + 10*(bits.UintSize/64)) // bytes of addresses, not of memory: a quarter of what 32 bits have, or 1 TiB
+	maxIdle   = 64 << 20                          // bytes that idle regions may take
+	idleTime  = 10 * time.Second                  // after which an idle region is unmapped
+)
+
+// Without huge pages a region takes what has been written. With them it takes up to
+// hugePage more, but new memory costs a quarter of the CPU time. So only the part of a region
+// beyond smallPart may have them.
+const (
+	hugePage  = 2 << 20
+	smallPart = 16 << 20
+)
+
+// inPages returns how much memory n bytes of a region take.
+func inPages(n int64) int64 {
+	page := int64(os.Getpagesize())
+	if n > smallPart {
+		page = hugePage
+	}
+	return (n + page - 1) / page * page
+}
+
+// takeRegion returns a region for n bytes, nil if there can be none.
+func (l *Ledger) takeRegion(n int) *region {
+	if n > maxRegion {
+		return nil
+	}
+	size := 1 << bits.Len(uint(n-1)) // few sizes, so that regions fit again
+	if r := l.idle.take(size); r != nil {
+		if l.Guard != nil {
+			l.Guard(r.bytes, false)
+		}
+		return r
+	}
+	bytes, err := mapMemory(size)
+	if err != nil {
+		return nil
+	}
+	return &region{bytes: bytes}
+}
+
+// putRegion keeps a region that is not used any more for the next body.
+func (l *Ledger) putRegion(r *region) {
+	if l.Guard != nil {
+		l.Guard(r.bytes, true)
+	}
+	l.idle.put(r)
+	if l.expiry == nil && len(l.idle.list) > 0 {
+		l.expiry = time.AfterFunc(idleTime, l.expire)
+	}
+}
+
+// expire unmaps the regions that have been idle for idleTime.
+func (l *Ledger) expire() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := &l.idle
+	for len(r.list) > 0 && time.Since(r.list[0].idleSince) >= idleTime {
+		r.drop(r.touched - 1)
+	}
+	l.expiry = nil
+	if len(r.list) > 0 {
+		l.expiry = time.AfterFunc(idleTime-time.Since(r.list[0].idleSince), l.expire)
+	}
+}
+
+// take returns an idle region of this size, nil if there is none.
+func (r *regions) take(size int) *region {
+	for i, region := range slices.Backward(r.list) {
+		if len(region.bytes) == size {
+			r.list = slices.Delete(r.list, i, i+1)
+			r.touched -= region.touched
+			return region
+		}
+	}
+	return nil
+}
+
+// put adds a region, and unmaps the oldest ones if there are too many.
+func (r *regions) put(region *region) {
+	region.idleSince = time.Now()
+	r.list = append(r.list, region)
+	r.touched += region.touched
+	r.drop(maxIdle)
+}
+
+// drop unmaps regions, oldest first, until they take no more than max bytes.
+func (r *regions) drop(max int64) {
+	n := 0
+	for ; n < len(r.list) && r.touched > max; n++ {
+		r.touched -= r.list[n].touched
+		unmapMemory(r.list[n].bytes)
+	}
+	r.list = slices.Delete(r.list, 0, n)
+}

@@ -1,0 +1,158 @@
+package memory
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+)
+
+// smallBody is the size up to which a body is in ordinary memory, and is not counted before
+// it arrives.
+const smallBody = 64 << 10
+
+// The length that a client announces is counted before the body arrives, so that not more
+// bodies begin than can be received: up to maxPromise bytes, and for promiseTime, because a
+// client may not send what it has announced.
+const (
+	maxPromise  = 16 << 20
+	promiseTime = 2 * time.Second
+)
+
+// Share is the memory that one request takes. A nil Share counts nothing.
+type Share struct {
+	ledger   *Ledger
+	ctx      context.Context // of the request
+	limit    int64           // for the sum of all shares
+	promised int64           // announced bytes that are counted and have not arrived
+	timer    *time.Timer     // ends the promise; nil: there is none
+
+	region *region // of the body; nil: it is in ordinary memory
+	held   int64
+	ended  bool // everything has been given back
+}
+
+// Reserve begins a share for a request whose client has announced so many bytes. It waits
+// briefly until all shares together take at most limit bytes, then fails with ErrExhausted.
+// Waiting, here and later, ends with ctx.
+func (l *Ledger) Reserve(ctx context.Context, announced, limit int64) (*Share, error) {
+	s := &Share{ledger: l, ctx: ctx, limit: limit}
+	n := min(announced, maxPromise)
+	err := l.wait(reserveTimeout, &claim{share: s, n: n, take: func() {
+		if n > smallBody {
+			s.promised = n
+			l.promised += n
+			l.take(n)
+		}
+	}})
+	if err != nil {
+		return nil, err
+	}
+	if n > smallBody {
+		s.timer = time.AfterFunc(promiseTime, s.endPromise)
+	}
+	return s, nil
+}
+
+// Add takes n bytes more, which are given back with the body. It waits until there is room
+// for them, and fails with ErrExhausted if that takes too long.
+func (s *Share) Add(n int64) error {
+	if s == nil || n <= 0 {
+		return nil
+	}
+	return s.ledger.wait(growTimeout, &claim{share: s, n: n, take: func() {
+		if !s.ended { // else nobody would give it back
+			s.hold(s.held + n)
+		}
+	}})
+}
+
+// endPromise counts only what has arrived.
+func (s *Share) endPromise() {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	s.ledger.give(s.redeem(s.promised))
+}
+
+// redeem removes at most n bytes from the promise, and returns how many. The Ledger must be
+// locked, here and in hold.
+func (s *Share) redeem(n int64) int64 {
+	n = min(n, s.promised)
+	s.promised -= n
+	s.ledger.promised -= n
+	return n
+}
+
+// hold makes n the number of bytes that the share holds, some of which may be promised.
+func (s *Share) hold(n int64) {
+	more := n - s.held
+	s.held = n
+	if more > 0 {
+		s.ledger.take(more - s.redeem(more))
+	} else {
+		s.ledger.give(-more)
+	}
+}
+
+// alloc returns an empty slice for n bytes, which takes no memory yet. Its capacity is less
+// if there is no region: then the caller has to replace it as the body grows. It is called once.
+func (s *Share) alloc(n int) []byte {
+	if n > smallBody+1 {
+		s.ledger.mu.Lock()
+		defer s.ledger.mu.Unlock()
+		if s.region = s.ledger.takeRegion(n); s.region != nil {
+			s.hold(s.region.touched)
+			return s.region.bytes[:0:n]
+		}
+	}
+	return make([]byte, 0, min(n, smallBody+1))
+}
+
+// reach waits until the first n bytes of the body may take memory.
+func (s *Share) reach(n int64) error {
+	if s.region != nil {
+		n = inPages(n)
+	}
+	return s.Add(n - s.held)
+}
+
+// received notes that the body is complete, in b, and returns the memory that it is in.
+func (s *Share) received(b []byte) *body.Memory {
+	if s.region == nil {
+		return s.end(int64(cap(b)))
+	}
+	return s.end(int64(len(b)))
+}
+
+// end notes that no more of the body will arrive, and that n bytes have. It returns the
+// memory that they are in; when that is released, the share gives everything back.
+func (s *Share) end(n int64) *body.Memory {
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	if s.region != nil {
+		s.region.touched = max(s.region.touched, inPages(n))
+		n = s.region.touched
+	}
+	s.hold(n)
+	s.ledger.give(s.redeem(s.promised))
+	giveBack := sync.OnceFunc(s.giveBack)
+	m := body.NewMemory(giveBack)
+	// a reader that is never closed must not hold the memory forever
+	runtime.AddCleanup(m, func(giveBack func()) { giveBack() }, giveBack)
+	return m
+}
+
+func (s *Share) giveBack() {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	if s.region != nil {
+		s.ledger.putRegion(s.region)
+	}
+	s.hold(0)
+	s.ended = true
+}

@@ -1,7 +1,0 @@
-//go:build !linux
-
-package epdhandler
-
-import "testing"
-
-func leaveAccessible(*testing.T) {}
