@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // BenchmarkRequest is a whole request through Caddy, by E+P+D with two encoders, over
@@ -59,7 +61,7 @@ func BenchmarkChoice(b *testing.B) {
 	var all reverseproxy.UpstreamPool
 	lb := chooser{choose: func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream { return fit[len(fit)-1] }}
 	take := func() *call {
-		c := &call{turn: new(turn), clock: new(silence), upstreams: all}
+		c := &call{turn: new(turn), clock: new(stream.Silence), upstreams: all}
 		q.take(b.Context(), c, lb)
 		return c
 	}

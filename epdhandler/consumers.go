@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strconv"
 	"sync/atomic"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // Encoders with Mooncake push embeddings to the instance that consumes them, so that one
@@ -59,12 +61,12 @@ func (x *exchange) chooseConsumer() *failure {
 			return f
 		}
 	}
-	c := &call{method: http.MethodPost, path: x.r.URL.Path, id: x.engineID, clock: new(silence), skip: a.skip, turn: a.turn}
+	c := &call{method: http.MethodPost, path: x.r.URL.Path, id: x.engineID, clock: new(stream.Silence), skip: a.skip, turn: a.turn}
 	ctx := x.r.Context()
 	u, err := x.choose(ctx, p, c)
 	if u == nil || ctx.Err() != nil {
 		freeSlot(c)
-		f := judge(ctx, p.stage, c, new(answer), cmp.Or(err, errors.New("no upstreams available")))
+		f := judge(ctx, p.stage, c, new(stream.Answer), cmp.Or(err, errors.New("no upstreams available")))
 		x.settle(a, f)
 		return f
 	}

@@ -9,19 +9,19 @@ import (
 	"time"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // decode has the answer generated, with one attempt. The client gets it as it
 // comes, as soon as its status is one that need not be tried elsewhere.
 func (x *exchange) decode() (f *failure) {
 	ctx, leave := x.enter(&x.report.decode, x.decoding)
-	var told *failure // that the client has got as the answer
-	defer func() { leave(cmp.Or(f, told)) }()
+	var delivered *failure // the client has it as the answer, or in it
+	defer func() { leave(cmp.Or(f, delivered)) }()
 	ctx, clock, cancel := x.watch(ctx)
 	defer cancel()
 	c := x.decodeCall(clock, cancel)
-	w := x.response()
-	w.silence, w.stop = clock, cancel
+	w := x.response(clock, cancel)
 	x.decoding.begin(c)
 	err := x.do(ctx, x.h.decode, c, w)
 	x.decoding.note(c)
@@ -32,43 +32,63 @@ func (x *exchange) decode() (f *failure) {
 	if c.lost {
 		return x.lostOnTheWay(c)
 	}
-	if err == nil && c.unframed && w.stream && !w.ended() {
-		err = errBroke // which looks like the end
-	}
-	if w.close(err != nil) {
-		ctx, err = x.r.Context(), nil
-	}
+	result := w.End(endingOf(c, err))
 	switch {
-	case !w.committed:
-		f := judge(ctx, "decode", c, &w.held, err)
+	case result.Failed:
+		ctx, err = x.r.Context(), nil
+	case result.Cut && err == nil:
+		err = errBroke
+	}
+	if result.Held != nil {
+		f := judge(ctx, "decode", c, result.Held, err)
 		if f == nil {
 			f = brokenAnswer("decode", c, errors.New("no stream"))
 		}
 		c.end(f)
 		x.settle(x.decoding, f)
 		return f
-	case (err != nil || w.gone) && !w.ended():
-		told = x.abort(ctx, c, w, err)
-		c.end(told)
-		x.breakOff(w.stream)
+	}
+	if (result.Cut || result.ClientGone) && !result.Done {
+		delivered = x.abort(ctx, c, w, result, err)
+		c.end(delivered)
+		x.breakOff(result.Stream)
 		return nil
-	case w.status >= http.StatusBadRequest:
-		x.report.outcome = outcomeOf(w.status)
-		told = x.noteError(c, w.status, statusError(w.status))
-	case w.failure != 0:
-		if x.report.outcome = outcomeBrokeOff; w.failure < http.StatusInternalServerError {
+	}
+	delivered = x.noteAnswer(c, result)
+	c.end(delivered)
+	return nil
+}
+
+// endingOf is how the answer to a call ended.
+func endingOf(c *call, err error) stream.Ending {
+	switch {
+	case err != nil:
+		return stream.Cut
+	case c.unframed:
+		return stream.Unframed
+	}
+	return stream.Complete
+}
+
+// noteAnswer notes the outcome of a complete answer that the client has, and returns the error
+// that it is, or has.
+func (x *exchange) noteAnswer(c *call, result stream.Result) *failure {
+	switch {
+	case result.Status >= http.StatusBadRequest:
+		x.report.outcome = outcomeOf(result.Status)
+		return x.noteError(c, result.Status, statusError(result.Status))
+	case result.StreamError != 0:
+		if x.report.outcome = outcomeBrokeOff; result.StreamError < http.StatusInternalServerError {
 			x.report.outcome = outcomeRejected
 		}
-		told = x.noteError(c, w.failure, fmt.Errorf("the stream has an error of status %d", w.failure))
-	default:
-		x.report.outcome = outcomeOK
+		return x.noteError(c, result.StreamError, fmt.Errorf("the stream has an error of status %d", result.StreamError))
 	}
-	c.end(told)
+	x.report.outcome = outcomeOK
 	return nil
 }
 
 // decodeCall is the call of an attempt. cancel ends it before an engine has got it.
-func (x *exchange) decodeCall(clock *silence, cancel func()) *call {
+func (x *exchange) decodeCall(clock *stream.Silence, cancel func()) *call {
 	c := &call{
 		method:   http.MethodPost,
 		path:     x.r.URL.Path,
@@ -98,61 +118,60 @@ func (x *exchange) noteError(c *call, status int, cause error) *failure {
 	return f
 }
 
-// response is the way to the client.
-func (x *exchange) response() *response {
-	w := &response{
-		client:    x.w,
-		conn:      http.NewResponseController(x.w),
-		id:        x.id,
-		held:      answer{room: x.room},
-		keepalive: x.keepalive,
-		silence:   new(silence),
-		stop:      func() {},
-		begins:    x.report.begins,
-		correct:   x.correct,
-		plain:     x.streams(),
-		accept: func(status int) bool {
+// response is the way to the client. stop ends the engine's answer.
+func (x *exchange) response(clock *stream.Silence, stop func()) *stream.Response {
+	c := stream.Config{
+		Client:    x.w,
+		RequestID: x.id,
+		Streamed:  x.streams(),
+		Memory:    x.room,
+		Silence:   clock,
+		Keepalive: x.keepalive,
+		Accept: func(status int) bool {
 			// reverse_proxy says 499 for a client that went away
 			return status/100 != 3 && !x.decoding.repeatable(status) && x.r.Context().Err() == nil
 		},
+		OnCommit: func(status int, streamed bool) {
+			if status/100 == 2 {
+				x.decoding.succeeds()
+			}
+			x.release()
+			if streamed {
+				x.report.begins()
+			}
+		},
+		Stop: stop,
 	}
-	w.done = func() {
-		if w.status/100 == 2 {
-			x.decoding.succeeds()
-		}
-		x.release()
+	if x.kv != nil { // else decode has computed the prompt itself, and its usage is right
+		c.CachedTokens = &x.cached
 	}
-	return w
+	return stream.NewResponse(c)
 }
 
 // watch limits the silence of a stream.
-func (x *exchange) watch(ctx context.Context) (context.Context, *silence, context.CancelFunc) {
+func (x *exchange) watch(ctx context.Context) (context.Context, *stream.Silence, context.CancelFunc) {
 	if !x.streams() {
 		ctx, cancel := context.WithCancel(ctx)
-		return ctx, new(silence), cancel
+		return ctx, new(stream.Silence), cancel
 	}
-	return watch(ctx,
-		limit{"stream_start_timeout", time.Duration(x.h.StreamStartTimeout)},
-		limit{"stream_idle_timeout", time.Duration(x.h.StreamIdleTimeout)})
+	return stream.Watch(ctx,
+		stream.Limit{Option: "stream_start_timeout", Time: time.Duration(x.h.StreamStartTimeout)},
+		stream.Limit{Option: "stream_idle_timeout", Time: time.Duration(x.h.StreamIdleTimeout)})
 }
 
 // abort deals with an answer that broke off in its middle. In a stream the client gets to
 // know why.
-func (x *exchange) abort(ctx context.Context, c *call, w *response, cause error) *failure {
-	if w.gone || x.r.Context().Err() != nil {
+func (x *exchange) abort(ctx context.Context, c *call, w *stream.Response, result stream.Result, cause error) *failure {
+	if result.ClientGone || x.r.Context().Err() != nil {
 		x.report.outcome = outcomeClientClosed
 		return &failure{reason: canceled}
 	}
 	x.report.outcome = outcomeBrokeOff
-	f := judge(ctx, "decode", c, new(answer), cause)
+	f := judge(ctx, "decode", c, new(stream.Answer), cause)
 	f.final = true
 	countFailure(f)
 	x.logFailure(f, x.decoding)
-	if w.stream {
-		w.endEvent()
-		f.verdict.writeEvent(w.client)
-	}
-	_ = w.FlushError()
+	w.Abort(f.verdict.encode())
 	return f
 }
 

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 const chatPath = "/v1/chat/completions"
@@ -125,7 +126,7 @@ func (x *exchange) encodeBatch(ctx context.Context, i int) (media.Answer, *failu
 }
 
 func (x *exchange) tryEncode(ctx context.Context, i int) (said media.Answer, f *failure) {
-	ctx, clock, cancel := watch(ctx, limit{"encode_timeout", time.Duration(x.h.EncodeTimeout)}, limit{})
+	ctx, clock, cancel := stream.Watch(ctx, stream.Limit{Option: "encode_timeout", Time: time.Duration(x.h.EncodeTimeout)}, stream.Limit{})
 	defer cancel()
 	b := x.plan.Batches[i]
 	id := x.engineID + ":" + strconv.Itoa(b[0]) + ":"
@@ -149,7 +150,7 @@ func (x *exchange) tryEncode(ctx context.Context, i int) (said media.Answer, f *
 	a, f := x.ask(ctx, x.encoding[i], c)
 	if f == nil {
 		var err error
-		if said, err = x.plan.Read(i, a.body.Bytes(), ids); err != nil {
+		if said, err = x.plan.Read(i, a.Body.Bytes(), ids); err != nil {
 			f = brokenAnswer("encode", c, err)
 		} else {
 			x.encoding[i].succeeds()
@@ -162,10 +163,10 @@ func (x *exchange) tryEncode(ctx context.Context, i int) (said media.Answer, f *
 }
 
 // ask makes an attempt whose answer is for the proxy.
-func (x *exchange) ask(ctx context.Context, a *attempts, c *call) (*answer, *failure) {
+func (x *exchange) ask(ctx context.Context, a *attempts, c *call) (*stream.Answer, *failure) {
 	a.begin(c)
 	defer a.note(c)
-	answer := &answer{room: x.room}
+	answer := &stream.Answer{Memory: x.room}
 	err := x.do(ctx, a.pool, c, answer)
 	f := judge(ctx, a.pool.stage, c, answer, err)
 	c.end(f)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // reason is why an attempt failed, in the word that logs, metrics and spans have for it.
@@ -43,12 +44,12 @@ type failure struct {
 	stage    string
 	item     string // the media item, in encode
 	call     *call
-	final    bool    // there is no further attempt
-	unpaid   bool    // because the retry budget is spent
-	optional bool    // the request goes on without the stage
-	cause    error   // for the log; never holds content
-	status   int     // of a badStatus
-	engine   *answer // the engine's answer, if there was one
+	final    bool           // there is no further attempt
+	unpaid   bool           // because the retry budget is spent
+	optional bool           // the request goes on without the stage
+	cause    error          // for the log; never holds content
+	status   int            // of a badStatus
+	engine   *stream.Answer // the engine's answer, if there was one
 	verdict  apiError
 }
 
@@ -76,7 +77,7 @@ func (f *failure) isEngines() bool {
 func (f *failure) isAnswered() bool { return f.engine != nil && f.status >= http.StatusBadRequest }
 
 // judge returns why a call failed, nil if it was answered with 2xx.
-func judge(ctx context.Context, stage string, c *call, a *answer, err error) *failure {
+func judge(ctx context.Context, stage string, c *call, a *stream.Answer, err error) *failure {
 	f := &failure{stage: stage, call: c, cause: err}
 	handler, _ := errors.AsType[caddyhttp.HandlerError](err)
 	if handler.Err != nil {
@@ -88,14 +89,14 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 	}](err)
 	switch {
 	case errors.Is(context.Cause(ctx), context.DeadlineExceeded):
-		f.reason, f.cause = timedOut, c.clock.expired()
+		f.reason, f.cause = timedOut, c.clock.Expired()
 	case ctx.Err() != nil:
 		f.reason = canceled
-	case err == nil && a.status/100 == 2:
+	case err == nil && a.Status/100 == 2:
 		return nil
-	case err == nil && a.status != 0:
-		f.reason, f.status, f.engine = badStatus, a.status, a
-		f.cause = statusError(a.status)
+	case err == nil && a.Status != 0:
+		f.reason, f.status, f.engine = badStatus, a.Status, a
+		f.cause = statusError(a.Status)
 	case c.fault != nil:
 		f.reason, f.cause = broken, c.fault
 	case c.crowded != nil:
@@ -109,10 +110,10 @@ func judge(ctx context.Context, stage string, c *call, a *answer, err error) *fa
 	case handler.StatusCode >= 400 && handler.StatusCode != http.StatusBadGateway:
 		// lb_retry_match gave up on an answer, or handle_response made an error
 		f.reason, f.status = badStatus, handler.StatusCode
-	case errors.Is(a.refused, memory.ErrExhausted):
-		f.reason, f.cause = overloaded, a.refused
-	case a.refused != nil:
-		f.reason, f.cause = broken, a.refused
+	case errors.Is(a.Err, memory.ErrExhausted):
+		f.reason, f.cause = overloaded, a.Err
+	case a.Err != nil:
+		f.reason, f.cause = broken, a.Err
 	default:
 		f.reason = broken
 		if err == nil {
@@ -234,13 +235,6 @@ func (e apiError) write(w http.ResponseWriter) {
 	_, _ = w.Write(line)
 }
 
-// writeEvent sends the error as an event of a stream, the last one.
-func (e apiError) writeEvent(w http.ResponseWriter) {
-	event := append([]byte("data: "), e.encode()...)
-	_, _ = w.Write(append(event, '\n')) // encode has ended the line
-	_ = http.NewResponseController(w).Flush()
-}
-
 // encode returns the error as a line of JSON.
 func (e apiError) encode() []byte {
 	var line bytes.Buffer
@@ -260,7 +254,7 @@ const (
 // one of the forms that vLLM has had: {"error": {"message", "type", …}},
 // {"object": "error", "message", "type", …}, {"error": "…"}, or FastAPI's
 // {"detail": …}. There may be no answer, only its status.
-func engineError(stage string, status int, a *answer) apiError {
+func engineError(stage string, status int, a *stream.Answer) apiError {
 	e := serverError(status, stage+"_failed", "the %s stage answered with status %d", stage, status)
 	if status < 400 { // an engine does not redirect
 		e.status = http.StatusBadGateway
@@ -275,7 +269,7 @@ func engineError(stage string, status int, a *answer) apiError {
 	if wait := a.Header()["Retry-After"]; wait != nil {
 		e.header = http.Header{"Retry-After": wait}
 	}
-	top := members(a.body.Bytes())
+	top := members(a.Body.Bytes())
 	detail := top
 	if inner := members(top["error"]); inner != nil {
 		detail = inner

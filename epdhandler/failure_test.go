@@ -1,7 +1,6 @@
 package epdhandler
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -11,9 +10,9 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // What engines have said in their errors over the years comes out in one form.
@@ -37,7 +36,7 @@ func TestEngineErrors(t *testing.T) {
 		"error and detail": {400, `{"error":null,"detail":"x"}`, `{"error":{"message":"x","type":"invalid_request_error","param":null,"code":"encode_failed"}}`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := &answer{status: tc.status}
+			a := &stream.Answer{Status: tc.status}
 			_, _ = a.Write([]byte(tc.body))
 			a.Header().Set("Retry-After", "3")
 			w := httptest.NewRecorder()
@@ -54,87 +53,36 @@ func TestEngineErrors(t *testing.T) {
 	}
 }
 
-func TestAnswerIsBounded(t *testing.T) {
-	a := new(answer)
-	half := make([]byte, maxAnswer/2)
-	for range 2 {
-		_, err := a.Write(half)
-		require.NoError(t, err)
+// Answers that are not taken are failures of the engine, or a lack of memory.
+func TestAnswersThatAreNotTaken(t *testing.T) {
+	for _, tc := range []struct {
+		err    error
+		reason reason
+		status int
+		code   string
+	}{
+		{stream.ErrTooLarge, broken, http.StatusBadGateway, "prefill_failed"},
+		{stream.ErrCompressed, broken, http.StatusBadGateway, "prefill_failed"},
+		{memory.ErrExhausted, overloaded, http.StatusServiceUnavailable, "overloaded"},
+	} {
+		f := judge(t.Context(), "prefill", &call{chosen: []string{"a"}, reached: true}, &stream.Answer{Err: tc.err}, errBroke)
+		assert.Equal(t, tc.reason, f.reason)
+		assert.Equal(t, tc.err, f.cause)
+		assert.Equal(t, tc.status, f.verdict.status)
+		assert.Equal(t, tc.code, f.verdict.Code)
 	}
-	_, err := a.Write([]byte("x"))
-	require.ErrorIs(t, err, errAnswerTooLarge)
-	f := judge(t.Context(), "prefill", &call{chosen: []string{"a"}, reached: true}, a, errBroke)
-	assert.Equal(t, broken, f.reason)
-	assert.Equal(t, errAnswerTooLarge, f.cause)
-	assert.Equal(t, http.StatusBadGateway, f.verdict.status)
-}
-
-// What engines answer is memory of the request, until that ends.
-func TestAnswersAreCounted(t *testing.T) {
-	nothingHeld(t)
-	ctx, leave := context.WithCancel(t.Context())
-	room, err := memoryLedger.Reserve(ctx, 0, 4*miB)
-	require.NoError(t, err)
-	_, m, err := room.ReadBody(http.NoBody, 0, 0)
-	require.NoError(t, err)
-	before := memoryLedger.Held()
-	small, large := &answer{room: room}, &answer{room: room}
-	write := func(a *answer, n int) error {
-		_, err := a.Write(make([]byte, n))
-		return err
-	}
-	require.NoError(t, write(small, smallAnswer))
-	got := memoryLedger.Held()
-	assert.Equal(t, before, got, "nearly all are small")
-	for range 16 {
-		require.NoError(t, write(large, 64*kiB))
-		got = memoryLedger.Held()
-		assert.GreaterOrEqual(t, got, int64(large.body.Cap()))
-	}
-	assert.LessOrEqual(t, got, int64(4*large.body.Len()))
-	leave()
-	assert.ErrorIs(t, write(large, 4*miB), context.Canceled, "there is not so much, and who waits has left")
-	m.Release()
-	require.NoError(t, write(small, miB))
-	nothingHeld(t)
-
-	a := &answer{refused: memory.ErrExhausted}
-	f := judge(t.Context(), "prefill", &call{chosen: []string{"a"}, reached: true}, a, errBroke)
-	assert.Equal(t, overloaded, f.reason)
-	assert.Equal(t, http.StatusServiceUnavailable, f.verdict.status)
-	assert.Equal(t, "overloaded", f.verdict.Code)
 }
 
 // net/http quotes what it could not read, and an engine may have said anything.
 func TestCausesHoldNoContent(t *testing.T) {
 	err := caddyhttp.Error(http.StatusBadGateway, errors.New(`malformed HTTP status code "SECRET"`))
-	f := judge(t.Context(), "encode", &call{chosen: []string{"a"}, reached: true}, new(answer), err)
+	f := judge(t.Context(), "encode", &call{chosen: []string{"a"}, reached: true}, new(stream.Answer), err)
 	assert.Equal(t, broken, f.reason)
 	assert.NotContains(t, f.cause.Error(), "SECRET")
 }
 
 func TestAnswerWithoutStatusIsOK(t *testing.T) {
-	a := new(answer)
+	a := new(stream.Answer)
 	_, _ = a.Write([]byte("{}"))
 	assert.Nil(t, judge(t.Context(), "encode", &call{chosen: []string{"a"}, reached: true}, a, nil))
-}
-
-func TestInformationalAnswersAreNotTheAnswer(t *testing.T) {
-	a := new(answer)
-	a.WriteHeader(http.StatusEarlyHints)
-	assert.Zero(t, a.status)
-	a.WriteHeader(http.StatusOK)
-	a.WriteHeader(http.StatusTeapot)
-	assert.Equal(t, http.StatusOK, a.status)
-
-	client := httptest.NewRecorder()
-	w := &response{client: client, id: "id", silence: new(silence), done: func() {}, accept: func(int) bool { return true }}
-	w.WriteHeader(http.StatusEarlyHints)
-	assert.False(t, w.committed)
-	w.Header().Set("X-Request-Id", "engine's")
-	w.WriteHeader(http.StatusCreated)
-	assert.False(t, w.committed, "it may still break off before its first byte")
-	assert.False(t, w.close(false))
-	assert.Equal(t, http.StatusCreated, client.Code)
-	assert.Equal(t, []string{"id"}, client.Header()["X-Request-Id"])
 }

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // gate is where requests wait for decode before their prefill, if there is a pool for it and
@@ -163,7 +165,7 @@ func (x *exchange) passGate() (f *failure) {
 	}
 	if err != nil {
 		c := &call{crowded: err}
-		f = judge(x.r.Context(), g.pool.stage, c, new(answer), err)
+		f = judge(x.r.Context(), g.pool.stage, c, new(stream.Answer), err)
 		x.settle(x.decoding, f)
 		return f
 	}

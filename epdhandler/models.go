@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 const modelsPath = "/v1/models"
@@ -35,10 +37,10 @@ func (x *exchange) models() {
 }
 
 // listModels asks one instance, and returns its answer and the models in that.
-func (x *exchange) listModels() (list *answer, entries []json.RawMessage, f *failure) {
+func (x *exchange) listModels() (list *stream.Answer, entries []json.RawMessage, f *failure) {
 	ctx, leave := x.enter(&x.report.decode, x.decoding)
 	defer func() { leave(f) }()
-	ctx, clock, cancel := watch(ctx, limit{"GET " + modelsPath, modelsTimeout}, limit{})
+	ctx, clock, cancel := stream.Watch(ctx, stream.Limit{Option: "GET " + modelsPath, Time: modelsTimeout}, stream.Limit{})
 	defer cancel()
 	c := &call{
 		method: http.MethodGet, // HEAD too: engines know only GET, and the server leaves the body out
@@ -48,7 +50,7 @@ func (x *exchange) listModels() (list *answer, entries []json.RawMessage, f *fai
 		clock:  clock,
 	}
 	list, f = x.ask(ctx, x.decoding, c)
-	if f == nil && json.Unmarshal(members(list.body.Bytes())["data"], &entries) != nil {
+	if f == nil && json.Unmarshal(members(list.Body.Bytes())["data"], &entries) != nil {
 		f = brokenAnswer("decode", c, errors.New("the answer is no list of models"))
 	}
 	if f != nil {
@@ -59,7 +61,7 @@ func (x *exchange) listModels() (list *answer, entries []json.RawMessage, f *fai
 
 // answerModels gives the client what it has asked for: the list, or the model that its
 // path names, which may have slashes.
-func (x *exchange) answerModels(list *answer, entries []json.RawMessage) {
+func (x *exchange) answerModels(list *stream.Answer, entries []json.RawMessage) {
 	id, one := strings.CutPrefix(x.r.URL.Path, modelsPath+"/")
 	if one {
 		model := modelOf(entries, id)
@@ -69,12 +71,13 @@ func (x *exchange) answerModels(list *answer, entries []json.RawMessage) {
 			x.reject(e)
 			return
 		}
-		list.body.Reset()
-		_, _ = list.body.Write(model)
+		list.Body.Reset()
+		_, _ = list.Body.Write(model)
 	}
 	x.report.outcome = outcomeOK
-	list.header.Set("Content-Length", strconv.Itoa(list.body.Len()))
-	x.response().deliver(list)
+	list.Header().Set("Content-Length", strconv.Itoa(list.Body.Len()))
+	x.decoding.succeeds()
+	list.Deliver(x.w, x.id)
 }
 
 // modelOf returns the entry of a list that has this id, nil if none has.

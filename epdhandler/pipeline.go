@@ -7,6 +7,7 @@ import (
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // run takes the request through its stages, until one has failed for good or the
@@ -19,8 +20,8 @@ func (x *exchange) run() {
 		x.prefilling = x.attempts(x.h.prefill)
 	}
 	if x.h.StreamKeepalive > 0 && x.streams() {
-		x.keepalive = keepAlive(x.w, x.id, time.Duration(x.h.StreamKeepalive))
-		defer x.keepalive.end()
+		x.keepalive = stream.StartKeepalive(x.w, x.id, time.Duration(x.h.StreamKeepalive))
+		defer x.keepalive.End()
 	}
 	for {
 		f := x.pass()
@@ -134,9 +135,10 @@ func (x *exchange) transferred() bool {
 // fail answers a request that has failed for good.
 func (x *exchange) fail(f *failure) {
 	x.report.outcome = outcomeOf(f.verdict.status)
-	begun := x.keepalive.end()
+	begun := x.keepalive.End()
 	if f.stage == "decode" && f.isAnswered() && !begun {
-		x.response().deliver(f.engine)
+		x.release()
+		f.engine.Deliver(x.w, x.id)
 		return
 	}
 	e := f.verdict
@@ -144,7 +146,7 @@ func (x *exchange) fail(f *failure) {
 		e.Param = f.item
 	}
 	if begun {
-		e.writeEvent(x.w)
+		stream.WriteEvent(x.w, e.encode())
 		x.breakOff(true)
 		return
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // selector is what reverse_proxy takes for the load balancing policy of a pool. The queue
@@ -91,14 +93,14 @@ func (s selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w
 // choose asks the policy for one of the candidates. What it tells the client, such as a
 // cookie, counts only if the instance is taken.
 func (s selector) choose(c *call, fit reverseproxy.UpstreamPool, r *http.Request) *reverseproxy.Upstream {
-	w := new(answer)
+	w := new(stream.Answer)
 	c.writer = w
 	u := s.policy.Select(slices.Clone(fit), r, w)
 	if u != nil && !slices.Contains(fit, u) {
 		c.fault = errors.New("the load balancing policy chose an instance that was none of its candidates")
 		return nil
 	}
-	c.told = w.header
+	c.told = w.Headers
 	return u
 }
 
@@ -108,7 +110,7 @@ func (s selector) lookUp(c *call, r *http.Request) {
 	found := c.upstreams
 	r = r.WithContext(context.WithValue(r.Context(), callKey{}, &call{found: &found}))
 	r.Body, r.ContentLength = nil, 0
-	_ = s.pool.handler.ServeHTTP(new(answer), r, noHandler)
+	_ = s.pool.handler.ServeHTTP(new(stream.Answer), r, noHandler)
 	s.pool.breaker.ask()
 	c.upstreams = found
 }

@@ -3,11 +3,13 @@ package epdhandler
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"time"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // kvStub tells a prefill engine that another one will decode, and to keep the KV
@@ -21,7 +23,7 @@ func (x *exchange) prefill() (f *failure) {
 	}
 	ctx, leave := x.enter(&x.report.prefill, x.prefilling)
 	defer func() { leave(f) }()
-	ctx, clock, cancel := watch(ctx, limit{"prefill_timeout", time.Duration(x.h.PrefillTimeout)}, limit{})
+	ctx, clock, cancel := stream.Watch(ctx, stream.Limit{Option: "prefill_timeout", Time: time.Duration(x.h.PrefillTimeout)}, stream.Limit{})
 	defer cancel()
 	c := &call{
 		method: http.MethodPost,
@@ -44,7 +46,7 @@ func (x *exchange) prefill() (f *failure) {
 		return x.lostOnTheWay(c)
 	}
 	if f == nil {
-		f = x.takeOver(ctx, c, a.body.Bytes(), understand)
+		f = x.takeOver(ctx, c, a.Body.Bytes(), understand)
 	}
 	if f != nil {
 		x.settle(x.prefilling, f)
@@ -62,7 +64,7 @@ func (x *exchange) takeOver(ctx context.Context, c *call, text []byte, understan
 	kv, cached, err := understand(text)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return judge(ctx, "prefill", c, new(answer), err)
+		return judge(ctx, "prefill", c, new(stream.Answer), err)
 	case err != nil:
 		return brokenAnswer("prefill", c, err)
 	}
@@ -131,4 +133,23 @@ func transferParams(answer []byte) (params []byte, cached int, err error) {
 		return nil, -1, nil
 	}
 	return params, cachedTokens(b, params), nil
+}
+
+// cachedTokens returns how many tokens of the prompt prefill had cached, -1 if it does not say.
+func cachedTokens(answer *body.Body, kv []byte) int {
+	var usage struct {
+		Details struct {
+			Cached *int `json:"cached_tokens"`
+		} `json:"prompt_tokens_details"`
+	}
+	var params struct {
+		Cached *int `json:"remote_prefill_cached_tokens"` // from vLLM 0.32 on
+	}
+	if json.Unmarshal(answer.Value(body.Usage), &usage) == nil && usage.Details.Cached != nil {
+		return *usage.Details.Cached
+	}
+	if json.Unmarshal(kv, &params) == nil && params.Cached != nil {
+		return *params.Cached
+	}
+	return -1
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // profileTimeout is how long an instance may take to start or stop profiling. When it
@@ -57,7 +59,7 @@ func (r reply) profiled(stage string) string {
 	case r.status == http.StatusNotFound: // vLLM has no such route unless it is told to
 		return "not available"
 	}
-	return engineError(stage, r.status, &answer{status: r.status, body: *bytes.NewBuffer(r.body)}).Message
+	return engineError(stage, r.status, &stream.Answer{Status: r.status, Body: *bytes.NewBuffer(r.body)}).Message
 }
 
 // all returns what all instances say.

@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // limited loads a handler with these encoders, each with one slot, and further options.
@@ -61,7 +63,9 @@ func (h *Handler) asks(t *testing.T, c *call, then func(instance string)) {
 	require.Eventually(t, func() bool { return h.waiting() == n+1 }, 10*time.Second, time.Millisecond)
 }
 
-func newCall(t *turn, skip ...string) *call { return &call{turn: t, skip: skip, clock: new(silence)} }
+func newCall(t *turn, skip ...string) *call {
+	return &call{turn: t, skip: skip, clock: new(stream.Silence)}
+}
 
 // Requests take turns, in the order in which they came; so do the items of each.
 func TestQueueTakesTurns(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // memoryLedger counts what the bodies of all requests in this process hold.
@@ -51,8 +52,8 @@ type exchange struct {
 	plan     *media.Plan // how the media are encoded, nil before that begins
 	consumer *consumer   // nil if encoders need not know
 
-	keepalive            *keepalive  // nil: there is none
-	encoding             []*attempts // of each batch
+	keepalive            *stream.Keepalive // nil: there is none
+	encoding             []*attempts       // of each batch
 	prefilling, decoding *attempts
 }
 

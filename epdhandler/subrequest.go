@@ -17,28 +17,29 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // call is one sub-request: an attempt of a stage at an instance of its pool.
 type call struct {
 	method, path string
-	query        string         // the client's, which engines do not get
-	id           string         // x-request-id
-	idHead       string         // what ids of further attempts begin with
-	body         *body.Segments // nil: none
-	renew        func()         // makes a body to send after the one before was; nil: the same may be sent
-	encoding     []string       // Accept-Encoding; nil: the transport asks for gzip by itself, and undoes it
-	skip         []string       // instances not to choose
-	turn         *turn          // in the pool's queue; nil: it does not wait
-	patience     time.Duration  // how long it may wait, where that is more than queue_timeout
-	ready        func() bool    // asked when there is a slot for it; false gives that back
-	clock        *silence       // what the time limit goes by
-	pinned       string         // the only instance that it may go to, whose slot it has
-	rank         string         // of that instance
-	spends       bool           // it brings what engines give only once
-	alone        bool           // it gets a connection of its own
-	attempt      int            // of the stage, from 1
-	items        []int          // the media items that it is about, in encode
+	query        string          // the client's, which engines do not get
+	id           string          // x-request-id
+	idHead       string          // what ids of further attempts begin with
+	body         *body.Segments  // nil: none
+	renew        func()          // makes a body to send after the one before was; nil: the same may be sent
+	encoding     []string        // Accept-Encoding; nil: the transport asks for gzip by itself, and undoes it
+	skip         []string        // instances not to choose
+	turn         *turn           // in the pool's queue; nil: it does not wait
+	patience     time.Duration   // how long it may wait, where that is more than queue_timeout
+	ready        func() bool     // asked when there is a slot for it; false gives that back
+	clock        *stream.Silence // what the time limit goes by
+	pinned       string          // the only instance that it may go to, whose slot it has
+	rank         string          // of that instance
+	spends       bool            // it brings what engines give only once
+	alone        bool            // it gets a connection of its own
+	attempt      int             // of the stage, from 1
+	items        []int           // the media items that it is about, in encode
 
 	// What came of it, besides the answer:
 	stage    string
@@ -98,7 +99,7 @@ func (x *exchange) do(ctx context.Context, p *pool, c *call, w http.ResponseWrit
 func (x *exchange) choose(ctx context.Context, p *pool, c *call) (u *reverseproxy.Upstream, err error) {
 	c.stage = p.stage
 	defer x.contain(p, c, &err)
-	w := new(answer)
+	w := new(stream.Answer)
 	return p.handler.LoadBalancing.SelectionPolicy.Select(p.handler.Upstreams, x.request(ctx, c, w), w), nil
 }
 

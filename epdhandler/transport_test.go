@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // post sends a chat request without media to Caddy in this process and returns the answer.
@@ -179,7 +180,7 @@ func TestNamesThatCaddyDoesNotExport(t *testing.T) {
 	kept := new(contextOf)
 	h.encode.handler.Transport = kept
 	x := newExchange(h, httptest.NewRequest(http.MethodPost, chatPath, nil))
-	_ = x.do(t.Context(), h.encode, &call{method: http.MethodPost, path: chatPath, clock: new(silence)}, new(answer))
+	_ = x.do(t.Context(), h.encode, &call{method: http.MethodPost, path: chatPath, clock: new(stream.Silence)}, new(stream.Answer))
 	require.NotNil(t, kept.ctx)
 	to, ok := kept.ctx.Value(dialInfoKey).(reverseproxy.DialInfo)
 	assert.True(t, ok, "reverse_proxy.dial_info")

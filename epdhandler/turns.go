@@ -8,6 +8,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // turn is a request's place in a queue.
@@ -52,15 +54,15 @@ const (
 
 // await waits for an offer. It reports false if the call is not to go on.
 func (q *queue) await(ctx context.Context, w *waiter, lookUp func()) bool {
-	patience := limit{"queue_timeout", q.wait}
+	patience := stream.Limit{Option: "queue_timeout", Time: q.wait}
 	if w.call.patience > q.wait {
-		patience = limit{"kv_lease", w.call.patience}
+		patience = stream.Limit{Option: "kv_lease", Time: w.call.patience}
 	}
 	if w.since.IsZero() {
 		w.since = time.Now()
 		w.tick = time.NewTicker(lookPeriod)
-		w.expired = time.NewTimer(patience.time)
-		w.call.clock.stop()
+		w.expired = time.NewTimer(patience.Time)
+		w.call.clock.Pause()
 	}
 	for {
 		select {
@@ -71,11 +73,11 @@ func (q *queue) await(ctx context.Context, w *waiter, lookUp func()) bool {
 				return true // to be told so
 			}
 		case <-w.expired.C:
-			if left := patience.time - q.sinceServed(w.call.turn); left > 0 {
+			if left := patience.Time - q.sinceServed(w.call.turn); left > 0 {
 				w.expired.Reset(left)
 				continue
 			}
-			w.call.crowded = fmt.Errorf("waited %s for an instance (%s)", patience.time, patience.option)
+			w.call.crowded = fmt.Errorf("waited %s for an instance (%s)", patience.Time, patience.Option)
 			return false
 		case <-ctx.Done():
 			return false
@@ -141,7 +143,7 @@ func (q *queue) end(ctx context.Context, w *waiter) {
 	}
 	w.tick.Stop()
 	w.expired.Stop()
-	w.call.clock.start()
+	w.call.clock.Resume()
 	waited := time.Since(w.since)
 	w.call.waited += waited
 	stageWait.WithLabelValues(q.stage).Observe(waited.Seconds())

@@ -1,4 +1,4 @@
-package epdhandler
+package stream
 
 import (
 	"bytes"
@@ -10,9 +10,10 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// What says nothing yet is held back, and an error then is an answer with its status,
-// however the stream is written and cut into pieces.
+// Events without content are held back, and an error that follows is an answer with its
+// status, however the stream is written and cut into pieces.
 func TestOpening(t *testing.T) {
+	t.Parallel()
 	const (
 		role    = `data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}` + "\n\n"
 		token   = `data: {"choices":[{"index":0,"delta":{"content":"a"}}]}` + "\n\n"
@@ -94,21 +95,21 @@ func TestOpening(t *testing.T) {
 			if want == "" {
 				want = strings.Replace(failure, "500", strconv.Itoa(tc.status), 1)
 			}
-			assert.Equal(t, http.Header{"Content-Type": {"application/json"}}, o.failed.header)
-			assert.Equal(t, want, o.failed.body.String())
+			assert.Equal(t, http.Header{"Content-Type": {"application/json"}}, o.failed.Headers)
+			assert.Equal(t, want, o.failed.Body.String())
 		})
 	}
 }
 
-// checkOpening gives an opening these pieces, and checks what comes of it: the piece with
-// which held ends is the one that begins the stream, or there is an error.
-func checkOpening(t *testing.T, held string, status int, pieces ...string) *opening {
+// checkOpening adds these pieces and checks the result: the piece with which held ends is the
+// one that begins the stream, or there is an error.
+func checkOpening(t *testing.T, held string, status int, pieces ...string) *firstEvents {
 	t.Helper()
-	o, begun := new(opening), false
+	o, begun := new(firstEvents), false
 	for _, p := range pieces {
-		before := len(o.events)
+		before := len(o.bytes)
 		if begun = o.add([]byte(p)); begun {
-			assert.True(t, strings.HasPrefix(string(o.events), held) && before < len(held), "begun with %q", o.events)
+			assert.True(t, strings.HasPrefix(string(o.bytes), held) && before < len(held), "begun with %q", o.bytes)
 			break
 		}
 	}
@@ -119,15 +120,15 @@ func checkOpening(t *testing.T, held string, status int, pieces ...string) *open
 	if status == 0 {
 		assert.Nil(t, o.failed)
 		if !begun {
-			assert.Equal(t, strings.Join(pieces, ""), string(o.events))
+			assert.Equal(t, strings.Join(pieces, ""), string(o.bytes))
 		}
 	} else if assert.NotNil(t, o.failed, "%q", pieces) {
-		assert.Equal(t, status, o.failed.status)
+		assert.Equal(t, status, o.failed.Status)
 	}
 	return o
 }
 
-// What an opening says does not depend on how it is cut.
+// The result does not depend on how the stream is cut.
 func FuzzOpening(f *testing.F) {
 	for _, s := range []string{
 		": a\n\ndata: {\"choices\":[{\"delta\":{\"role\":\"a\"}}]}\n\ndata: {\"error\":{\"code\":400}}\n\n", "\ufeffdata: {\"error\":\ndata:\"x\"}\r\n\rdata: {}\n\n",
@@ -136,8 +137,8 @@ func FuzzOpening(f *testing.F) {
 		f.Add([]byte(s), uint16(3))
 	}
 	f.Fuzz(func(t *testing.T, stream []byte, cut uint16) {
-		read := func(pieces ...[]byte) (begun bool, o *opening) {
-			o = new(opening)
+		read := func(pieces ...[]byte) (begun bool, o *firstEvents) {
+			o = new(firstEvents)
 			for _, p := range pieces {
 				if begun = o.add(p); begun {
 					return true, o
@@ -151,10 +152,10 @@ func FuzzOpening(f *testing.F) {
 		for _, pieces := range [][][]byte{{stream[:at], stream[at:]}, bytes.SplitAfter(stream, nil)} {
 			b, other := read(pieces...)
 			assert.Equal(t, begun, b)
-			assert.True(t, bytes.HasPrefix(stream, other.events))
+			assert.True(t, bytes.HasPrefix(stream, other.bytes))
 			if assert.Equal(t, o.failed == nil, other.failed == nil) && o.failed != nil {
-				assert.Equal(t, o.failed.status, other.failed.status)
-				assert.Equal(t, o.failed.body.String(), other.failed.body.String())
+				assert.Equal(t, o.failed.Status, other.failed.Status)
+				assert.Equal(t, o.failed.Body.String(), other.failed.Body.String())
 			}
 		}
 	})
@@ -162,7 +163,8 @@ func FuzzOpening(f *testing.F) {
 
 // However large the first event is, only so much is held back.
 func TestOpeningIsBounded(t *testing.T) {
-	o, piece := new(opening), make([]byte, 1<<10)
+	t.Parallel()
+	o, piece := new(firstEvents), make([]byte, 1<<10)
 	held := 0
 	for !o.add(piece) {
 		held += len(piece)
@@ -171,37 +173,4 @@ func TestOpeningIsBounded(t *testing.T) {
 		}
 	}
 	assert.Equal(t, maxOpening, held)
-}
-
-// An error is noticed however a stream is cut, and what was generated is none.
-func TestFailureIn(t *testing.T) {
-	const before, after = `data: {"choices":[{"delta":{"content":"a"}}]}` + "\n\n", "\n\ndata: [DONE]\n\n"
-	for name, tc := range map[string]struct {
-		event string
-		want  int
-	}{
-		"error":            {`data: {"error": {"message": "x", "code": 500}}`, 500},
-		"of the request":   {`data: {"error":{"message":"x","code":400}}`, 400},
-		"without a code":   {`data: {"error":"x"}`, 500},
-		"generated":        {`data: {"choices":[{"delta":{"content":"data: {\"error\": 1"}}]}`, 0},
-		"nothing like one": {`data: {"errors":1}`, 0},
-	} {
-		t.Run(name, func(t *testing.T) {
-			stream := before + tc.event + after
-			for cut := range len(stream) {
-				w, got := &response{}, 0
-				for _, piece := range []string{stream[:cut], stream[cut:]} {
-					if status := failureIn(w.end[:], []byte(piece)); got == 0 {
-						got = status
-					}
-					w.keepEnd([]byte(piece))
-				}
-				if tc.want == 400 && got == 500 {
-					continue // the cut is within the event
-				}
-				assert.Equal(t, tc.want, got, "cut at %d", cut)
-			}
-			assert.Equal(t, tc.want, failureIn(make([]byte, 16), []byte(stream)))
-		})
-	}
 }

@@ -1,8 +1,7 @@
-package epdhandler
+package stream
 
 import (
 	"bytes"
-	"encoding/json"
 	"strconv"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
@@ -19,7 +18,7 @@ import (
 // does not, stays as it is. Only the object with the number is held back, while
 // it is not complete.
 type usageEdit struct {
-	cached int  // tokens; -1: nobody knows
+	cached int  // tokens; -1: not known
 	events bool // the answer is a stream of events, each of which is an object
 
 	line    int    // of events: how much of dataPrefix the line has, -1: it is another line
@@ -188,32 +187,4 @@ func (e *usageEdit) edit(object []byte) []byte {
 		return edited
 	}
 	return object
-}
-
-// correct returns what corrects the usage in decode's answer, nil if it is right: decode
-// has computed the prompt itself.
-func (x *exchange) correct(events bool) *usageEdit {
-	if x.kv == nil {
-		return nil
-	}
-	return &usageEdit{cached: x.cached, events: events}
-}
-
-// cachedTokens returns how many tokens of the prompt prefill had cached, -1 if it does not say.
-func cachedTokens(answer *body.Body, kv []byte) int {
-	var usage struct {
-		Details struct {
-			Cached *int `json:"cached_tokens"`
-		} `json:"prompt_tokens_details"`
-	}
-	var params struct {
-		Cached *int `json:"remote_prefill_cached_tokens"` // from vLLM 0.32 on
-	}
-	if json.Unmarshal(answer.Value(body.Usage), &usage) == nil && usage.Details.Cached != nil {
-		return *usage.Details.Cached
-	}
-	if json.Unmarshal(kv, &params) == nil && params.Cached != nil {
-		return *params.Cached
-	}
-	return -1
 }
