@@ -113,9 +113,11 @@ func FuzzUsage(f *testing.F) {
 	})
 }
 
-// A chunk of a stream is some 200 bytes.
+// chunkEvent is as large as most chunks.
+const chunkEvent = `data: {"id":"chatcmpl-5613e6b1-f0bf-43db-8d1a-f74bd250f423","object":"chat.completion.chunk","created":1795738541,"model":"Qwen/Qwen2.5-VL-3B-Instruct","choices":[{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null}]}` + "\n\n"
+
 func BenchmarkUsage(b *testing.B) {
-	chunk := []byte(`data: {"id":"chatcmpl-5613e6b1-f0bf-43db-8d1a-f74bd250f423","object":"chat.completion.chunk","created":1795738541,"model":"Qwen/Qwen2.5-VL-3B-Instruct","choices":[{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null}]}` + "\n\n")
+	chunk := []byte(chunkEvent)
 	e := &usageEdit{cached: 7, events: true}
 	n := 0
 	to := func(p []byte) { n += len(p) }
