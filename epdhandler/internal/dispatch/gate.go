@@ -1,0 +1,178 @@
+package dispatch
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Gate is where requests wait for decode before their prefill, if there is a pool for it and
+// a decode_limit. What prefill makes lasts only as long as its lease, and takes memory there:
+// it should be made when decode has a free slot soon, and not at all for a request that is
+// refused. A decode slot, on the other hand, is not held while prefill works, which can
+// take minutes.
+//
+// So the gate counts those who have passed it, until they are over, and lets in as many as
+// decode has slots, and some ahead of these, whose blocks are ready when a slot becomes
+// free. It asks nobody while it holds its lock.
+type Gate struct {
+	decode *Dispatcher
+	before time.Duration // how long blocks may wait for a slot
+
+	mu      sync.Mutex
+	inside  int
+	waiting []chan struct{} // closed when let in, the next one first
+	pace    time.Duration   // between two slots that become free, on average; 0: not known yet
+	freed   time.Time       // when the last one did; zero: nobody waited for it
+}
+
+// NewGate returns the gate in front of decode, where blocks may wait so long for a slot. It is nil,
+// and lets everybody pass, if decode has no limit.
+func NewGate(decode *Dispatcher, before time.Duration) *Gate {
+	if decode.Limit == noLimit {
+		return nil
+	}
+	return &Gate{decode: decode, before: before}
+}
+
+// room is how many may be inside. Who is inside and has no slot waits for one, and so is
+// one of the queue_size that may wait.
+func (g *Gate) room(slots int) int { return slots + min(g.ahead(slots), g.decode.QueueSize) }
+
+// ahead is how many may be inside besides those that have a slot: as many as get one before
+// their blocks are old, minus one, and not more than there are slots. Short streams need more
+// to keep the slots in use while prefill works, long ones would let blocks get too old.
+func (g *Gate) ahead(slots int) int {
+	if g.pace == 0 {
+		return max(1, slots/4)
+	}
+	return max(1, min(int(g.before/g.pace), slots))
+}
+
+// measure notes that a slot becomes free. That says something only if somebody waits for it.
+func (g *Gate) measure(now time.Time, slots int) {
+	const smooth = 8
+	switch {
+	case g.inside <= slots:
+		now = time.Time{}
+	case g.freed.IsZero():
+	case g.pace == 0:
+		g.pace = max(1, now.Sub(g.freed))
+	default:
+		g.pace = max(1, g.pace+(now.Sub(g.freed)-g.pace)/smooth)
+	}
+	g.freed = now
+}
+
+// Full reports whether a request would be refused now.
+func (g *Gate) Full() bool {
+	if g == nil {
+		return false
+	}
+	slots := g.decode.Slots()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.refuses(slots)
+}
+
+// refuses reports whether as many wait as may. The gate must be locked, here and in serve.
+func (g *Gate) refuses(slots int) bool {
+	return g.inside+len(g.waiting) >= slots+g.decode.QueueSize
+}
+
+// Join takes a place in the queue of the gate. The turn is closed when the request may pass, now or
+// later; it must [Gate.Leave] then. The error is a [BusyError].
+func (g *Gate) Join() (turn chan struct{}, err error) {
+	slots := g.decode.Slots()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.serve(slots)
+	if g.refuses(slots) {
+		return nil, g.decode.fullError()
+	}
+	turn = make(chan struct{})
+	g.waiting = append(g.waiting, turn)
+	g.serve(slots)
+	return turn, nil
+}
+
+// Wait waits to be let in, at most for queue_timeout. The error is a [BusyError].
+func (g *Gate) Wait(ctx context.Context, turn chan struct{}) error {
+	shared := g.decode.shared
+	shared.atGates.Add(1)
+	defer shared.atGates.Add(-1)
+	start := time.Now()
+	defer func() {
+		shared.metrics.StageWait.WithLabelValues(g.decode.Stage).Observe(time.Since(start).Seconds())
+	}()
+	timeout := time.NewTimer(g.decode.QueueTime)
+	defer timeout.Stop()
+	again := time.NewTicker(lookPeriod)
+	defer again.Stop()
+	for over := false; !over; {
+		select {
+		case <-turn:
+			return nil
+		case <-again.C: // there may be more instances
+			g.look()
+		case <-ctx.Done():
+			over = true
+		case <-timeout.C:
+			over = true
+		}
+	}
+	if g.giveUp(turn) {
+		return BusyError{fmt.Sprintf("waited %s for an instance (queue_timeout)", g.decode.QueueTime)}
+	}
+	return nil
+}
+
+// look lets in those for whom there is room now.
+func (g *Gate) look() {
+	slots := g.decode.Slots()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.serve(slots)
+}
+
+// giveUp takes a request out of the queue, and reports whether it was still there.
+func (g *Gate) giveUp(turn chan struct{}) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	i := slices.Index(g.waiting, turn)
+	if i >= 0 {
+		g.waiting = slices.Delete(g.waiting, i, i+1)
+	}
+	return i >= 0
+}
+
+// Leave gives the place inside to the next request.
+func (g *Gate) Leave() {
+	slots := g.decode.Slots()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.measure(time.Now(), slots)
+	g.inside--
+	g.serve(slots)
+}
+
+// serve lets in as many of those who wait as there is room for.
+func (g *Gate) serve(slots int) {
+	for len(g.waiting) > 0 && g.inside < g.room(slots) {
+		close(g.waiting[0])
+		g.waiting = slices.Delete(g.waiting, 0, 1)
+		g.inside++
+	}
+}
+
+// Waiting is how many requests wait.
+func (g *Gate) Waiting() int {
+	if g == nil {
+		return 0
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.waiting)
+}

@@ -1,0 +1,123 @@
+package dispatch
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// Some of Caddy's policies do not fit the candidates of a dispatcher, and are replaced by ones of
+// the same meaning. They find the [Ask] of a request in its context.
+
+type askKey struct{}
+
+// WithAsk returns the context of a request that asks a policy.
+func WithAsk(ctx context.Context, a *Ask) context.Context { return context.WithValue(ctx, askKey{}, a) }
+
+func askOf(r *http.Request) *Ask { return r.Context().Value(askKey{}).(*Ask) }
+
+// Fit returns the policy that stands in for one of Caddy's, or the policy itself.
+func Fit(policy reverseproxy.Selector) reverseproxy.Selector {
+	switch p := policy.(type) {
+	case *reverseproxy.WeightedRoundRobinSelection:
+		return &weighted{weights: p.Weights, lead: make([]int, len(p.Weights))}
+	case *reverseproxy.LeastConnSelection:
+		return leastLoaded{}
+	case *reverseproxy.RandomChoiceSelection:
+		return leastLoaded{choose: p.Choose}
+	}
+	return policy
+}
+
+// WeightsOf returns the weights of a policy, nil if it has none.
+func WeightsOf(policy reverseproxy.Selector) []int {
+	if p, ok := policy.(*weighted); ok {
+		return p.weights
+	}
+	return nil
+}
+
+// weight is that of the i-th instance. Those that are not named have none.
+func weight(weights []int, i int) int {
+	if i < len(weights) {
+		return weights[i]
+	}
+	return 0
+}
+
+// weighted is Caddy's weighted_round_robin for a list that may lack instances. Caddy's goes
+// by the places in the list that it is given; this one by those in the whole of it, and
+// shares what a missing instance would get among the others by their weights.
+type weighted struct {
+	weights []int
+
+	mu   sync.Mutex
+	lead []int // of each instance, over what it has got
+}
+
+// Select implements reverseproxy.Selector: each candidate gains its weight, and the one that
+// leads is chosen and falls back by what all have gained.
+func (p *weighted) Select(fit reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var chosen *reverseproxy.Upstream
+	best, gained := -1, 0
+	for i, u := range askOf(r).Upstreams() {
+		if len(fit) == 0 || i == len(p.weights) {
+			break
+		}
+		if u != fit[0] {
+			continue
+		}
+		fit = fit[1:] // in the same order
+		if p.weights[i] == 0 {
+			continue
+		}
+		p.lead[i] += p.weights[i]
+		gained += p.weights[i]
+		if best < 0 || p.lead[i] > p.lead[best] {
+			best, chosen = i, u
+		}
+	}
+	if chosen != nil {
+		p.lead[best] -= gained
+	}
+	return chosen
+}
+
+// leastLoaded is Caddy's least_conn, and its random_choose, which looks at some candidates
+// only. Caddy's count the requests that have been sent. This one counts those as well whose
+// instance has been reserved: else all that come while encoders work would choose the same.
+type leastLoaded struct {
+	choose int // how many candidates are looked at; 0: all
+}
+
+// Select implements reverseproxy.Selector. Equals are chosen at random.
+func (p leastLoaded) Select(fit reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) (best *reverseproxy.Upstream) {
+	if p.choose > 0 && p.choose < len(fit) {
+		rand.Shuffle(len(fit), func(i, j int) { fit[i], fit[j] = fit[j], fit[i] })
+		fit = fit[:p.choose]
+	}
+	v, least, equals := askOf(r).view, 0, 0
+	for _, u := range fit {
+		load := u.NumRequests() + int(v.of(u).reserved.Load())
+		switch {
+		case best == nil || load < least:
+			best, least, equals = u, load, 1
+		case load == least:
+			if equals++; rand.IntN(equals) == 0 {
+				best = u
+			}
+		}
+	}
+	return best
+}
+
+// Interface guards
+var (
+	_ reverseproxy.Selector = (*weighted)(nil)
+	_ reverseproxy.Selector = leastLoaded{}
+)

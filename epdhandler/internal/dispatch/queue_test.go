@@ -1,0 +1,292 @@
+package dispatch
+
+import (
+	"context"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+var oneEach = Settings{Limit: 1, QueueSize: 1000}
+
+// Requests take turns, in the order in which they came; so do the items of each.
+func TestQueueTakesTurns(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1")
+	first := f.ask(t.Context(), newAsk())
+	a, b, c := new(Turn), new(Turn), new(Turn)
+	order := make(chan string, 6)
+	var wg sync.WaitGroup
+	for _, item := range []struct {
+		name string
+		of   *Turn
+	}{{"a1", a}, {"a2", a}, {"a3", a}, {"b1", b}, {"c1", c}, {"b2", b}} {
+		got := f.asks(t, &Ask{Turn: item.of})
+		wg.Go(func() {
+			c := <-got
+			order <- item.name
+			c.slot.Release()
+		})
+	}
+	first.slot.Release()
+	wg.Wait()
+	close(order)
+	var names []string
+	for name := range order {
+		names = append(names, name)
+	}
+	assert.Equal(t, []string{"a1", "b1", "c1", "a2", "b2", "a3"}, names)
+}
+
+// A slot at an instance at which a request has failed goes to the next request.
+func TestQueuePassesOverWhoHasFailedThere(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1", "b:1")
+	a, b := f.ask(t.Context(), newAsk("b:1")), f.ask(t.Context(), newAsk("a:1"))
+	x, y := f.asks(t, newAsk("a:1")), f.asks(t, newAsk())
+	a.slot.Release()
+	gotY := <-y
+	assert.Equal(t, "a:1", gotY.address)
+	b.slot.Release()
+	gotX := <-x
+	assert.Equal(t, "b:1", gotX.address)
+	gotX.slot.Release()
+	gotY.slot.Release()
+}
+
+// Who has failed everywhere does not wait for anybody.
+func TestQueueIsNotForThoseWithNobodyLeft(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1", "b:1")
+	assert.ErrorIs(t, f.ask(t.Context(), newAsk("a:1", "b:1")).err, ErrNobody)
+}
+
+// A request that had a slot already is not refused, however many wait.
+func TestQueueLetsWhoIsInGoOn(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Limit: 1, QueueSize: 1}, "a:1")
+	in := new(Turn)
+	first := f.ask(t.Context(), &Ask{Turn: in})
+	one, two := f.asks(t, newAsk()), f.asks(t, &Ask{Turn: in})
+	assert.True(t, f.Full())
+	assert.Equal(t, BusyError{"the queue is full (queue_size 1)"}, f.ask(t.Context(), newAsk()).err)
+	first.slot.Release()
+	c := <-one
+	c.slot.Release()
+	c = <-two
+	c.slot.Release()
+	assert.False(t, f.Full())
+}
+
+// Without a queue, a call that finds no free slot is refused at once.
+func TestNoQueue(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Limit: 1}, "a:1")
+	assert.False(t, f.Full())
+	c := f.ask(t.Context(), newAsk())
+	assert.True(t, f.Full())
+	assert.Equal(t, BusyError{"the queue is full (queue_size 0)"}, f.ask(t.Context(), newAsk()).err)
+	c.slot.Release()
+	assert.False(t, f.Full())
+}
+
+// A wait ends with queue_timeout, with the longer patience of a call, or with its context.
+func TestQueueTimeout(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Limit: 1, QueueSize: 9, QueueTime: time.Millisecond}, "a:1")
+	c := f.ask(t.Context(), newAsk())
+	assert.Equal(t, BusyError{"waited 1ms for an instance (queue_timeout)"}, f.ask(t.Context(), newAsk()).err)
+	assert.Equal(t, BusyError{"waited 2ms for an instance (kv_lease)"}, f.ask(t.Context(), &Ask{Turn: new(Turn), Patience: 2 * time.Millisecond}).err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	assert.ErrorIs(t, f.ask(ctx, &Ask{Turn: new(Turn), Patience: time.Hour}).err, context.Canceled)
+	c.slot.Release()
+}
+
+// However calls come and go, no instance has more than its limit, everybody is served,
+// and nothing stays behind.
+func TestQueueInDisorder(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1", "b:1", "c:1")
+	var (
+		wg     sync.WaitGroup
+		mu     sync.Mutex
+		taken  = map[string]int{}
+		served int
+	)
+	for range 16 {
+		wg.Go(func() {
+			of := new(Turn)
+			for range 200 {
+				ctx, cancel := context.WithCancel(t.Context())
+				if rand.IntN(4) == 0 {
+					go cancel()
+				}
+				a := &Ask{Turn: of}
+				if rand.IntN(4) == 0 {
+					a.Skip = []string{"b:1"}
+				}
+				c := f.ask(ctx, a)
+				mu.Lock()
+				if c.err == nil {
+					taken[c.address]++
+					served++
+					assert.LessOrEqual(t, taken[c.address], 1)
+				} else {
+					assert.Error(t, ctx.Err())
+				}
+				mu.Unlock()
+				runtime.Gosched()
+				mu.Lock()
+				if c.err == nil {
+					taken[c.address]--
+				}
+				mu.Unlock()
+				c.slot.Release()
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	assert.Greater(t, served, 1000)
+}
+
+// A slot that is free is for who waits, not for who comes at that moment.
+func TestQueueIsNotJumped(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1")
+	for range 100 {
+		first := f.ask(t.Context(), newAsk())
+		order := make(chan string, 2)
+		waits := f.asks(t, newAsk())
+		go func() {
+			c := <-waits
+			order <- "waits"
+			c.slot.Release()
+		}()
+		first.slot.Release()
+		comes := f.ask(t.Context(), newAsk())
+		order <- "comes"
+		comes.slot.Release()
+		require.Equal(t, "waits", <-order)
+		<-order
+	}
+}
+
+// Those who wait get the slots of a new instance at once, all that it has, in turn, as soon as
+// anybody hears of it; and none of one that is gone.
+func TestWhoWaitsSeesNewInstances(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Dynamic: true, Limit: 2, QueueSize: 10})
+	f.See(upstreams("a:1"))
+	held := []chosen{f.ask(t.Context(), newAsk()), f.ask(t.Context(), newAsk())}
+	var waiting []<-chan chosen
+	for range 3 {
+		waiting = append(waiting, f.asks(t, newAsk()))
+	}
+	f.See(upstreams("a:1", "b:1"))
+	for _, got := range waiting[:2] {
+		c := <-got
+		assert.Equal(t, "b:1", c.address)
+		held = append(held, c)
+	}
+	f.See(upstreams("b:1"))
+	held[0].slot.Release()
+	assert.Equal(t, 1, f.Waiting(), "a is gone")
+	held[2].slot.Release()
+	c := <-waiting[2]
+	assert.Equal(t, "b:1", c.address)
+	c.slot.Release()
+	held[1].slot.Release()
+	held[3].slot.Release()
+}
+
+// A call that waits asks a dynamic source itself, one call at a time.
+func TestWhoWaitsLooksUp(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Dynamic: true, Limit: 1, QueueSize: 10})
+	f.See(upstreams("a:1"))
+	held := f.ask(t.Context(), newAsk())
+	a := newAsk()
+	a.LookUp = func() { f.See(upstreams("a:1", "b:1")) }
+	c := f.ask(t.Context(), a)
+	assert.Equal(t, "b:1", c.address)
+	c.slot.Release()
+	held.slot.Release()
+}
+
+// A policy that hangs keeps the slot that its call was offered for a moment only.
+func TestPolicyThatHangsHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1")
+	first := f.ask(t.Context(), newAsk())
+	release := make(chan struct{})
+	hangs := newAsk()
+	hangs.Policy = func(fit reverseproxy.UpstreamPool) (*reverseproxy.Upstream, error) {
+		<-release
+		return fit[0], nil
+	}
+	one, two := f.asks(t, hangs), f.asks(t, newAsk())
+	first.slot.Release()
+	c := <-two
+	assert.Equal(t, "a:1", c.address)
+	close(release)
+	c.slot.Release()
+	c = <-one
+	assert.Equal(t, "a:1", c.address, "its turn comes after all")
+	c.slot.Release()
+}
+
+// An offer goes through the whole queue to the one that can take it, and to nobody if nobody can.
+func TestOfferFindsWhoCanTakeIt(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1", "b:1")
+	a, b := f.ask(t.Context(), newAsk("b:1")), f.ask(t.Context(), newAsk("a:1"))
+	var others []<-chan chosen
+	for range 50 {
+		others = append(others, f.asks(t, &Ask{Turn: new(Turn), Only: "b:1"}))
+	}
+	last := f.asks(t, newAsk("b:1"))
+	a.slot.Release()
+	c := <-last
+	assert.Equal(t, "a:1", c.address)
+	c.slot.Release() // for nobody
+	assert.Equal(t, 50, f.Waiting())
+	var wg sync.WaitGroup
+	for _, got := range others { // in any order: the other offer may still be on its way
+		wg.Go(func() {
+			c := <-got
+			assert.Equal(t, "b:1", c.address)
+			c.slot.Release()
+		})
+	}
+	b.slot.Release()
+	wg.Wait()
+}
+
+// Several dispatchers, such as those before and after a reload, share the slots of an instance.
+// Who waits in one that has been replaced goes by the limit that is in force.
+func TestSlotsAreOfTheProcess(t *testing.T) {
+	t.Parallel()
+	old := newFixture(t, oneEach, "a:1")
+	first := old.ask(t.Context(), newAsk())
+	got := old.asks(t, newAsk())
+	next := inProcess(t, old.shared, Settings{Limit: 2, QueueSize: 10}, "a:1")
+	old.shared.PutInForce([]*Dispatcher{next.Dispatcher})
+	old.Retire()
+	assert.Equal(t, map[string]int{"encode": 1, "decode": 0}, old.shared.Waiting())
+	c := <-got // it looks by itself
+	assert.Equal(t, "a:1", c.address)
+	waits := next.asks(t, newAsk())
+	first.slot.Release()
+	w := <-waits
+	assert.Equal(t, "a:1", w.address)
+	w.slot.Release()
+	c.slot.Release()
+}

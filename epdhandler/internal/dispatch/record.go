@@ -1,0 +1,122 @@
+package dispatch
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
+)
+
+// record is what an instance did lately.
+type record struct {
+	firstByte     prometheus.Observer
+	failureCount  prometheus.Counter
+	ejectionCount prometheus.Counter
+
+	lock     sync.Mutex
+	used     time.Time
+	answers  int             // all of them
+	times    []time.Duration // to the first byte of the last answers, the newest at the end
+	failures []Failure       // the last ones, the newest at the end
+	ejection ejection
+
+	// Of prefill: answers with and without KV blocks for decode, and whether the last one that
+	// should have had them had none.
+	blocks, none int
+	withholds    bool
+}
+
+// Failure is a failed attempt.
+type Failure struct {
+	At     time.Time        `json:"at"`
+	Reason telemetry.Reason `json:"reason"`
+}
+
+// So many times and failures are kept.
+const maxKept = 100
+
+// Answered notes an answer, and how long it took to begin.
+func (r *record) Answered(after time.Duration) {
+	r.firstByte.Observe(after.Seconds())
+	r.lock.Lock()
+	defer r.lock.Unlock()
+	r.used = time.Now()
+	r.answers++
+	r.times = last(append(r.times, after))
+}
+
+// Failed notes a failed attempt.
+func (r *record) Failed(why telemetry.Reason) {
+	r.failureCount.Inc()
+	r.lock.Lock()
+	defer r.lock.Unlock()
+	r.used = time.Now()
+	r.failures = last(append(r.failures, Failure{r.used, why}))
+}
+
+// last drops the first element of a list that has become too long.
+func last[E any](list []E) []E {
+	if len(list) <= maxKept {
+		return list
+	}
+	return slices.Delete(list, 0, 1)
+}
+
+// HandedOver notes whether an answer of prefill had KV blocks. It reports whether that is news:
+// not if the answer says nothing of the instance.
+func (r *record) HandedOver(blocks, says bool) (changed bool) {
+	r.lock.Lock()
+	defer r.lock.Unlock()
+	if blocks {
+		r.blocks++
+	} else {
+		r.none++
+	}
+	if changed = r.withholds == blocks && says; changed {
+		r.withholds = !blocks
+	}
+	return changed
+}
+
+// idleSince reports whether nothing has happened since then. An ejection ends with it.
+func (r *record) idleSince(then time.Time) bool {
+	r.lock.Lock()
+	defer r.lock.Unlock()
+	return r.used.Before(then)
+}
+
+// Summary is what an instance did lately.
+type Summary struct {
+	Answers     int
+	Median, P95 time.Duration // to the first byte of the last answers; 0: there are none
+	Recent      int           // failures in the time that was asked for
+	Last        *Failure      // nil: none
+	Ejected     bool
+
+	Blocks, None int // answers of prefill with and without KV blocks
+}
+
+// Summary sums the record up, with the failures of the last while.
+func (r *record) Summary(while time.Duration) Summary {
+	r.lock.Lock()
+	defer r.lock.Unlock()
+	s := Summary{Answers: r.answers, Ejected: r.ejection.count > 0, Blocks: r.blocks, None: r.none}
+	if times := slices.Sorted(slices.Values(r.times)); len(times) > 0 {
+		quantile := func(q float64) time.Duration { return times[int(q*float64(len(times)-1)+0.5)] }
+		s.Median, s.P95 = quantile(0.5), quantile(0.95)
+	}
+	since := time.Now().Add(-while)
+	for _, f := range r.failures {
+		if f.At.After(since) {
+			s.Recent++
+		}
+	}
+	if n := len(r.failures); n > 0 {
+		newest := r.failures[n-1]
+		s.Last = &newest
+	}
+	return s
+}
