@@ -1,0 +1,139 @@
+package engine
+
+import (
+	"context"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
+)
+
+// Client is the request on whose behalf engines are asked.
+type Client struct {
+	Request *http.Request
+	ID      string // x-request-id, for logs
+
+	header http.Header // what engines get of the headers
+
+	mu sync.Mutex // guards the variables and placeholders of the request
+}
+
+// NewClient returns the client that has sent a request. Engines get more of the headers of one
+// that is trusted.
+func NewClient(r *http.Request, id string, trusted bool) *Client {
+	return &Client{Request: r, ID: id, header: forwarded(r.Header, trusted)}
+}
+
+var noHandler = caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
+
+// request makes the request of a call. It shares nothing that can change with the
+// client's request or with other calls: Caddy's variables, for one, are a plain
+// map in the request's context.
+func (cl *Client) request(ctx context.Context, c *call, w http.ResponseWriter) *http.Request {
+	from := cl.Request
+	r := &http.Request{
+		Method:     c.Method,
+		URL:        &url.URL{Path: c.Path, RawQuery: from.URL.RawQuery}, // for policies and placeholders: engines get no query
+		RequestURI: from.RequestURI,
+		Proto:      from.Proto,
+		ProtoMajor: from.ProtoMajor,
+		ProtoMinor: from.ProtoMinor,
+		Host:       from.Host,
+		RemoteAddr: from.RemoteAddr,
+		TLS:        from.TLS,
+		Header:     maps.Clone(cl.header), // reverse_proxy clones the values
+	}
+	r.Header["X-Request-Id"] = []string{c.ID}
+	if c.Ranked && c.Reserved.Rank != "" {
+		r.Header["X-Data-Parallel-Rank"] = []string{c.Reserved.Rank}
+	}
+	if r.Header.Del("Accept-Encoding"); c.Encoding != nil {
+		r.Header["Accept-Encoding"] = c.Encoding
+	}
+	telemetry.Inject(ctx, r.Header)
+	if c.Body != nil {
+		r.Header["Content-Type"] = []string{"application/json"}
+		r.ContentLength = c.Body.Len()
+		r.Body = c.Body.Reader()
+	}
+	server := from.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	repl := caddy.NewReplacer()
+	ctx = dispatch.WithAsk(withCall(ctx, c), &c.ask)
+	r = caddyhttp.PrepareRequest(r.WithContext(ctx), repl, w, server)
+	cl.lend(r, repl)
+	return r
+}
+
+// lend gives back what the fresh context has lost, for placeholders in the pool's options.
+func (cl *Client) lend(r *http.Request, repl *caddy.Replacer) {
+	parent := cl.Request.Context()
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	vars := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	for k, v := range parent.Value(caddyhttp.VarsCtxKey).(map[string]any) {
+		if _, ok := vars[k]; !ok && !strings.HasPrefix(k, "reverse_proxy.") {
+			vars[k] = v
+		}
+	}
+	placeholders := parent.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	repl.Map(func(key string) (any, bool) {
+		cl.mu.Lock() // a look-up can set variables of the client's request
+		defer cl.mu.Unlock()
+		return placeholders.Get(key)
+	})
+	// in place: the replacer has the pointer
+	*r = *r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, parent.Value(caddyhttp.OriginalRequestCtxKey)))
+}
+
+func (c *call) startSpan(ctx context.Context) (context.Context, trace.Span) {
+	return telemetry.StartSpan(ctx, c.Method+" "+c.Path, trace.SpanKindClient)
+}
+
+// What of a client's headers no engine gets: what describes a body, a connection or
+// a conversation that is not the one with the engine; what our transport would act on
+// (net/http repeats a POST that has an Idempotency-Key as often as connections end);
+// and, unless clients are trusted, what tells engines and routers (of vLLM, llm-d,
+// Dynamo, SGLang) what to do.
+var (
+	notEndToEnd = headerNames{
+		names: []string{"Digest", "Repr-Digest", "Transfer-Encoding", "Trailer", "Te", "Expect", "Connection", "Upgrade", "Http2-Settings", "Incremental", "Range",
+			"Idempotency-Key", "X-Idempotency-Key"},
+		prefixes: []string{"Content-", "If-", ":"},
+	}
+	steering = headerNames{
+		names: []string{"X-Vllm-Priority", "X-Data-Parallel-Rank", "X-Data-Parallel-Host-Port", "X-Prefiller-Host-Port", "X-Prefiller-Url", "X-Encoder-Hosts-Ports", "X-Kv-Cache-Source-Host-Port", "Epp-Profile",
+			"X-Dp-Rank", "X-Prefill-Dp-Rank", "X-Worker-Instance-Id", "X-Prefill-Instance-Id",
+			"Endpoint-Load-Metrics-Format"}, // answers tell the load then
+		prefixes: []string{"X-Llm-D-", "X-Dynamo-", "X-Smg-", "X-Gateway-Destination-Endpoint"},
+	}
+)
+
+type headerNames struct{ names, prefixes []string }
+
+func (n headerNames) has(name string) bool {
+	return slices.Contains(n.names, name) || slices.ContainsFunc(n.prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
+}
+
+// forwarded returns the client's headers that engines get. The values are shared
+// with h.
+func forwarded(h http.Header, trusted bool) http.Header {
+	out := maps.Clone(h)
+	for _, line := range h["Connection"] {
+		for name := range strings.SplitSeq(line, ",") {
+			out.Del(strings.TrimSpace(name))
+		}
+	}
+	maps.DeleteFunc(out, func(name string, _ []string) bool {
+		return notEndToEnd.has(name) || !trusted && steering.has(name)
+	})
+	return out
+}

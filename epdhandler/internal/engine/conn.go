@@ -1,0 +1,83 @@
+package engine
+
+import (
+	"context"
+	"io"
+	"net"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+)
+
+// bodyConn is a connection to an engine that takes a body as it is, together with the
+// header before it. net/http would copy it through a buffer of 32 KiB, with a system call
+// for each and one for the header; and each wakes the engine.
+type bodyConn struct {
+	*net.TCPConn
+
+	// next is whether a request comes next whose body is a [body.Reader]. net/http then
+	// hands its header to Write and its body to ReadFrom.
+	next bool
+	head []byte // the header, which waits for the body
+}
+
+// Write implements io.Writer.
+func (c *bodyConn) Write(p []byte) (int, error) {
+	if c.next {
+		c.next = false
+		c.head = append(c.head, p...)
+		return len(p), nil
+	}
+	if err := c.sendHead(); err != nil { // it was not all of the header
+		return 0, err
+	}
+	return c.TCPConn.Write(p)
+}
+
+// ReadFrom implements io.ReaderFrom.
+func (c *bodyConn) ReadFrom(r io.Reader) (int64, error) {
+	limited, ok := r.(*io.LimitedReader)
+	if !ok {
+		return c.copyFrom(r)
+	}
+	b, ok := limited.R.(*body.Reader)
+	if !ok || b.Len() != limited.N {
+		return c.copyFrom(r)
+	}
+	n, err := b.WriteAfter(c.head, c.TCPConn)
+	limited.N -= n
+	c.head = c.head[:0]
+	return n, err
+}
+
+func (c *bodyConn) copyFrom(r io.Reader) (int64, error) {
+	if err := c.sendHead(); err != nil {
+		return 0, err
+	}
+	return c.TCPConn.ReadFrom(r)
+}
+
+func (c *bodyConn) sendHead() error {
+	if len(c.head) == 0 {
+		return nil
+	}
+	_, err := c.TCPConn.Write(c.head)
+	c.head = c.head[:0]
+	return err
+}
+
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+// dialForBodies makes a dialer give a bodyConn, where nothing else is around the
+// connection.
+func dialForBodies(dial dialer) dialer {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if tcp, ok := conn.(*net.TCPConn); ok && err == nil {
+			return &bodyConn{TCPConn: tcp}, nil
+		}
+		return conn, err
+	}
+}
+
+// Interface guard
+var _ io.ReaderFrom = (*bodyConn)(nil)

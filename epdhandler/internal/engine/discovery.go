@@ -1,0 +1,142 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+)
+
+// discovery is the source of a pool's dynamic upstreams. It keeps from reverse_proxy what
+// that would not survive: for nil in a list it leaves a lock of the process locked.
+type discovery struct {
+	pool   *Pool
+	source reverseproxy.UpstreamSource
+}
+
+// loadSource puts a discovery around the pool's source of dynamic upstreams.
+func (p *Pool) loadSource(ctx caddy.Context) error {
+	if !p.Dynamic {
+		return nil
+	}
+	mod, err := ctx.LoadModule(p.Handler, "DynamicUpstreamsRaw")
+	if err != nil {
+		return fmt.Errorf("loading upstream source module: %w", err)
+	}
+	p.Handler.DynamicUpstreams = discovery{p, mod.(reverseproxy.UpstreamSource)}
+	return nil
+}
+
+// GetUpstreams implements reverseproxy.UpstreamSource.
+func (d discovery) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
+	upstreams, err := d.find(r)
+	if err != nil { // reverse_proxy logs it
+		err = errors.New(d.pool.WithoutAddresses(err, nil))
+	}
+	return upstreams, err
+}
+
+// find asks the source. The upstreams are new: a source may give the same ones to several
+// requests, and reverse_proxy writes to them.
+func (d discovery) find(r *http.Request) ([]*reverseproxy.Upstream, error) {
+	found, err := d.source.GetUpstreams(r)
+	if err != nil {
+		return nil, err
+	}
+	upstreams := make([]*reverseproxy.Upstream, 0, len(found))
+	for _, u := range found {
+		if u != nil && u.Dial != "" {
+			upstreams = append(upstreams, &reverseproxy.Upstream{Dial: u.Dial, MaxRequests: u.MaxRequests})
+		}
+	}
+	return upstreams, nil
+}
+
+// ResetCache implements reverseproxy.CachingUpstreamSource.
+func (d discovery) ResetCache(r *http.Request) error {
+	if c, ok := d.source.(reverseproxy.CachingUpstreamSource); ok {
+		return c.ResetCache(r)
+	}
+	return nil
+}
+
+const (
+	// lookUpTimeout is how long a source may take where no request depends on it.
+	lookUpTimeout = 2 * time.Second
+
+	// maxLookUps is how many such questions to the source of a pool there may be at a time:
+	// it may never answer them.
+	maxLookUps = 4
+)
+
+var errSourceHangs = errors.New("the source of dynamic upstreams does not answer")
+
+// Instances returns the upstreams of a pool, for operators. Like its handler, a dynamic pool
+// falls back on those that are written down.
+func (p *Pool) Instances(ctx context.Context) (reverseproxy.UpstreamPool, error) {
+	if !p.Dynamic {
+		return p.Handler.Upstreams, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookUpTimeout)
+	defer cancel()
+	select {
+	case p.lookUps <- struct{}{}:
+	case <-ctx.Done():
+		return nil, errSourceHangs
+	}
+	var (
+		upstreams []*reverseproxy.Upstream
+		err       error
+		done      = make(chan struct{})
+	)
+	go func() {
+		defer func() { <-p.lookUps }()
+		defer close(done)
+		defer func() {
+			if v := recover(); v != nil { // it would end the process
+				upstreams, err = nil, p.panicked(v, "")
+			}
+		}()
+		upstreams, err = p.lookUp(ctx)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return nil, errSourceHangs
+	}
+	switch {
+	case err == nil && len(upstreams) == 0:
+		return nil, errors.New("there are no instances at the moment")
+	case err != nil && len(p.Handler.Upstreams) > 0:
+		return p.Handler.Upstreams, nil
+	}
+	return upstreams, err
+}
+
+func (p *Pool) lookUp(ctx context.Context) ([]*reverseproxy.Upstream, error) {
+	r, err := http.NewRequestWithContext(context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer()), http.MethodGet, "/", http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	return p.Handler.DynamicUpstreams.(discovery).find(r)
+}
+
+// panicked logs the panic of a module, or of ours, and makes an error of it.
+func (p *Pool) panicked(v any, requestID string) error {
+	err := fmt.Errorf("panic: %v", v)
+	fields := []zap.Field{zap.String("stage", p.Stage), zap.String("error", p.WithoutAddresses(err, nil)), zap.ByteString("stack", debug.Stack())}
+	if requestID != "" {
+		fields = append(fields, zap.String("request_id", requestID))
+	}
+	p.Logger.Error("panic", fields...)
+	return err
+}
+
+// Interface guard
+var _ reverseproxy.CachingUpstreamSource = discovery{}

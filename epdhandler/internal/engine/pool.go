@@ -1,0 +1,123 @@
+// Package engine is everything about pools of engines: who they are, how they are asked, and what
+// comes of one exchange with one of them. It knows nothing of stages, of what makes a request one
+// with media, or of what is done when a call has failed.
+package engine
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
+)
+
+// Pool is the instances that do one stage, behind a reverse_proxy handler. All its options apply;
+// what it does itself is reused, with something of ours around its load balancing policy, its
+// source of dynamic upstreams, its circuit breaker and its transport. Nothing is copied from it.
+type Pool struct {
+	*dispatch.Dispatcher
+
+	Handler *reverseproxy.Handler
+	Budget  *dispatch.Budget // of further attempts; nil: no limit
+	Logger  *zap.Logger
+
+	instances *dispatch.Instances
+	lookUps   chan struct{}
+	breaker   *breaker // nil: none
+}
+
+// NewPool provisions a pool. It leaves nothing behind if that fails.
+func NewPool(ctx caddy.Context, instances *dispatch.Instances, s dispatch.Settings, handler *reverseproxy.Handler) (*Pool, error) {
+	s.Dynamic = handler.DynamicUpstreamsRaw != nil
+	p := &Pool{
+		Handler: handler, Logger: ctx.Logger().Named(s.Stage), instances: instances, lookUps: make(chan struct{}, maxLookUps),
+		Budget: instances.Budget(s.Stage, handler.Upstreams, string(handler.DynamicUpstreamsRaw), s.RetryBudget),
+	}
+	p.setHealthDefaults()
+	for _, load := range []func(caddy.Context) error{p.loadPolicy, p.loadSource, p.loadBreaker, p.loadTransport} {
+		if err := load(ctx); err != nil {
+			return nil, fmt.Errorf("provisioning %s pool: %w", s.Stage, err)
+		}
+	}
+	s.Weights = dispatch.WeightsOf(handler.LoadBalancing.SelectionPolicy.(*selector).policy)
+	p.Dispatcher = instances.New(s, handler.Upstreams)
+	if err := handler.Provision(ctx); err != nil {
+		// It may have failed before or after it counted its hosts, all of them
+		// at once, and Cleanup of what was not counted would take them away
+		// from other handlers.
+		if len(handler.Upstreams) > 0 && handler.Upstreams[0].Host != nil {
+			_ = handler.Cleanup()
+		}
+		return nil, fmt.Errorf("provisioning %s pool: %w", s.Stage, err)
+	}
+	return p, nil
+}
+
+// Cleanup releases what the pool's handler has taken.
+func (p *Pool) Cleanup() error {
+	p.Retire()
+	return p.Handler.Cleanup()
+}
+
+// Instance returns the instance of the pool's stage at an address.
+func (p *Pool) Instance(address string) *dispatch.Instance {
+	return p.instances.Get(p.Stage, address)
+}
+
+// setHealthDefaults turns active health checks on, unless they are switched off: that is an
+// empty object in JSON.
+func (p *Pool) setHealthDefaults() {
+	if p.Handler.HealthChecks == nil {
+		p.Handler.HealthChecks = new(reverseproxy.HealthChecks)
+	}
+	checks := p.Handler.HealthChecks
+	switch {
+	case checks.Active == nil:
+		checks.Active = new(reverseproxy.ActiveHealthChecks)
+	case reflect.ValueOf(*checks.Active).IsZero():
+		return
+	}
+	a := checks.Active
+	//lint:ignore SA1019 users may still have it
+	if a.Path == "" {
+		a.URI = cmp.Or(a.URI, "/health")
+	}
+	a.Interval = cmp.Or(a.Interval, caddy.Duration(5*time.Second))
+	a.Timeout = cmp.Or(a.Timeout, caddy.Duration(5*time.Second))
+	a.Fails = cmp.Or(a.Fails, 3) // one that preprocesses a large image may miss a check
+	a.Passes = cmp.Or(a.Passes, 1)
+}
+
+// loadTransport puts a replayTransport around the pool's transport. The handler
+// keeps a transport that is set before it is provisioned; setting it later would
+// race with the health checks.
+func (p *Pool) loadTransport(ctx caddy.Context) error {
+	if p.Handler.TransportRaw == nil {
+		p.Handler.TransportRaw = json.RawMessage(`{"protocol":"http"}`)
+	}
+	var config struct {
+		KeepAlive reverseproxy.KeepAlive `json:"keep_alive"`
+	}
+	_ = json.Unmarshal(p.Handler.TransportRaw, &config) // LoadModule says what is wrong
+	mod, err := ctx.LoadModule(p.Handler, "TransportRaw")
+	if err != nil {
+		return fmt.Errorf("loading transport: %w", err)
+	}
+	t, ok := mod.(*reverseproxy.HTTPTransport)
+	if !ok {
+		return fmt.Errorf("transport %s is not supported; use 'transport http'", mod.(caddy.Module).CaddyModule().ID.Name())
+	}
+	// vLLM's server (uvicorn) closes idle connections after 5s, and a request that is
+	// sent at that moment is lost.
+	t.Transport.IdleConnTimeout = time.Duration(cmp.Or(config.KeepAlive.IdleConnTimeout, caddy.Duration(2500*time.Millisecond)))
+	// A burst finds connections instead of dialing. Idle ones are closed soon anyway.
+	t.Transport.MaxIdleConnsPerHost = cmp.Or(config.KeepAlive.MaxIdleConnsPerHost, 1024)
+	p.Handler.Transport = newReplayTransport(t)
+	return nil
+}

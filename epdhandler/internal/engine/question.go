@@ -1,0 +1,191 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
+)
+
+// Question is a request to instances that the load balancing does not choose: to each
+// of them, for it is about the instance.
+type Question struct {
+	Method, Path string
+	Header       http.Header
+	Body         []byte // JSON; nil: none
+	Timeout      time.Duration
+}
+
+// Reply is what an instance says to a question.
+type Reply struct {
+	Status int
+	Body   []byte // not more of it than maxReply
+	Err    error  // why there is none
+}
+
+const (
+	// maxReply bounds what is read of a reply.
+	maxReply = 1 << 20
+
+	// maxAsked is how many instances are asked at the same time.
+	maxAsked = 64
+)
+
+// Target is an instance to ask.
+type Target struct {
+	Pool     *Pool
+	Upstream *reverseproxy.Upstream // nil: the pool could not tell its instances
+	err      error                  // why not
+}
+
+// Targets lists the instances of pools, and each just once for its stage: handlers may
+// share them.
+func Targets(ctx context.Context, pools ...*Pool) []Target {
+	var all []Target
+	seen := make(map[*dispatch.Instance]bool)
+	for _, p := range pools {
+		upstreams, err := p.Instances(ctx)
+		if err != nil {
+			all = append(all, Target{Pool: p, err: err})
+		}
+		for _, u := range upstreams {
+			if at := p.Instance(u.Dial); !seen[at] {
+				seen[at] = true
+				all = append(all, Target{Pool: p, Upstream: u})
+			}
+		}
+	}
+	return all
+}
+
+// AskAll asks targets at the same time. do gets the place of each.
+func AskAll(all []Target, do func(i int, t Target)) {
+	var group errgroup.Group
+	group.SetLimit(maxAsked)
+	for i, t := range all {
+		group.Go(func() error {
+			do(i, t)
+			return nil
+		})
+	}
+	_ = group.Wait() // no function fails
+}
+
+// Address is where the instance is, empty if that is not known.
+func (t Target) Address() string {
+	if t.Upstream == nil {
+		return ""
+	}
+	return t.Upstream.String()
+}
+
+// Ask sends the question to the instance.
+func (t Target) Ask(ctx context.Context, q Question) (said Reply) {
+	defer func() {
+		if v := recover(); v != nil { // on a goroutine of ours it would end the process
+			said = Reply{Err: fmt.Errorf("panic: %v", v)}
+		}
+	}()
+	if t.err != nil {
+		return Reply{Err: t.err}
+	}
+	ctx, cancel := context.WithTimeout(ctx, q.Timeout)
+	defer cancel()
+	r, err := t.request(ctx, q)
+	if err != nil {
+		return Reply{Err: err}
+	}
+	res, err := t.Pool.Handler.Transport.RoundTrip(r)
+	if err != nil {
+		return Reply{Err: err}
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxReply))
+	return Reply{Status: res.StatusCode, Body: text, Err: err}
+}
+
+// These are names that a transport of reverse_proxy goes by and does not export.
+const (
+	dialInfoKey      = caddy.CtxKey("reverse_proxy.dial_info") // for [reverseproxy.GetDialInfo]
+	proxyProtocolVar = "reverse_proxy.proxy_protocol_info"
+)
+
+// request makes the request for the question. It has what the pool's transport and the
+// header_up of its block expect of one.
+func (t Target) request(ctx context.Context, q Question) (*http.Request, error) {
+	repl := caddy.NewReplacer()
+	to, err := dialInfo(t.Upstream, repl)
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range map[string]string{"address": to.String(), "hostport": to.Address, "host": to.Host, "port": to.Port} {
+		repl.Set("http.reverse_proxy.upstream."+name, value)
+	}
+	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, repl)
+	ctx = context.WithValue(ctx, dialInfoKey, to)
+	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{
+		// no client's address: the question is ours
+		proxyProtocolVar: reverseproxy.ProxyProtocolInfo{AddrPort: netip.MustParseAddrPort("127.0.0.1:0")},
+	})
+	host := to.Address
+	if network := (caddy.NetworkAddress{Network: to.Network}); network.IsUnixNetwork() || network.IsFdNetwork() {
+		host = "localhost" // a path is no host
+	}
+	r := &http.Request{Method: q.Method, URL: &url.URL{Host: host, Path: q.Path}, Host: host, Header: make(http.Header)}
+	for name, values := range q.Header {
+		r.Header[name] = slices.Clone(values)
+	}
+	if q.Body != nil {
+		r.Header["Content-Type"] = []string{"application/json"}
+		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(q.Body)), int64(len(q.Body))
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(q.Body)), nil }
+	}
+	// without a value it is not sent, but net/http asks again if an idle connection has ended
+	r.Header["Idempotency-Key"] = nil
+	r = r.WithContext(ctx)
+	if rewrite := t.Pool.Handler.Rewrite; rewrite != nil {
+		repl.Set("http.request.uri", q.Path)
+		repl.Set("http.request.uri.path", q.Path)
+		repl.Set("http.request.method", q.Method)
+		rewrite.Rewrite(r, repl)
+	}
+	if h := t.Pool.Handler.Headers; h != nil && h.Request != nil {
+		h.Request.ApplyToRequest(r)
+	}
+	return r, nil
+}
+
+// dialInfo says where an upstream is to be dialed.
+func dialInfo(u *reverseproxy.Upstream, repl *caddy.Replacer) (reverseproxy.DialInfo, error) {
+	dial, err := repl.ReplaceOrErr(u.Dial, true, true)
+	if err != nil {
+		return reverseproxy.DialInfo{}, err
+	}
+	addr, err := caddy.ParseNetworkAddress(dial)
+	if err != nil {
+		return reverseproxy.DialInfo{}, err
+	}
+	if addr.PortRangeSize() != 1 {
+		return reverseproxy.DialInfo{}, fmt.Errorf("%s is not one address", dial)
+	}
+	return reverseproxy.DialInfo{
+		Upstream: u,
+		Network:  addr.Network,
+		Address:  addr.JoinHostPort(0),
+		Host:     addr.Host,
+		Port:     strconv.Itoa(int(addr.StartPort)),
+	}, nil
+}

@@ -1,0 +1,195 @@
+package engine
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+)
+
+// replayTransport gives every round trip of a sub-request its body anew, and
+// repeats one, once and on a connection of its own, that met a connection which the
+// engine had closed in the meantime: unless it brings what engines give only once, and the
+// engine may have got it after all. It notes answers that end in their middle.
+//
+// Without it a body could be sent once only, and requests would fail whenever
+// they meet the end of an idle connection: net/http repeats a POST only if it can
+// tell that nothing was sent, and reverse_proxy hides from it that the body can
+// be read again. Embedding keeps what the handler asks of its transport besides
+// round trips: TLS, health checks, the PROXY protocol.
+type replayTransport struct {
+	*reverseproxy.HTTPTransport
+
+	// fresh keeps no connections. It is nil where all connections are HTTP/2 or 3:
+	// there the end of a request is not that of its connection, and net/http does
+	// what can be done.
+	fresh *http.Transport
+}
+
+func newReplayTransport(t *reverseproxy.HTTPTransport) replayTransport {
+	r := replayTransport{HTTPTransport: t}
+	if !slices.Contains(t.Versions, "h2c") && !slices.Contains(t.Versions, "3") {
+		t.Transport.DialContext = dialForBodies(t.Transport.DialContext)
+		r.fresh = t.Transport.Clone()
+		r.fresh.DisableKeepAlives = true
+	}
+	return r
+}
+
+// staleWindow is how soon after the request was sent a connection must have died to
+// be taken for one that was dead already. Later, the engine died with the request,
+// which it may have worked on.
+const staleWindow = 500 * time.Millisecond
+
+// RoundTrip implements http.RoundTripper.
+func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	c := callOf(r.Context())
+	if c == nil { // a health check
+		return t.HTTPTransport.RoundTrip(new(roundTrip).request(r, &call{Attempt: new(Attempt)}))
+	}
+	if c.lookingUp {
+		return nil, context.Canceled // which reverse_proxy holds against nobody
+	}
+	start := time.Now()
+	res, err := t.sendOnce(r, c)
+	c.broke, c.Unframed, c.code = false, false, 0
+	if err != nil {
+		return res, err
+	}
+	c.code = res.StatusCode
+	c.Unframed = res.ContentLength < 0 && res.TransferEncoding == nil && res.ProtoMajor == 1 && !res.Uncompressed
+	if c.HasBody { // a question that costs nothing would make the instance look fast
+		c.Instance().Answered(time.Since(start))
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		res.Body = answerBody{res.Body, c.Attempt}
+	}
+	return res, nil
+}
+
+// sendOnce has an engine get the call once, as far as that can be told: it is sent again if it
+// met the end of an idle connection.
+func (t replayTransport) sendOnce(r *http.Request, c *call) (*http.Response, error) {
+	trip := new(roundTrip)
+	res, err := t.send(trip.request(r, c), c.Alone)
+	c.Reached = c.Reached || trip.connected.Load()
+	if err == nil || t.fresh == nil || r.Context().Err() != nil {
+		return res, err
+	}
+	stale, sure := trip.stale(err)
+	switch {
+	case !stale:
+		return res, err
+	case c.Spends && !sure:
+		c.Lost = true
+		return res, err
+	}
+	again := new(roundTrip).request(r, c)
+	again.Header = again.Header.Clone()
+	again.Header["X-Request-Id"] = []string{c.IDHead + RandomHex(6)} // should it know the other after all
+	return t.send(again, true)
+}
+
+// send makes a round trip, if alone on a connection of its own.
+func (t replayTransport) send(r *http.Request, alone bool) (*http.Response, error) {
+	if alone && t.fresh != nil {
+		t.SetScheme(r)
+		return t.fresh.RoundTrip(r)
+	}
+	return t.HTTPTransport.RoundTrip(r)
+}
+
+// answerBody is the body of an engine's answer. If it breaks off, the call knows it,
+// but not reverse_proxy, which would write a line of its own to the log, and panic.
+type answerBody struct {
+	io.ReadCloser
+	attempt *Attempt
+}
+
+// Read implements io.Reader.
+func (b answerBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		b.attempt.broke = true
+		err = io.EOF
+	}
+	return n, err
+}
+
+// roundTrip observes one round trip. Its fields are set by goroutines of the
+// transport, which can outlive the round trip.
+type roundTrip struct {
+	connected, reused, answered atomic.Bool
+	large                       bool // there is a body that is for a bodyConn
+
+	// sent is when the request was written, or writing it failed.
+	sent atomic.Pointer[time.Time]
+}
+
+// request is r with the whole body of c to send, observed. What an engine may know already
+// is not sent a second time.
+func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
+	if c.Reached && c.Renew != nil {
+		c.Body = c.Renew()
+	}
+	c.Asked = time.Now()
+	r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
+		GotConn: func(i httptrace.GotConnInfo) {
+			t.connected.Store(true)
+			t.reused.Store(i.Reused && !isHTTP2(i.Conn))
+			if c, ok := i.Conn.(*bodyConn); ok {
+				c.next = t.large
+			}
+		},
+		WroteRequest: func(httptrace.WroteRequestInfo) {
+			now := time.Now()
+			t.sent.Store(&now)
+		},
+		GotFirstResponseByte: func() { t.answered.Store(true) },
+	}))
+	if c.Body != nil && r.Body != nil {
+		r.GetBody = func() (io.ReadCloser, error) { return c.Body.Reader(), nil }
+		r.Body, _ = r.GetBody()
+		if r.Header["Expect"] == nil { // else net/http waits for an answer between header and body
+			_, t.large = r.Body.(*body.Reader)
+		}
+		r.ContentLength = c.Body.Len()
+	}
+	if r.URL.RawQuery == c.query { // unless the pool's options have changed it
+		r.URL = &url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path, RawPath: r.URL.RawPath}
+	}
+	return r
+}
+
+// stale reports whether err is the end of an idle connection, found too late, and whether
+// the engine surely has not got the request.
+func (t *roundTrip) stale(err error) (stale, sure bool) {
+	if !t.reused.Load() || t.answered.Load() {
+		return false, false
+	}
+	if strings.Contains(err.Error(), "server closed idle connection") { // net/http is sure
+		return true, true
+	}
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		return false, false
+	}
+	sent := t.sent.Load()
+	return sent == nil || time.Since(*sent) < staleWindow, sent == nil
+}
+
+func isHTTP2(c net.Conn) bool {
+	t, ok := c.(*tls.Conn)
+	return ok && t.ConnectionState().NegotiatedProtocol == "h2"
+}
