@@ -23,6 +23,7 @@ type Attempt struct {
 	Stage   string
 	Number  int   // in its stage, from 1
 	Items   []int // the media items that it was about, in encode
+	Pinned  bool  // to the instance that was reserved
 	HasBody bool  // else it is a question that any engine can answer, and costs it nothing
 
 	Chosen   []string      // the instances that the load balancing chose; the last one answered, or was asked last
@@ -167,9 +168,17 @@ func (a *Attempt) Fail(why telemetry.Reason, status int, cause error) {
 // may quote the request, so they are not for the log.
 func StatusError(status int) error { return fmt.Errorf("status %d", status) }
 
+// NotSent returns an attempt that failed before a call was made.
+func (p *Pool) NotSent(why telemetry.Reason, cause error) *Attempt {
+	return &Attempt{Stage: p.Stage, Reason: why, Cause: cause, pool: p}
+}
+
 // End ends the span of the call, when it is known what came of it.
 func (a *Attempt) End() {
 	c := a.call
+	if c == nil || c.span == nil {
+		return
+	}
 	defer c.span.End()
 	if !c.span.IsRecording() {
 		return

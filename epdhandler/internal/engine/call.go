@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
 // Call is what a stage asks of its pool in one attempt.
@@ -53,11 +55,11 @@ type call struct {
 	Call
 	*Attempt
 
-	pool  *Pool
-	ask   dispatch.Ask
-	slot  *dispatch.Slot
-	query string // the client's, which engines do not get
-	span  trace.Span
+	pool   *Pool
+	client *Client
+	ask    dispatch.Ask
+	slot   *dispatch.Slot
+	span   trace.Span
 
 	fault  error               // of somebody else's code: it panicked, or chose nonsense
 	busy   error               // why there was no slot
@@ -80,23 +82,10 @@ func callOf(ctx context.Context) *call {
 	return c
 }
 
-// Do sends a call to the pool and writes the answer to w. What came of it is known when
-// [Attempt.Judge] has been called; then [Attempt.End] must be.
-func (p *Pool) Do(ctx context.Context, client *Client, in Call, w http.ResponseWriter) *Attempt {
-	c := p.newCall(client, in)
-	defer c.release()
-	defer c.contain(client)
-	ctx, c.span = c.startSpan(ctx)
-	c.Attempt.err = p.Handler.ServeHTTP(w, client.request(ctx, c, w), noHandler)
-	if c.Attempt.err == nil && c.broke {
-		c.Attempt.err = errBroke
-	}
-	return c.Attempt
-}
-
-func (p *Pool) newCall(client *Client, in Call) *call {
-	c := &call{Call: in, pool: p, query: client.Request.URL.RawQuery}
-	c.Attempt = &Attempt{Stage: p.Stage, Number: in.Number, Items: in.Items, HasBody: in.Body != nil, pool: p, call: c}
+// NewAttempt returns the attempt to have a call answered by the pool, on behalf of a client.
+func (p *Pool) NewAttempt(client *Client, in Call) *Attempt {
+	c := &call{Call: in, pool: p, client: client}
+	c.Attempt = &Attempt{Stage: p.Stage, Number: in.Number, Items: in.Items, HasBody: in.Body != nil, Pinned: in.Reserved != nil, pool: p, call: c}
 	c.ask = dispatch.Ask{Turn: in.Turn, Skip: in.Skip, Patience: in.Patience}
 	if in.Clock != nil {
 		c.ask.Clock = in.Clock
@@ -104,21 +93,32 @@ func (p *Pool) newCall(client *Client, in Call) *call {
 	if in.Reserved != nil {
 		c.ask.Only = in.Reserved.Address
 	}
-	return c
+	return c.Attempt
 }
 
-func (c *call) release() { c.slot.Release() }
+// Send sends the call and writes the answer to w. What came of it is known when [Attempt.Judge] has
+// been called; then [Attempt.End] must be.
+func (a *Attempt) Send(ctx context.Context, w http.ResponseWriter) {
+	c := a.call
+	defer func() { c.slot.Release() }()
+	defer c.contain()
+	ctx, c.span = telemetry.StartSpan(ctx, c.Method+" "+c.Path, trace.SpanKindClient)
+	a.err = c.pool.Handler.ServeHTTP(w, c.client.request(ctx, c, w), noHandler)
+	if a.err == nil && a.broke {
+		a.err = errBroke
+	}
+}
 
 // contain makes a panic, of reverse_proxy or of a module that it uses, a failure of the
 // call. On a goroutine of ours it would end the process.
-func (c *call) contain(client *Client) {
+func (c *call) contain() {
 	switch v := recover(); v {
 	case nil:
 	case http.ErrAbortHandler: // by which reverse_proxy ends an answer that its writer did not take
-		c.Attempt.err = errBroke
+		c.err = errBroke
 	default:
-		c.fault = c.pool.panicked(v, client.ID)
-		c.Attempt.err = c.fault
+		c.fault = c.pool.panicked(v, c.client.ID)
+		c.err = c.fault
 	}
 }
 
@@ -142,21 +142,23 @@ func (r *Reservation) Release() {
 	}
 }
 
-// Reserve chooses an instance for a call that is made later. The attempt says why there is none.
-func (p *Pool) Reserve(ctx context.Context, client *Client, in Call) (r *Reservation, a *Attempt) {
-	c := p.newCall(client, in)
-	defer c.contain(client)
-	w := new(discard)
+// Reserve chooses the instance for a call that is made later. Without one, it returns nil, and the
+// attempt says why when it has been judged.
+func (a *Attempt) Reserve(ctx context.Context) *Reservation {
+	c, w := a.call, new(discard)
+	defer c.contain()
 	c.early = true
-	u := p.Handler.LoadBalancing.SelectionPolicy.Select(p.Handler.Upstreams, client.request(ctx, c, w), w)
+	p := c.pool.Handler
+	u := p.LoadBalancing.SelectionPolicy.Select(p.Upstreams, c.client.request(ctx, c, w), w)
 	if u == nil || ctx.Err() != nil {
 		c.slot.Release()
-		if c.Attempt.err == nil {
-			c.Attempt.err = dispatch.ErrNobody
-		}
-		return nil, c.Attempt
+		a.err = cmp.Or[error](c.fault, dispatch.ErrNobody)
+		return nil
 	}
-	return &Reservation{Address: u.Dial, slot: c.slot}, c.Attempt
+	if c.Turn != nil {
+		c.Turn.Admitted = true // encoders work for it
+	}
+	return &Reservation{Address: u.Dial, slot: c.slot}
 }
 
 // discard is where policies write that nobody listens to.

@@ -11,7 +11,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.opentelemetry.io/otel/trace"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
@@ -92,10 +91,6 @@ func (cl *Client) lend(r *http.Request, repl *caddy.Replacer) {
 	})
 	// in place: the replacer has the pointer
 	*r = *r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, parent.Value(caddyhttp.OriginalRequestCtxKey)))
-}
-
-func (c *call) startSpan(ctx context.Context) (context.Context, trace.Span) {
-	return telemetry.StartSpan(ctx, c.Method+" "+c.Path, trace.SpanKindClient)
 }
 
 // What of a client's headers no engine gets: what describes a body, a connection or

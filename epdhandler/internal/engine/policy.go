@@ -88,6 +88,9 @@ func (s *selector) choose(c *call, r *http.Request) *reverseproxy.Upstream {
 	} else if err != nil && !errors.Is(err, dispatch.ErrNobody) && r.Context().Err() == nil {
 		c.fault = err
 	}
+	if u != nil {
+		c.Reserved.Release() // the call has a slot now
+	}
 	if u != nil && c.Ready != nil {
 		body, ok := c.Ready(c.Body)
 		if !ok {

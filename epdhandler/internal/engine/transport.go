@@ -167,7 +167,7 @@ func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
 		}
 		r.ContentLength = c.Body.Len()
 	}
-	if r.URL.RawQuery == c.query { // unless the pool's options have changed it
+	if c.client != nil && r.URL.RawQuery == c.client.Request.URL.RawQuery { // unless the pool's options have changed it
 		r.URL = &url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path, RawPath: r.URL.RawPath}
 	}
 	return r
