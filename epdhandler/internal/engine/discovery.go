@@ -22,7 +22,7 @@ type discovery struct {
 
 // loadSource puts a discovery around the pool's source of dynamic upstreams.
 func (p *Pool) loadSource(ctx caddy.Context) error {
-	if !p.Dynamic {
+	if p.Handler.DynamicUpstreamsRaw == nil {
 		return nil
 	}
 	mod, err := ctx.LoadModule(p.Handler, "DynamicUpstreamsRaw")
