@@ -20,8 +20,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
 )
 
-// Question is a request to instances that the load balancing does not choose: to each
-// of them, for it is about the instance.
+// Question is a request about instances, which is sent to each of them. The load balancing has no
+// part in it.
 type Question struct {
 	Method, Path string
 	Header       http.Header
@@ -29,10 +29,10 @@ type Question struct {
 	Timeout      time.Duration
 }
 
-// Reply is what an instance says to a question.
+// Reply is the answer of an instance to a question.
 type Reply struct {
 	Status int
-	Body   []byte // not more of it than maxReply
+	Body   []byte // at most maxReply bytes of it
 	Err    error  // why there is none
 }
 
@@ -47,12 +47,12 @@ const (
 // Target is an instance to ask.
 type Target struct {
 	Pool     *Pool
-	Upstream *reverseproxy.Upstream // nil: the pool could not tell its instances
+	Upstream *reverseproxy.Upstream // nil: the instances of the pool are not known
 	err      error                  // why not
 }
 
-// Targets lists the instances of pools, and each just once for its stage: handlers may
-// share them.
+// Targets lists the instances of pools, each once for its stage, although several handlers may
+// have it.
 func Targets(ctx context.Context, pools ...*Pool) []Target {
 	var all []Target
 	seen := make(map[*dispatch.Instance]bool)
@@ -91,6 +91,9 @@ func (t Target) Address() string {
 	}
 	return t.Upstream.String()
 }
+
+// Place names the instance by its place in the pool, empty if the instance is not known.
+func (t Target) Place() string { return t.Pool.Place(t.Address()) }
 
 // Ask sends the question to the instance.
 func (t Target) Ask(ctx context.Context, q Question) (said Reply) {

@@ -1,0 +1,76 @@
+package engine
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+)
+
+// APIError is what an engine says in an answer that is an error, in the members that the OpenAI
+// API has. Those that the answer lacks are empty.
+type APIError struct {
+	Message, Type string
+	Param, Code   json.RawMessage
+}
+
+// These bound how much of an engine's own words is passed on, in bytes.
+const (
+	maxMessage = 4 << 10
+	maxName    = 256 // of a type, param or code
+)
+
+// ErrorOf reads an answer that is an error. It has one of the forms that vLLM has had:
+// {"error": {"message", "type", …}}, {"object": "error", "message", "type", …}, {"error": "…"}, or
+// FastAPI's {"detail": …}. Of an answer with another status than 4xx or 5xx nothing is read.
+func ErrorOf(status int, answer []byte) (e APIError) {
+	if status < http.StatusBadRequest {
+		return e
+	}
+	top := members(answer)
+	detail := top
+	if inner := members(top["error"]); inner != nil {
+		detail = inner
+	}
+	for _, m := range []json.RawMessage{detail["message"], top["error"], top["detail"]} {
+		if text := stringIn(m); text != "" {
+			e.Message = clip(text, maxMessage)
+			break
+		}
+	}
+	for name, to := range map[string]*json.RawMessage{"param": &e.Param, "code": &e.Code} {
+		if v := detail[name]; v != nil && len(v) <= maxName && !body.IsNull(v) && !body.IsObject(v) {
+			*to = v
+		}
+	}
+	if typ := stringIn(detail["type"]); len(typ) <= maxName {
+		e.Type = typ
+	}
+	return e
+}
+
+// members returns the members of a JSON object, nil if it is none.
+func members(object []byte) (m map[string]json.RawMessage) {
+	if json.Unmarshal(object, &m) != nil {
+		return nil
+	}
+	return m
+}
+
+// stringIn returns the string that a JSON value is, empty if it is none.
+func stringIn(value []byte) (s string) {
+	_ = json.Unmarshal(value, &s)
+	return s
+}
+
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return strings.ToValidUTF8(s[:n], "") + "…"
+}
