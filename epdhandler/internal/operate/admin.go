@@ -1,0 +1,80 @@
+package operate
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
+)
+
+// adminAPI is the part of Caddy's admin endpoint that is for epd_proxy:
+//
+// Route | What happens
+// ------|-------------
+// `GET /epd/status` | returns the health, load and latency of every pool and instance, as JSON, or for a browser as a page
+// `POST /epd/start_profile`, `/epd/stop_profile` | is sent to every instance of every pool of every handler
+type adminAPI struct{}
+
+// CaddyModule returns the Caddy module information.
+func (adminAPI) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "admin.api.epd",
+		New: func() caddy.Module { return new(adminAPI) },
+	}
+}
+
+// Routes implements caddy.AdminRouter.
+func (adminAPI) Routes() []caddy.AdminRoute {
+	return []caddy.AdminRoute{
+		{Pattern: "/epd/status", Handler: only(http.MethodGet, serveStatus)},
+		{Pattern: "/epd/start_profile", Handler: only(http.MethodPost, profileAll("/start_profile"))},
+		{Pattern: "/epd/stop_profile", Handler: only(http.MethodPost, profileAll("/stop_profile"))},
+	}
+}
+
+// only refuses other methods.
+func only(method string, serve caddy.AdminHandlerFunc) caddy.AdminHandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if r.Method != method {
+			w.Header().Set("Allow", method)
+			return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: fmt.Errorf("use %s here", method)}
+		}
+		return serve(w, r)
+	}
+}
+
+// profileAll sends a request to profile to all engines. Operators may see the addresses of
+// engines, and errors with them.
+func profileAll(path string) caddy.AdminHandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		var pools []*engine.Pool
+		for _, s := range slices.Backward(process.Current().Sites()) { // while a reload goes on, the new one first
+			pools = append(pools, s.Pools()...)
+		}
+		if len(pools) == 0 {
+			return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("there is no epd_proxy in the configuration")}
+		}
+		p := Profile(r.Context(), ProfileQuestion(r, path), engine.Target.Address, pools...)
+		for _, said := range p {
+			for i := range said {
+				if err := said[i].err; err != nil {
+					said[i].Result = err.Error()
+				}
+			}
+		}
+		status := http.StatusOK
+		if !p.Some() {
+			status = http.StatusServiceUnavailable
+		}
+		p.Write(w, status)
+		return nil
+	}
+}
+
+// Interface guard
+var _ caddy.AdminRouter = adminAPI{}
