@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,9 +20,14 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
+// provisioning is held while a pool is provisioned, in which Caddy writes to variables of its own.
+var provisioning sync.Mutex
+
 // newPool provisions a pool of reverse_proxy with this configuration.
 func newPool(t *testing.T, stage, config string) (*Pool, error) {
 	t.Helper()
+	provisioning.Lock()
+	defer provisioning.Unlock()
 	ctx, err := caddy.ProvisionContext(new(caddy.Config))
 	require.NoError(t, err)
 	ctx, cancel := caddy.NewContext(ctx)

@@ -124,21 +124,26 @@ func (c *contextOf) RoundTrip(r *http.Request) (*http.Response, error) {
 	return nil, context.Canceled
 }
 
-// Caddy's names for what its transport finds in a request's context are not exported. If
-// this fails after an update of Caddy, look at question.go: questions would not reach their
-// instances.
+// Caddy does not export the names of what its transport finds in a request's context. If this
+// fails after an update of Caddy, look at question.go: questions would not reach their instances.
 func TestNamesThatCaddyDoesNotExport(t *testing.T) {
 	t.Parallel()
 	p, err := newPool(t, "encode", one("a:1"))
+	require.NoError(t, err)
+	question, err := Targets(t.Context(), p)[0].request(t.Context(), Question{Method: http.MethodGet, Path: "/"})
 	require.NoError(t, err)
 	kept := new(contextOf)
 	p.Handler.Transport = kept
 	send(t, p, newClient(http.Header{}), Call{})
 	require.NotNil(t, kept.ctx)
-	to, ok := kept.ctx.Value(dialInfoKey).(reverseproxy.DialInfo)
-	assert.True(t, ok, "reverse_proxy.dial_info")
-	assert.Equal(t, "a:1", to.Address)
-	info, ok := caddyhttp.GetVar(kept.ctx, proxyProtocolVar).(reverseproxy.ProxyProtocolInfo)
-	assert.True(t, ok, "reverse_proxy.proxy_protocol_info")
-	assert.True(t, info.AddrPort.IsValid())
+	for who, ctx := range map[string]context.Context{"question": question.Context(), "reverse_proxy": kept.ctx} {
+		to, ok := reverseproxy.GetDialInfo(ctx)
+		assert.True(t, ok, who)
+		assert.Equal(t, "a:1", to.Address, who)
+	}
+	vars := question.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	require.Len(t, vars, 1)
+	for name, value := range vars {
+		assert.IsType(t, value, caddyhttp.GetVar(kept.ctx, name), name)
+	}
 }

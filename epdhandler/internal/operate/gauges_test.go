@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,9 +21,14 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
 )
 
+// provisioning is held while a pool is provisioned, in which Caddy writes to variables of its own.
+var provisioning sync.Mutex
+
 // newPool provisions a pool of reverse_proxy with this configuration.
 func newPool(t *testing.T, p *process.Process, stage, config string, settings ...dispatch.Settings) *engine.Pool {
 	t.Helper()
+	provisioning.Lock()
+	defer provisioning.Unlock()
 	ctx, err := caddy.ProvisionContext(new(caddy.Config))
 	require.NoError(t, err)
 	ctx, cancel := caddy.NewContext(ctx)
