@@ -16,8 +16,8 @@ import (
 //
 // Route | What happens
 // ------|-------------
-// `GET /epd/status` | returns the health, load and latency of every pool and instance, as JSON, or for a browser as a page
-// `POST /epd/start_profile`, `/epd/stop_profile` | is sent to every instance of every pool of every handler
+// `GET /epd/status` | the health, load and latency of every pool and instance are returned, as JSON, or for a browser as a page
+// `POST /epd/start_profile`, `/epd/stop_profile` | the request is sent to every instance of every pool of every handler
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.

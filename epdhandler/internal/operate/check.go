@@ -181,7 +181,7 @@ func firstModel(answer []byte) string {
 	return list.Data[0].ID
 }
 
-// modelNames returns the names in an answer to GET /v1/models, in order.
+// modelNames returns the names in an answer to GET /v1/models, sorted.
 func modelNames(answer []byte) string {
 	var list struct{ Data []struct{ ID string } }
 	if json.Unmarshal(answer, &list) != nil {
@@ -209,7 +209,7 @@ func printable(s string) string {
 // because the errors of a transport's dialer do not unwrap to their causes.
 func whyNoReply(err error) string {
 	text := err.Error()
-	const hangsUp = "closes the connection before it has answered: does it want https://?" // uvicorn with TLS does so
+	const hangsUp = "closes the connection before it has answered: does it want https://?" // as uvicorn with TLS does
 	for _, known := range []struct{ words, why string }{
 		{"connection refused", "connection refused: is it running, and at this address and port?"},
 		{"no such host", "there is no host of this name: is it spelled right?"},
