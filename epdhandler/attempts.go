@@ -1,40 +1,47 @@
 package epdhandler
 
 import (
+	"cmp"
 	"net/http"
 	"slices"
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// attempts counts what one stage of a request (in encode: one media item) has
-// tried, and decides whether it may try again.
+// attempts counts what one stage of a request (in encode: one batch of media items) has
+// tried, and decides whether it may try again. Nothing else decides that.
 //
 // Caddy's own retries cannot do this: they may choose the dead instance again,
 // throw away the answer that they retry on, and do not know what an attempt has
 // spent. Where a user configures them, they happen inside an attempt.
 type attempts struct {
-	pool     *pool
-	turn     *turn
-	call     *call    // the last one
-	left     int      // further attempts that may be made
-	late     int      // further attempts that may be made after a time limit
-	skip     []string // instances that are not asked again
+	pool *engine.Pool
+	turn *dispatch.Turn
+	left int      // further attempts that may be made
+	late int      // further attempts that may be made after a time limit
+	skip []string // instances that are not asked again
+
 	made     int
-	begun    time.Time     // when the last one was
+	begun    time.Time       // the last one
+	attempt  *engine.Attempt // the last one
+	upstream string          // that was asked last; empty: none was
+	last     *failure
 	dialing  time.Duration // that refused connections have taken
 	reached  int           // attempts that an engine may have seen
-	paid     bool          // the attempt that is made is one of the retry budget
 	poison   int           // attempts that may have failed because of what was asked
-	upstream string
-	last     *failure
-	suspects []suspect // instances that have failed, and may be at fault
+	paid     bool          // the attempt that is made is one of the retry budget
+
+	suspects []dispatch.Suspect // instances that have failed, and may be at fault
 }
 
-func (x *exchange) attempts(p *pool) *attempts {
-	a := &attempts{pool: p, turn: new(turn), left: *x.h.Retries}
-	if p.stage == "encode" {
+func (h *Handler) attempts(p *engine.Pool) *attempts {
+	a := &attempts{pool: p, turn: new(dispatch.Turn), left: *h.Retries}
+	if p.Stage == telemetry.Encode {
 		a.late = 1
 	}
 	return a
@@ -47,34 +54,40 @@ var repeated = []int{
 	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
 }
 
-// begin notes that an attempt is made with c.
-func (a *attempts) begin(c *call) {
-	if a.made == 0 && c.body != nil {
-		a.pool.earn(time.Now())
+// next returns the next attempt, which makes this call.
+func (a *attempts) next(client *engine.Client, c engine.Call) *engine.Attempt {
+	if a.made == 0 && c.Body != nil {
+		a.pool.Budget.Earn(time.Now())
 	}
 	a.made++
 	a.begun = time.Now()
-	c.attempt = a.made
-	c.skip = a.skip
-	c.turn = a.turn
-	a.call = c
+	c.Number, c.Skip, c.Turn = a.made, a.skip, a.turn
+	a.attempt = a.pool.NewAttempt(client, c)
+	return a.attempt
 }
 
-// note keeps what is known of the attempt when it is over.
-func (a *attempts) note(c *call) {
-	if c.upstream() != "" {
-		a.upstream = c.upstream()
-	}
-	if c.reached {
+// sent notes that the attempt is over.
+func (a *attempts) sent() {
+	a.upstream = cmp.Or(a.attempt.Upstream(), a.upstream)
+	if a.attempt.Reached {
 		a.reached++
 	}
+}
+
+// id is the x-request-id of an attempt: the one of the request, unless an engine may
+// know it already.
+func (a *attempts) id(of string) string {
+	if a.reached == 0 {
+		return of
+	}
+	return of + "-" + engine.RandomHex(6)
 }
 
 // avoid has the next attempt made elsewhere than the last one, if there is anybody. Nobody
 // knows that of dynamic upstreams before they are asked for.
 func (a *attempts) avoid() {
 	skip := append(slices.Clip(a.skip), a.upstream)
-	if !a.pool.dynamic && a.pool.othersThan(skip) {
+	if !a.pool.Dynamic && a.pool.Others(skip) {
 		a.skip = skip
 	}
 }
@@ -89,70 +102,77 @@ func (a *attempts) repeatable(status int) bool {
 // failure. If it was the last one, f becomes what the client gets.
 func (x *exchange) settle(a *attempts, f *failure) {
 	x.fails(a, f)
-	nobody := f.reason == unavailable
+	nobody := f.Reason == telemetry.Unavailable
 	if nobody && a.last != nil {
 		*f = *a.last // says more than that there is nobody else
 	}
 	a.last = f
-	skip := append(slices.Clip(a.skip), f.call.chosen...)
-	others := a.pool.othersThan(skip)
-	if others || !x.lost(f) { // an embedding can be made again for the same instance
+	skip := append(slices.Clip(a.skip), f.Chosen...)
+	others := a.pool.Others(skip)
+	if others || !f.lacks() { // what was lost can be made again for the same instance
 		a.skip = skip
 	}
-	f.final = nobody || !a.may(f) || !others && !x.lost(f)
+	f.final = nobody || !a.may(f) || !others && !f.lacks()
 	if !f.final && !a.free(f) {
-		a.spend(f)
+		x.spend(a, f)
 	}
-	if !f.final && f.reason == timedOut {
+	if !f.final && f.Reason == telemetry.TimedOut {
 		a.late--
 	}
 	if !f.final {
-		stageRetries.WithLabelValues(f.stage).Inc()
+		x.h.process.Metrics.StageRetries.WithLabelValues(f.Stage).Inc()
 	}
-	if !f.final || !x.mayBeOptional(f) { // else encode knows what becomes of the request
-		x.logFailure(f, a)
+	if !f.final || !x.h.mayBeOptional(f) { // else encode knows what becomes of the request
+		x.log(f, a)
 	}
 }
 
 // fails counts a failed attempt.
 func (x *exchange) fails(a *attempts, f *failure) {
-	countFailure(f)
+	f.count(x.h.process.Metrics)
 	now := time.Now()
-	if f.isEngines() && f.call.body != nil {
-		s := suspect{at: instance{f.stage, f.call.upstream()}, failed: now, chosen: f.call.chosenAt, weight: 1}
-		if x.lost(f) {
-			s.weight = 0.5 // the other half is for who has made what was lost
+	if f.ByEngine() && f.HasBody {
+		s := dispatch.Suspect{At: f.Instance(), Failed: now, Chosen: f.Selected, Weight: 1}
+		if f.lacks() {
+			s.Weight = 0.5 // the other half is for who has made what was lost
 		}
 		a.suspects = append(a.suspects, s)
-		historyOf(s.at).fails(s.chosen, now)
+		s.At.Fails(s.Chosen, now)
 	}
-	if f.isEngines() || f.reason == canceled && f.call.reached {
+	if f.ByEngine() || f.Reason == telemetry.Canceled && f.Reached {
 		a.poison++
 	}
-	if f.reason == refused {
-		a.dialing += now.Sub(a.begun) - f.call.waited
+	if f.Reason == telemetry.Refused {
+		a.dialing += now.Sub(a.begun) - f.Waited
 	}
-	if a.paid && (f.isEngines() || f.status == http.StatusTooManyRequests) {
+	if a.paid && (f.ByEngine() || f.Status == http.StatusTooManyRequests) {
 		a.paid = false
-		a.pool.charge(now)
+		a.pool.Budget.Charge(now)
 	}
 }
 
-// succeeds notes that an attempt has done what was asked.
+// succeeds notes that the last attempt has done what was asked.
 func (a *attempts) succeeds() {
-	now := time.Now()
+	now, by := time.Now(), a.attempt
 	a.paid, a.poison = false, 0
-	a.pool.clear(a.call, now)
-	if a.suspects != nil {
-		a.pool.judge(a.suspects, a.call, now)
-		a.suspects = nil
+	if by.HasBody && by.Instance().Succeeds(by.Selected, now) { // other questions can be answered by any engine
+		a.pool.Logger.Info("instance is no longer ejected", zap.String("upstream", a.pool.Name(by.Upstream())))
 	}
+	suspects := slices.DeleteFunc(a.suspects, func(s dispatch.Suspect) bool { return s.At.Address == by.Upstream() })
+	if len(suspects) > 0 {
+		a.pool.Judge(suspects, now, func(at *dispatch.Instance, length time.Duration) {
+			a.pool.Logger.Warn("instance is ejected", zap.String("upstream", a.pool.Name(at.Address)), zap.Duration("for", length),
+				zap.String("reason", "requests fail there and succeed elsewhere"))
+		})
+	}
+	a.suspects = nil
 }
 
 // spend makes the next attempt one of the retry budget. If that is spent, there is none.
-func (a *attempts) spend(f *failure) {
-	a.paid = f.call.body != nil // else it costs an engine nothing
-	if a.paid && !a.pool.mayRetry(time.Now()) {
+func (x *exchange) spend(a *attempts, f *failure) {
+	a.paid = f.HasBody // else it costs an engine nothing
+	if a.paid && !a.pool.Budget.Allows(time.Now()) {
+		x.h.process.Metrics.BudgetSpent.WithLabelValues(f.Stage).Inc()
 		f.final, f.unpaid = true, true
 		return
 	}
@@ -161,15 +181,15 @@ func (a *attempts) spend(f *failure) {
 
 // may reports whether a failure is one after which another attempt makes sense.
 func (a *attempts) may(f *failure) bool {
-	switch f.reason {
-	case refused:
+	switch f.Reason {
+	case telemetry.Refused:
 		return a.free(f) || a.left > 0
-	case broken:
+	case telemetry.Broken:
 		return a.left > 0
-	case timedOut:
+	case telemetry.TimedOut:
 		return a.left > 0 && a.late > 0
-	case badStatus:
-		return a.repeatable(f.status)
+	case telemetry.BadStatus:
+		return a.repeatable(f.Status)
 	}
 	return false
 }
@@ -182,40 +202,6 @@ const maxDialing = 30 * time.Second
 // are no more of its kind than the pool has instances. The source of a dynamic pool could
 // else go on with new ones for ever.
 func (a *attempts) free(f *failure) bool {
-	return f.reason == refused && f.call.pinned == "" && a.dialing < maxDialing &&
-		(!a.pool.dynamic || a.made <= len(a.pool.known()))
-}
-
-// logFailure logs a failed attempt, unless the client has gone or a sibling has
-// failed, which is not its fault.
-func (x *exchange) logFailure(f *failure, a *attempts) {
-	if f.reason == canceled {
-		return
-	}
-	fields := []zap.Field{
-		zap.String("request_id", x.id),
-		zap.String("stage", f.stage),
-		zap.String("upstream", a.pool.name(f.call.upstream())),
-		zap.Int("attempt", a.made),
-		zap.String("reason", string(f.why())),
-		zap.Int("status", f.verdict.status),
-		zap.Bool("retrying", !f.final),
-		zap.String("error", a.pool.withoutAddresses(f.cause, f.call)),
-	}
-	if f.item != "" {
-		fields = append(fields, zap.String("item", f.item))
-	}
-	if f.unpaid {
-		fields = append(fields, zap.String("retry_budget", "spent"))
-	}
-	switch {
-	case !f.final:
-		x.h.logger.Warn("attempt failed", fields...)
-	case f.optional:
-		x.h.logger.Warn("going on without encoders", fields...)
-	case f.verdict.status < http.StatusInternalServerError:
-		x.h.logger.Warn("request failed", fields...)
-	default:
-		x.h.logger.Error("request failed", fields...)
-	}
+	return f.Reason == telemetry.Refused && !f.Pinned && a.dialing < maxDialing &&
+		(!a.pool.Dynamic || a.made <= len(a.pool.Upstreams()))
 }

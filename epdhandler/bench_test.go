@@ -6,11 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
 // BenchmarkRequest is a whole request through Caddy, by E+P+D with two encoders, over
@@ -18,7 +13,7 @@ import (
 // of the time: compare, and profile.
 func BenchmarkRequest(b *testing.B) {
 	fake := func() string {
-		return engine(b, func(w http.ResponseWriter, r *http.Request) {
+		return fakeEngine(b, func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = io.WriteString(w, `{"id":"x","choices":[{"message":{"role":"assistant","content":"hello"}}],"kv_transfer_params":{"remote_host":"h","remote_block_ids":[1,2,3]}}`)
@@ -51,25 +46,5 @@ func BenchmarkRequest(b *testing.B) {
 				_ = res.Body.Close()
 			}
 		})
-	}
-}
-
-// BenchmarkChoice is what a choice among 64 instances costs beside the policy's own, with a
-// limit and a request at each of them.
-func BenchmarkChoice(b *testing.B) {
-	q := &queue{stage: "encode", limit: 2, size: 1000, wait: time.Hour}
-	var all reverseproxy.UpstreamPool
-	lb := chooser{choose: func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream { return fit[len(fit)-1] }}
-	take := func() *call {
-		c := &call{turn: new(turn), clock: new(stream.Silence), upstreams: all}
-		q.take(b.Context(), c, lb)
-		return c
-	}
-	for i := range 64 {
-		all = append(all, &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: fmt.Sprintf("10.0.0.%d:8000", i)})
-		defer freeSlot(take())
-	}
-	for b.Loop() {
-		freeSlot(take())
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/stretchr/testify/require"
 
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
@@ -44,16 +46,20 @@ func freePort(t testing.TB) int {
 	return port
 }
 
-// engine starts a server that answers as it is told to, and returns its address.
-func engine(t testing.TB, answer http.HandlerFunc) string {
+// fakeEngine starts a server that answers as it is told to, and returns its address.
+func fakeEngine(t testing.TB, answer http.HandlerFunc) string {
 	s := httptest.NewServer(answer)
 	t.Cleanup(s.Close)
 	return s.Listener.Addr().String()
 }
 
-// newExchange is a request of a client, as Caddy's server hands it to a handler.
-func newExchange(h *Handler, r *http.Request) *exchange {
+// testProcess is what the handlers of all tests share: it is there before and after each of them.
+var testProcess = process.Use()
+
+// newGeneration is a request of a client, as Caddy's server hands it to a handler.
+func newGeneration(h *Handler, r *http.Request, in *input) *generation {
 	w := httptest.NewRecorder()
 	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server))
-	return &exchange{h: h, w: w, r: r, id: "test", header: r.Header, report: newReport("test", apiChat)}
+	x := &exchange{h: h, w: w, r: r, id: "test", report: newReport(process.New().Metrics, "test", telemetry.Chat)}
+	return x.newGeneration(in)
 }

@@ -1,20 +1,15 @@
 package epdhandler
 
 import (
-	"cmp"
-	"errors"
 	"net/http"
 	"strconv"
 	"sync/atomic"
 
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
-// Encoders with Mooncake push embeddings to the instance that consumes them, so that one
-// must be known before anything is encoded. The pool's own load balancing chooses it, with
-// the same health checks, limits and turns as for any call; its slot is held meanwhile.
-
-// ranks are the control addresses of an instance, one for each data-parallel rank.
+// ranks are the control addresses of a consumer, one for each data-parallel rank.
 type ranks struct {
 	addresses []string
 	next      atomic.Uint32
@@ -31,71 +26,38 @@ func (h *Handler) loadConsumers() {
 	}
 }
 
-// consumer is the instance that a request's embeddings are pushed to.
-type consumer struct {
-	hold    *call // that has its slot until it is called
-	address string
-	rank    string // for X-data-parallel-rank; empty if there is only one
-	control string // address
-}
-
-// consuming is the pool whose instances consume embeddings.
-func (h *Handler) consuming() *pool {
-	if h.prefill != nil {
-		return h.prefill
+// reserveConsumer reserves the instance that consumes the embeddings, if encoders push them there:
+// it must be known before anything is encoded. The pool's own load balancing chooses it, with
+// the same health checks as for any call.
+func (g *generation) reserveConsumer() (*engine.Reservation, *failure) {
+	if g.h.consumers == nil {
+		return nil, nil
 	}
-	return h.decode
-}
-
-// chooseConsumer decides which instance consumes the embeddings, if encoders must know.
-func (x *exchange) chooseConsumer() *failure {
-	if x.h.consumers == nil || x.encoded || len(x.media.Items()) == 0 {
-		return nil
-	}
-	p, a := x.h.consuming(), x.decoding
-	if p == x.h.prefill {
-		a = x.prefilling
-		// before there is a slot of prefill, or those at the gate would keep it from those who
-		// have passed
-		if f := x.passGate(); f != nil {
-			return f
+	a := g.decoding
+	if g.prefills() {
+		a = g.prefilling
+		// before an instance of prefill is reserved, or those at the gate would keep it from those
+		// who have passed
+		if f := g.passGate(); f != nil {
+			return nil, f
 		}
 	}
-	c := &call{method: http.MethodPost, path: x.r.URL.Path, id: x.engineID, clock: new(stream.Silence), skip: a.skip, turn: a.turn}
-	ctx := x.r.Context()
-	u, err := x.choose(ctx, p, c)
-	if u == nil || ctx.Err() != nil {
-		freeSlot(c)
-		f := judge(ctx, p.stage, c, new(stream.Answer), cmp.Or(err, errors.New("no upstreams available")))
-		x.settle(a, f)
-		return f
+	ctx := g.r.Context()
+	attempt := a.pool.NewAttempt(g.client, engine.Call{
+		Method: http.MethodPost, Path: g.r.URL.Path, ID: g.engineID, Clock: new(stream.Silence), Skip: a.skip, Turn: a.turn,
+	})
+	r := attempt.Reserve(ctx)
+	if r == nil {
+		attempt.Judge(ctx, 0, nil)
+		f := newFailure(attempt, nil)
+		g.settle(a, f)
+		return nil, f
 	}
-	r := x.h.consumers[u.String()]
-	rank := int(r.next.Add(1)-1) % len(r.addresses)
-	x.consumer = &consumer{hold: c, address: u.String(), control: r.addresses[rank]}
-	if len(r.addresses) > 1 {
-		x.consumer.rank = strconv.Itoa(rank)
+	at := g.h.consumers[r.Address]
+	rank := int(at.next.Add(1)-1) % len(at.addresses)
+	r.Control = at.addresses[rank]
+	if len(at.addresses) > 1 {
+		r.Rank = strconv.Itoa(rank)
 	}
-	return nil
-}
-
-// dropConsumer lets go of the instance.
-func (x *exchange) dropConsumer() {
-	if x.consumer != nil {
-		freeSlot(x.consumer.hold)
-		x.consumer = nil
-	}
-}
-
-// pin has a call go to the instance that the embeddings went to.
-func (x *exchange) pin(c *call, p *pool) {
-	if x.consumer == nil || p != x.h.consuming() {
-		return
-	}
-	c.pinned = x.consumer.address
-	c.slot, x.consumer.hold.slot = x.consumer.hold.slot, instance{}
-	c.chosenAt = x.consumer.hold.chosenAt
-	if x.embeddings.Handles != nil {
-		c.rank = x.consumer.rank
-	}
+	return r, nil
 }

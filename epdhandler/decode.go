@@ -9,62 +9,75 @@ import (
 	"time"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
+
+var errIdleEnded = errors.New("an idle connection ended")
 
 // decode has the answer generated, with one attempt. The client gets it as it
 // comes, as soon as its status is one that need not be tried elsewhere.
-func (x *exchange) decode() (f *failure) {
-	ctx, leave := x.enter(&x.report.decode, x.decoding)
+func (g *generation) decode(e *embeddings, b *blocks) (f *failure) {
+	ctx, leave := g.report.enter(g.r.Context(), &g.report.decode, g.decoding)
 	var delivered *failure // the client has it as the answer, or in it
 	defer func() { leave(cmp.Or(f, delivered)) }()
-	ctx, clock, cancel := x.watch(ctx)
+	ctx, clock, cancel := g.watch(ctx)
 	defer cancel()
-	c := x.decodeCall(clock, cancel)
-	w := x.response(clock, cancel)
-	x.decoding.begin(c)
-	err := x.do(ctx, x.h.decode, c, w)
-	x.decoding.note(c)
-	if c.stale {
-		x.decoding.made-- // nobody was asked
-		return again(c, errStale)
+	c, brings := g.decodeCall(e, b, clock)
+	g.guard(&c, e, b, cancel)
+	a, w := g.decoding.next(g.client, c), g.response(b, clock, cancel)
+	a.Send(ctx, w)
+	g.decoding.sent()
+	if a.Stale {
+		g.decoding.made-- // nobody was asked
+		return expired(a, errStale)
 	}
-	if c.lost {
-		return x.lostOnTheWay(c)
+	if a.Lost {
+		return g.lost(a)
 	}
-	result := w.End(endingOf(c, err))
-	switch {
-	case result.Failed:
-		ctx, err = x.r.Context(), nil
-	case result.Cut && err == nil:
-		err = errBroke
+	result := w.End(endingOf(a))
+	if result.Cut && a.Err() == nil {
+		a.BrokeOff() // which looked like the end
 	}
 	if result.Held != nil {
-		f := judge(ctx, "decode", c, result.Held, err)
-		if f == nil {
-			f = brokenAnswer("decode", c, errors.New("no stream"))
-		}
-		c.end(f)
-		x.settle(x.decoding, f)
+		f := g.judgeHeld(ctx, a, result)
+		f.brought = brings
+		g.settle(g.decoding, f)
 		return f
 	}
-	if (result.Cut || result.ClientGone) && !result.Done {
-		delivered = x.abort(ctx, c, w, result, err)
-		c.end(delivered)
-		x.breakOff(result.Stream)
-		return nil
+	broken := (result.Cut || result.ClientGone) && !result.Done
+	if broken {
+		delivered = g.abort(ctx, a, w, result)
+	} else {
+		delivered = g.noteAnswer(a, result)
 	}
-	delivered = x.noteAnswer(c, result)
-	c.end(delivered)
+	a.End()
+	if broken {
+		g.breakOff(result.Stream)
+	}
 	return nil
 }
 
-// endingOf is how the answer to a call ended.
-func endingOf(c *call, err error) stream.Ending {
+// judgeHeld returns the failure of an attempt of whose answer the client has nothing.
+func (g *generation) judgeHeld(ctx context.Context, a *engine.Attempt, result stream.Result) *failure {
+	if result.Failed { // an error as an event, whatever came afterwards
+		a.Answered()
+		ctx = g.r.Context()
+	}
+	if a.Judge(ctx, result.Held.Status, result.Held.Err); !a.Failed() {
+		a.Fail(telemetry.Broken, 0, errors.New("no stream"))
+	}
+	a.End()
+	return newFailure(a, result.Held)
+}
+
+// endingOf is how the answer to an attempt ended.
+func endingOf(a *engine.Attempt) stream.Ending {
 	switch {
-	case err != nil:
+	case a.Err() != nil:
 		return stream.Cut
-	case c.unframed:
+	case a.Unframed:
 		return stream.Unframed
 	}
 	return stream.Complete
@@ -72,135 +85,123 @@ func endingOf(c *call, err error) stream.Ending {
 
 // noteAnswer notes the outcome of a complete answer that the client has, and returns the error
 // that it is, or has.
-func (x *exchange) noteAnswer(c *call, result stream.Result) *failure {
+func (g *generation) noteAnswer(a *engine.Attempt, result stream.Result) *failure {
 	switch {
 	case result.Status >= http.StatusBadRequest:
-		x.report.outcome = outcomeOf(result.Status)
-		return x.noteError(c, result.Status, statusError(result.Status))
+		g.report.outcome = telemetry.OutcomeOf(result.Status)
+		return g.noteError(a, result.Status, engine.StatusError(result.Status))
 	case result.StreamError != 0:
-		if x.report.outcome = outcomeBrokeOff; result.StreamError < http.StatusInternalServerError {
-			x.report.outcome = outcomeRejected
+		if g.report.outcome = telemetry.BrokeOff; result.StreamError < http.StatusInternalServerError {
+			g.report.outcome = telemetry.Turned
 		}
-		return x.noteError(c, result.StreamError, fmt.Errorf("the stream has an error of status %d", result.StreamError))
+		return g.noteError(a, result.StreamError, fmt.Errorf("the stream has an error of status %d", result.StreamError))
 	}
-	x.report.outcome = outcomeOK
+	g.report.outcome = telemetry.OK
 	return nil
 }
 
-// decodeCall is the call of an attempt. cancel ends it before an engine has got it.
-func (x *exchange) decodeCall(clock *stream.Silence, cancel func()) *call {
-	c := &call{
-		method:   http.MethodPost,
-		path:     x.r.URL.Path,
-		id:       x.attemptID(x.decoding),
-		idHead:   x.engineID + "-",
-		encoding: x.r.Header["Accept-Encoding"],
-		body:     x.decodeBody(),
-		clock:    clock,
-	}
-	if x.streams() {
-		c.encoding = []string{"identity"} // what is compressed cannot be seen to be an error
-	}
-	c.spends, c.alone = x.transferred() || x.consumer != nil, x.alone
-	x.pin(c, x.h.decode)
-	x.guardBlocks(c, cancel)
-	return c
-}
-
 // noteError notes an error that the client has got as the answer, or in it.
-func (x *exchange) noteError(c *call, status int, cause error) *failure {
-	f := &failure{
-		reason: badStatus, status: status, stage: "decode", call: c, final: true,
-		cause: cause, verdict: apiError{status: status},
-	}
-	x.fails(x.decoding, f)
-	x.logFailure(f, x.decoding)
+func (g *generation) noteError(a *engine.Attempt, status int, cause error) *failure {
+	a.Fail(telemetry.BadStatus, status, cause)
+	f := &failure{Attempt: a, final: true, verdict: apiError{status: status}}
+	g.fails(g.decoding, f)
+	g.log(f, g.decoding)
 	return f
-}
-
-// response is the way to the client. stop ends the engine's answer.
-func (x *exchange) response(clock *stream.Silence, stop func()) *stream.Response {
-	c := stream.Config{
-		Client:    x.w,
-		RequestID: x.id,
-		Streamed:  x.streams(),
-		Memory:    x.room,
-		Silence:   clock,
-		Keepalive: x.keepalive,
-		Accept: func(status int) bool {
-			// reverse_proxy says 499 for a client that went away
-			return status/100 != 3 && !x.decoding.repeatable(status) && x.r.Context().Err() == nil
-		},
-		OnCommit: func(status int, streamed bool) {
-			if status/100 == 2 {
-				x.decoding.succeeds()
-			}
-			x.release()
-			if streamed {
-				x.report.begins()
-			}
-		},
-		Stop: stop,
-	}
-	if x.kv != nil { // else decode has computed the prompt itself, and its usage is right
-		c.CachedTokens = &x.cached
-	}
-	return stream.NewResponse(c)
-}
-
-// watch limits the silence of a stream.
-func (x *exchange) watch(ctx context.Context) (context.Context, *stream.Silence, context.CancelFunc) {
-	if !x.streams() {
-		ctx, cancel := context.WithCancel(ctx)
-		return ctx, new(stream.Silence), cancel
-	}
-	return stream.Watch(ctx,
-		stream.Limit{Option: "stream_start_timeout", Time: time.Duration(x.h.StreamStartTimeout)},
-		stream.Limit{Option: "stream_idle_timeout", Time: time.Duration(x.h.StreamIdleTimeout)})
 }
 
 // abort deals with an answer that broke off in its middle. In a stream the client gets to
 // know why.
-func (x *exchange) abort(ctx context.Context, c *call, w *stream.Response, result stream.Result, cause error) *failure {
-	if result.ClientGone || x.r.Context().Err() != nil {
-		x.report.outcome = outcomeClientClosed
-		return &failure{reason: canceled}
+func (g *generation) abort(ctx context.Context, a *engine.Attempt, w *stream.Response, result stream.Result) *failure {
+	if result.ClientGone || g.r.Context().Err() != nil {
+		g.report.outcome = telemetry.ClientClosed
+		a.Fail(telemetry.Canceled, 0, nil)
+		return &failure{Attempt: a}
 	}
-	x.report.outcome = outcomeBrokeOff
-	f := judge(ctx, "decode", c, new(stream.Answer), cause)
+	g.report.outcome = telemetry.BrokeOff
+	a.Judge(ctx, 0, nil)
+	f := newFailure(a, nil)
 	f.final = true
-	countFailure(f)
-	x.logFailure(f, x.decoding)
+	f.count(g.h.process.Metrics)
+	g.log(f, g.decoding)
 	w.Abort(f.verdict.encode())
 	return f
 }
 
-// breakOff breaks the client's connection, so that it does not take half of an answer for
-// the whole. Over HTTP/3 a receiver drops what it has not read of a stream that is
-// reset, also what has arrived. So one that ends with an event that is an error, and
-// without [DONE], just ends there.
-func (x *exchange) breakOff(withEvent bool) {
-	if !withEvent || x.r.ProtoMajor < 3 {
-		panic(http.ErrAbortHandler)
+// decodeCall is the call of an attempt, and what it brings.
+func (g *generation) decodeCall(e *embeddings, b *blocks, clock *stream.Silence) (engine.Call, brought) {
+	brings := brought{
+		references: e.Refers && g.decodeHasEmbeddings(b),
+		once:       b.Params != nil || !g.prefills() && e.Handles != nil,
 	}
+	c := engine.Call{
+		Method: http.MethodPost, Path: g.r.URL.Path, ID: g.decoding.id(g.engineID), IDHead: g.engineID + "-",
+		Encoding: g.r.Header["Accept-Encoding"], Body: g.decodeBody(e, b), Clock: clock,
+		Spends: brings.once || e.pushedTo != nil, Alone: g.seen.lostCall,
+	}
+	if g.in.streams {
+		c.Encoding = []string{"identity"} // what is compressed cannot be seen to be an error
+	}
+	if e.stage == telemetry.Decode {
+		c.Reserved = e.pushedTo
+	}
+	return c, brings
+}
+
+// decodeHasEmbeddings reports whether decode gets the embeddings: because it does prefill as
+// well, instead of one, or beside what a prefill has handed over.
+func (g *generation) decodeHasEmbeddings(b *blocks) bool {
+	return g.h.site.Prefill == nil || g.h.DecodeHasEmbeddings && (b.Params != nil || g.in.without != "")
 }
 
 // decodeBody is the client's body with what the stages before have left for
 // decode. After a prefill it has no need of the embeddings, unless it is a consumer of them as
 // well. If it had to compute a part of the prompt again it could not get them, and would die of a
 // reference (vLLM 0.32). Where prefill has handed nothing over, it computes the prompt without them.
-func (x *exchange) decodeBody() *body.Segments {
-	kv := x.carry(body.KVTransferParams, x.kv)
-	if !x.decodeHasEmbeddings() {
-		return x.body.Rewrite(kv, body.Remove(body.ECTransferParams))
+func (g *generation) decodeBody(e *embeddings, b *blocks) *body.Segments {
+	kv := g.carry(body.KVTransferParams, b.Params)
+	if !g.decodeHasEmbeddings(b) {
+		return g.in.body.Rewrite(kv, body.Remove(body.ECTransferParams))
 	}
-	return x.forConsumers().Rewrite(kv, x.carry(body.ECTransferParams, x.embeddings.Handles))
+	return e.Body.Rewrite(kv, g.carry(body.ECTransferParams, e.Handles))
 }
 
-// forConsumers is the body that those get who need the embeddings.
-func (x *exchange) forConsumers() *body.Body {
-	if x.embeddings.Body != nil {
-		return x.embeddings.Body
+// response is the way to the client. stop ends the engine's answer.
+func (g *generation) response(b *blocks, clock *stream.Silence, stop func()) *stream.Response {
+	c := stream.Config{
+		Client:    g.w,
+		RequestID: g.id,
+		Streamed:  g.in.streams,
+		Memory:    g.in.room,
+		Silence:   clock,
+		Keepalive: g.keepalive,
+		Accept: func(status int) bool {
+			// reverse_proxy says 499 for a client that went away
+			return status/100 != 3 && !g.decoding.repeatable(status) && g.r.Context().Err() == nil
+		},
+		OnCommit: func(status int, streamed bool) {
+			if status/100 == 2 {
+				g.decoding.succeeds()
+			}
+			g.in.release()
+			if streamed {
+				g.report.begins()
+			}
+		},
+		Stop: stop,
 	}
-	return x.body
+	if b.Params != nil { // else decode has computed the prompt itself, and its usage is right
+		c.CachedTokens = &b.Cached
+	}
+	return stream.NewResponse(c)
+}
+
+// watch limits the silence of a stream.
+func (g *generation) watch(ctx context.Context) (context.Context, *stream.Silence, context.CancelFunc) {
+	if !g.in.streams {
+		ctx, cancel := context.WithCancel(ctx)
+		return ctx, new(stream.Silence), cancel
+	}
+	return stream.Watch(ctx,
+		stream.Limit{Option: "stream_start_timeout", Time: time.Duration(g.h.StreamStartTimeout)},
+		stream.Limit{Option: "stream_idle_timeout", Time: time.Duration(g.h.StreamIdleTimeout)})
 }

@@ -11,80 +11,101 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-const chatPath = "/v1/chat/completions"
+// encoding is how the media of a request are encoded, and what has been tried.
+type encoding struct {
+	plan     *media.Plan
+	attempts []*attempts // of each batch
+}
+
+// encodes reports whether encoders are of use to a request. Where decode computes the
+// prompt in place of prefill, they are only if it gets the embeddings too. It does not get
+// those that are pushed: that is to instances of prefill.
+func (h *Handler) encodes(in *input) bool {
+	return len(in.media.Items()) > 0 && (in.without == "" || h.DecodeHasEmbeddings && h.consumers == nil)
+}
 
 // encode has every media item encoded, so many batches at a time as are allowed. The
 // first item that fails for good ends the others.
-func (x *exchange) encode() (f *failure) {
-	if x.encoded || len(x.media.Items()) == 0 {
-		x.encoded = true
-		return nil
+func (g *generation) encode() (_ *embeddings, f *failure) {
+	e := &embeddings{Encoded: media.Encoded{Body: g.in.body}, stage: telemetry.Decode}
+	if g.prefills() {
+		e.stage = telemetry.Prefill
 	}
-	if x.plan == nil {
-		x.planEncoding()
+	if !g.h.encodes(g.in) {
+		return e, nil
 	}
-	ctx, leave := x.enter(&x.report.encode, x.encoding...)
+	if e.pushedTo, f = g.reserveConsumer(); f != nil {
+		return nil, f
+	}
+	if g.encoding == nil {
+		g.encoding = g.planEncoding()
+	}
+	ctx, leave := g.report.enter(g.r.Context(), &g.report.encode, g.encoding.attempts...)
 	defer func() { leave(f) }()
-	answers, f := x.encodeAll(ctx)
-	if f != nil && !f.optional {
-		return f
+	answers, f := g.encodeAll(ctx, e.pushedTo)
+	switch {
+	case f == nil:
+		e.Encoded = g.encoding.plan.Encoded(answers)
+	case !f.optional:
+		e.release()
+		return nil, f
 	}
-	x.encoded = true
-	if f == nil {
-		x.embeddings = x.plan.Encoded(answers)
-		if x.noReferences {
-			x.embeddings = x.embeddings.WithoutReferences()
-		}
+	if g.seen.noReferences {
+		e.Encoded = e.WithoutReferences()
 	}
-	return nil
+	return e, nil
 }
 
 // planEncoding decides which items are encoded, and which of them together.
-func (x *exchange) planEncoding() {
+func (g *generation) planEncoding() *encoding {
 	options := media.Options{
-		References: x.h.References,
-		Pushed:     x.h.consumers != nil,
-		BatchSize:  x.h.EncodeBatch,
-		Encoders:   len(x.h.encode.handler.Upstreams), // none are known if the pool is dynamic
+		References: g.h.References,
+		Pushed:     g.h.consumers != nil,
+		BatchSize:  g.h.EncodeBatch,
+		Encoders:   len(g.h.Encode.Upstreams), // none are known if the pool is dynamic
 	}
 	if options.References || options.Pushed {
-		repl := x.r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-		options.Salt = repl.ReplaceAll(x.h.UUIDSalt, "")
+		repl := g.r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+		options.Salt = repl.ReplaceAll(g.h.UUIDSalt, "")
 	}
-	x.plan = x.media.Plan(options)
-	for range x.plan.Batches {
-		a := x.attempts(x.h.encode)
-		if len(x.encoding) > 0 {
-			a.turn = x.encoding[0].turn // a request's, not an item's
+	e := &encoding{plan: g.in.media.Plan(options)}
+	for range e.plan.Batches {
+		a := g.h.attempts(g.h.site.Encode)
+		if len(e.attempts) > 0 {
+			a.turn = e.attempts[0].turn // a request's, not an item's
 		}
-		x.encoding = append(x.encoding, a)
+		e.attempts = append(e.attempts, a)
 	}
+	return e
 }
 
 // encodeAll has all batches encoded. It returns the first failure, without which there is an
 // answer for each batch.
-func (x *exchange) encodeAll(ctx context.Context) ([]media.Answer, *failure) {
+func (g *generation) encodeAll(ctx context.Context, to *engine.Reservation) ([]media.Answer, *failure) {
 	ctx, cancel := context.WithCancel(ctx) // not the group's: its cancellation counts against healthy instances
 	defer cancel()
 	var (
 		group   errgroup.Group
 		first   atomic.Pointer[failure]
 		failing *attempts // of the first failure
-		answers = make([]media.Answer, len(x.plan.Batches))
+		answers = make([]media.Answer, len(g.encoding.plan.Batches))
 	)
-	group.SetLimit(x.h.EncodeConcurrency)
+	group.SetLimit(g.h.EncodeConcurrency)
 	for i := range answers {
 		group.Go(func() error {
 			if first.Load() != nil {
 				return nil
 			}
 			var f *failure
-			if answers[i], f = x.encodeBatch(ctx, i); f != nil && first.CompareAndSwap(nil, f) {
-				failing = x.encoding[i]
+			if answers[i], f = g.encodeBatch(ctx, i, to); f != nil && first.CompareAndSwap(nil, f) {
+				failing = g.encoding.attempts[i]
 				cancel()
 			}
 			return nil
@@ -92,9 +113,9 @@ func (x *exchange) encodeAll(ctx context.Context) ([]media.Answer, *failure) {
 	}
 	_ = group.Wait() // no function fails
 	f := first.Load()
-	if f != nil && x.mayBeOptional(f) {
-		f.optional = x.harmless()
-		x.logFailure(f, failing)
+	if f != nil && g.h.mayBeOptional(f) {
+		f.optional = g.harmless()
+		g.log(f, failing)
 	}
 	return answers, f
 }
@@ -102,73 +123,70 @@ func (x *exchange) encodeAll(ctx context.Context) ([]media.Answer, *failure) {
 // mayBeOptional reports whether a request may go on after a failure, which ends the attempts
 // of an item: its consumer then encodes the media itself. That is not for encoders that are
 // only busy, as the consumers would be then, nor where another encoder could have been asked.
-func (x *exchange) mayBeOptional(f *failure) bool {
-	return x.h.EncodeOptional && f.stage == "encode" && !f.unpaid && (f.reason == unavailable || f.reason == refused || f.isEngines())
+func (h *Handler) mayBeOptional(f *failure) bool {
+	return h.EncodeOptional && f.Stage == telemetry.Encode && !f.unpaid &&
+		(f.Reason == telemetry.Unavailable || f.Reason == telemetry.Refused || f.ByEngine())
 }
 
 // harmless reports whether no item may have made two encoders fail, which it would do to its
 // consumer as well. With one, the consumer is the further attempt, if retries allows it.
-func (x *exchange) harmless() bool {
-	return !slices.ContainsFunc(x.encoding, func(a *attempts) bool { return a.poison > min(1, *x.h.Retries) })
+func (g *generation) harmless() bool {
+	return !slices.ContainsFunc(g.encoding.attempts, func(a *attempts) bool { return a.poison > min(1, *g.h.Retries) })
 }
 
 // encodeBatch has a batch of media items encoded, in several attempts if need be.
-func (x *exchange) encodeBatch(ctx context.Context, i int) (media.Answer, *failure) {
+func (g *generation) encodeBatch(ctx context.Context, i int, to *engine.Reservation) (media.Answer, *failure) {
 	for {
-		answer, f := x.tryEncode(ctx, i)
+		answer, f := g.tryEncode(ctx, i, to)
 		if f == nil {
 			return answer, nil
 		}
-		if x.settle(x.encoding[i], f); f.final {
+		if g.settle(g.encoding.attempts[i], f); f.final {
 			return media.Answer{}, f
 		}
 	}
 }
 
-func (x *exchange) tryEncode(ctx context.Context, i int) (said media.Answer, f *failure) {
-	ctx, clock, cancel := stream.Watch(ctx, stream.Limit{Option: "encode_timeout", Time: time.Duration(x.h.EncodeTimeout)}, stream.Limit{})
+func (g *generation) tryEncode(ctx context.Context, i int, to *engine.Reservation) (media.Answer, *failure) {
+	ctx, clock, cancel := stream.Watch(ctx, stream.Limit{Option: "encode_timeout", Time: time.Duration(g.h.EncodeTimeout)}, stream.Limit{})
 	defer cancel()
-	b := x.plan.Batches[i]
-	id := x.engineID + ":" + strconv.Itoa(b[0]) + ":"
-	c := &call{
-		method: http.MethodPost,
-		path:   chatPath,
-		id:     id + hex6(),
-		idHead: id,
-		clock:  clock,
-		items:  b,
-	}
+	plan, a := g.encoding.plan, g.encoding.attempts[i]
+	b := plan.Batches[i]
+	head := g.engineID + ":" + strconv.Itoa(b[0]) + ":"
+	c := engine.Call{Method: http.MethodPost, Path: chatPath, ID: head + engine.RandomHex(6), IDHead: head, Clock: clock, Items: b}
 	var ids []string
-	c.renew = func() {
-		control := ""
-		if x.consumer != nil {
-			control = x.consumer.control
-		}
-		c.body, ids = x.plan.Request(i, control)
+	c.Renew = func() (request *body.Segments) {
+		request, ids = plan.Request(i, to.ControlAddress())
+		return request
 	}
-	c.renew()
-	a, f := x.ask(ctx, x.encoding[i], c)
+	c.Body = c.Renew()
+	text, f := g.ask(ctx, a, c)
 	if f == nil {
-		var err error
-		if said, err = x.plan.Read(i, a.Body.Bytes(), ids); err != nil {
-			f = brokenAnswer("encode", c, err)
-		} else {
-			x.encoding[i].succeeds()
+		answer, err := plan.Read(i, text.Body.Bytes(), ids)
+		if err == nil {
+			a.succeeds()
+			return answer, nil
 		}
+		f = nonsense(a.attempt, err)
 	}
-	if f != nil && len(b) == 1 { // else nobody says which
-		f.item = x.media.Items()[b[0]].Path()
+	if len(b) == 1 { // else nobody says which
+		f.item = g.in.media.Items()[b[0]].Path()
 	}
-	return said, f
+	return media.Answer{}, f
 }
 
 // ask makes an attempt whose answer is for the proxy.
-func (x *exchange) ask(ctx context.Context, a *attempts, c *call) (*stream.Answer, *failure) {
-	a.begin(c)
-	defer a.note(c)
-	answer := &stream.Answer{Memory: x.room}
-	err := x.do(ctx, a.pool, c, answer)
-	f := judge(ctx, a.pool.stage, c, answer, err)
-	c.end(f)
-	return answer, f
+func (g *generation) ask(ctx context.Context, a *attempts, c engine.Call) (*stream.Answer, *failure) {
+	attempt, answer := a.next(g.client, c), new(stream.Answer)
+	if g.in != nil {
+		answer.Memory = g.in.room
+	}
+	defer a.sent()
+	attempt.Send(ctx, answer)
+	attempt.Judge(ctx, answer.Status, answer.Err)
+	attempt.End()
+	if attempt.Failed() {
+		return nil, newFailure(attempt, answer)
+	}
+	return answer, nil
 }

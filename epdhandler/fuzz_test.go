@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"maps"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/handover"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
@@ -24,21 +27,22 @@ func FuzzStages(f *testing.F) {
 		if err != nil {
 			return
 		}
-		x := &exchange{h: &Handler{TrustClients: trusted, prefill: new(pool)}, body: b, media: set}
+		g := &generation{exchange: &exchange{h: &Handler{TrustClients: trusted}}, in: &input{body: b, media: set}}
+		g.h.site.Prefill = new(engine.Pool)
 		client := decoded(t, b.Rewrite().Bytes())
 
 		plan := set.Plan(media.Options{BatchSize: 1})
 		answer, err := plan.Read(0, encoded, nil)
 		handles, fit := params(encoded, "ec_transfer_params")
 		require.Equal(t, fit, err == nil, "%q: %v", encoded, err)
-		x.embeddings = plan.Encoded([]media.Answer{answer})
+		e := &embeddings{Encoded: plan.Encoded([]media.Answer{answer})}
 		if own, ok := client["ec_transfer_params"].(map[string]any); ok && trusted {
 			own = maps.Clone(own)
 			maps.Copy(own, handles)
 			handles = own
 		}
-		if x.embeddings.Handles != nil {
-			require.Equal(t, handles, decoded(t, x.embeddings.Handles))
+		if e.Handles != nil {
+			require.Equal(t, handles, decoded(t, e.Handles))
 		} else {
 			require.Empty(t, handles)
 		}
@@ -62,37 +66,39 @@ func FuzzStages(f *testing.F) {
 		}
 
 		want := maps.Clone(client)
-		want["stream"], want["max_tokens"], want["kv_transfer_params"] = false, 1.0, decoded(t, []byte(kvStub))
+		want["stream"], want["max_tokens"], want["kv_transfer_params"] = false, 1.0, decoded(t, handover.Probe("", ""))["kv_transfer_params"]
 		delete(want, "stream_options")
 		if _, ok := want["max_completion_tokens"]; ok {
 			want["max_completion_tokens"] = 1.0
 		}
-		got := decoded(t, prefillBody(b, x.carry(body.ECTransferParams, x.embeddings.Handles), body.Set(body.KVTransferParams, kvStub)).Bytes())
+		request, read := handover.NIXL{}.Request(b, g.carry(body.ECTransferParams, e.Handles))
+		got := decoded(t, request.Bytes())
 		for _, name := range []string{"min_tokens", "tool_choice"} { // TestCaptures knows when
 			if _, ok := got[name]; !ok || got[name] == "none" {
 				delete(want, name)
 				delete(got, name)
 			}
 		}
-		setParams(want, "ec_transfer_params", x.embeddings.Handles, trusted)
+		setParams(want, "ec_transfer_params", e.Handles, trusted)
 		require.Equal(t, want, got)
 
-		x.kv, _, err = transferParams(prefilled)
+		handed, err := read(t.Context(), prefilled, "", time.Now())
+		kvBlocks := &blocks{handed}
 		kv, fit := params(prefilled, "kv_transfer_params")
 		require.Equal(t, fit, err == nil, "%q: %v", prefilled, err)
 		if err == nil && len(kv) > 0 {
-			require.Equal(t, kv, decoded(t, x.kv))
+			require.Equal(t, kv, decoded(t, handed.Params))
 		}
-		for _, x.h.prefill = range []*pool{nil, new(pool)} {
+		for _, g.h.site.Prefill = range []*engine.Pool{nil, new(engine.Pool)} {
 			want = maps.Clone(client)
-			setParams(want, "kv_transfer_params", x.kv, trusted)
+			setParams(want, "kv_transfer_params", handed.Params, trusted)
 			delete(want, "ec_transfer_params")
-			if x.h.prefill == nil {
+			if g.h.site.Prefill == nil {
 				want = maps.Clone(client)
-				setParams(want, "kv_transfer_params", x.kv, trusted)
-				setParams(want, "ec_transfer_params", x.embeddings.Handles, trusted)
+				setParams(want, "kv_transfer_params", handed.Params, trusted)
+				setParams(want, "ec_transfer_params", e.Handles, trusted)
 			}
-			require.Equal(t, want, decoded(t, x.decodeBody().Bytes()))
+			require.Equal(t, want, decoded(t, g.decodeBody(e, kvBlocks).Bytes()))
 		}
 	})
 }

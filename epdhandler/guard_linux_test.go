@@ -5,7 +5,7 @@ import "syscall"
 // In all tests idle memory is inaccessible: a use of it faults, or gets EFAULT from the
 // system. The race detector does not look at memory outside of Go's heap.
 func init() {
-	memoryLedger.Guard = func(region []byte, idle bool) { protect(region, idle) }
+	testProcess.Memory.Guard = func(region []byte, idle bool) { protect(region, idle) }
 }
 
 // protect makes a region inaccessible, or accessible again.

@@ -7,7 +7,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/handover"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
 )
 
 func init() {
@@ -195,12 +197,13 @@ type Handler struct {
 	// OpenAI's API.
 	HandleErrors bool `json:"handle_errors,omitempty"`
 
-	encode, prefill, decode *pool // prefill may be nil
+	process *process.Process // what all handlers share
+	leave   func()           // lets go of it; nil: it is a test's own
+	site    process.Site     // the pools
 
-	sources    []media.Source        // MediaSources
-	consumers  map[string]*ranks     // ECConsumers, nil if there are none
-	bootstraps map[string]*bootstrap // KVBootstrap, nil if there are none
-	gate       *gate                 // nil: nobody waits before prefill
+	sources   []media.Source     // MediaSources
+	consumers map[string]*ranks  // ECConsumers, nil if there are none
+	connector handover.Connector // between prefill and decode
 
 	ctx    caddy.Context // done when another configuration has taken over
 	logger *zap.Logger

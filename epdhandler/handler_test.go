@@ -3,6 +3,7 @@ package epdhandler
 import (
 	"encoding/json"
 	"maps"
+	"net/http"
 	"os"
 	"reflect"
 	"regexp"
@@ -19,6 +20,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 )
 
@@ -97,20 +99,24 @@ func TestDefaults(t *testing.T) {
 	assert.EqualValues(t, 30*time.Second, h.QueueTimeout)
 	assert.Zero(t, h.EncodeLimit)
 	assert.Equal(t, 128, h.MaxMediaItems)
-	assert.Nil(t, h.prefill)
-	for _, p := range []*pool{h.encode, h.decode} {
-		assert.IsType(t, new(reverseproxy.RoundRobinSelection), p.handler.LoadBalancing.SelectionPolicy.(selector).policy)
-		active := p.handler.HealthChecks.Active
+	assert.Nil(t, h.site.Prefill)
+	for _, p := range h.site.Pools() {
+		active := p.Handler.HealthChecks.Active
 		assert.Equal(t, "/health", active.URI)
 		assert.EqualValues(t, 5*time.Second, active.Interval)
 		assert.EqualValues(t, 5*time.Second, active.Timeout)
 		assert.Equal(t, 3, active.Fails)
 		assert.Equal(t, 1, active.Passes)
-		assert.Nil(t, p.handler.HealthChecks.Passive)
-		transport := p.handler.Transport.(replayTransport).Transport
+		assert.Nil(t, p.Handler.HealthChecks.Passive)
+		transport := httpTransport(p.Handler)
 		assert.Equal(t, 2500*time.Millisecond, transport.IdleConnTimeout)
 		assert.Equal(t, 1024, transport.MaxIdleConnsPerHost)
 	}
+}
+
+// httpTransport is the transport of a pool's handler, which is wrapped.
+func httpTransport(h *reverseproxy.Handler) *http.Transport {
+	return h.Transport.(interface{ HTTP() *http.Transport }).HTTP()
 }
 
 func TestWhatTheUserSaysStays(t *testing.T) {
@@ -127,24 +133,22 @@ func TestWhatTheUserSaysStays(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, 0, *h.Retries)
 
-	encode := h.encode.handler
-	assert.IsType(t, new(reverseproxy.FirstSelection), encode.LoadBalancing.SelectionPolicy.(selector).policy)
+	encode := h.Encode
 	assert.Equal(t, "/ready", encode.HealthChecks.Active.URI)
 	assert.Equal(t, 1, encode.HealthChecks.Active.Fails)
 	assert.EqualValues(t, 5*time.Second, encode.HealthChecks.Active.Interval)
 	assert.NotNil(t, encode.HealthChecks.Passive)
-	assert.Equal(t, 9*time.Second, encode.Transport.(replayTransport).Transport.IdleConnTimeout)
-	assert.Equal(t, 1024, encode.Transport.(replayTransport).Transport.MaxIdleConnsPerHost)
-	assert.EqualValues(t, 7*time.Second, encode.Transport.(replayTransport).DialTimeout)
+	assert.Equal(t, 9*time.Second, httpTransport(encode).IdleConnTimeout)
+	assert.Equal(t, 1024, httpTransport(encode).MaxIdleConnsPerHost)
 
-	prefill := h.prefill.handler
+	prefill := h.Prefill
 	assert.Equal(t, "/health", prefill.HealthChecks.Active.URI)
 	assert.EqualValues(t, time.Minute, prefill.HealthChecks.Active.Interval)
-	assert.Equal(t, 2500*time.Millisecond, prefill.Transport.(replayTransport).Transport.IdleConnTimeout)
-	assert.Equal(t, 5, prefill.Transport.(replayTransport).Transport.MaxIdleConnsPerHost)
+	assert.Equal(t, 2500*time.Millisecond, httpTransport(prefill).IdleConnTimeout)
+	assert.Equal(t, 5, httpTransport(prefill).MaxIdleConnsPerHost)
 
-	assert.False(t, h.decode.handler.HealthChecks.Active.IsEnabled())
-	assert.Equal(t, unknown, h.decode.health())
+	assert.False(t, h.Decode.HealthChecks.Active.IsEnabled())
+	assert.Equal(t, engine.Unknown, h.site.Decode.Health())
 }
 
 // The options of the directive, the JSON members of the module and the rows of the

@@ -20,6 +20,10 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/operate"
 )
 
 func init() {
@@ -96,7 +100,7 @@ func (*hostilePolicy) Select(pool reverseproxy.UpstreamPool, r *http.Request, w 
 	case "hostless":
 		return &reverseproxy.Upstream{Dial: pool[0].Dial}
 	case "from the configuration":
-		for _, u := range liveHandlers()[0].Decode.Upstreams {
+		for _, u := range testProcess.Sites()[0].Decode.Upstreams() {
 			if !u.Available() || u.String() != pool[0].String() {
 				return u
 			}
@@ -189,7 +193,7 @@ type holder struct {
 
 func newHolder(t *testing.T) *holder {
 	h := &holder{arrived: make(chan struct{}, 100), release: make(chan struct{})}
-	h.address = engine(t, func(w http.ResponseWriter, r *http.Request) {
+	h.address = fakeEngine(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet {
 			return
 		}
@@ -236,15 +240,23 @@ func inBackground(t *testing.T, port int, mark string, headers ...string) <-chan
 // waitFor waits until so many requests are in the queue for decode.
 func waitFor(t *testing.T, n int) {
 	t.Helper()
-	eventually(t, "they do not wait", func() bool { return waitingByStage()["decode"] == n })
+	eventually(t, "they do not wait", func() bool { return testProcess.Instances.Waiting()["decode"] == n })
+}
+
+// idle reports whether no call is in flight or waits.
+func idle() bool {
+	inFlight := 0
+	testProcess.Instances.Range(func(i *dispatch.Instance) { inFlight += i.InFlight() })
+	for _, n := range testProcess.Instances.Waiting() {
+		inFlight += n
+	}
+	return inFlight == 0
 }
 
 func assertNobodyHeld(t *testing.T) {
 	t.Helper()
 	eventually(t, "a slot is left", func() bool {
-		slots.Lock()
-		defer slots.Unlock()
-		return len(slots.taken) == 0 && len(slots.queues) == 0
+		return idle()
 	})
 }
 
@@ -255,10 +267,10 @@ func assertAlive(t *testing.T) {
 	go func() {
 		defer close(alive)
 		r := prometheus.NewRegistry()
-		r.MustRegister(gauges{})
+		r.MustRegister(operate.NewGauges(testProcess))
 		_, err := r.Gather()
 		assert.NoError(t, err)
-		assert.NotEmpty(t, currentStatus(t.Context()).Handlers)
+		assert.NotEmpty(t, operate.StatusOf(t.Context(), testProcess).Handlers)
 	}()
 	select {
 	case <-alive:
@@ -330,10 +342,10 @@ func TestHostilePolicyFailsItsRequest(t *testing.T) {
 // observe keeps what the decode pool logs.
 func observe(t *testing.T) *observer.ObservedLogs {
 	core, logs := observer.New(zapcore.InfoLevel)
-	live.Lock()
-	defer live.Unlock()
-	h := live.handlers[len(live.handlers)-1]
-	h.decode.logger, h.logger = zap.New(core), zap.New(core)
+	app, err := caddy.ActiveContext().AppIfConfigured("http")
+	require.NoError(t, err)
+	h := app.(*caddyhttp.App).Servers["s"].Routes[0].Handlers[0].(*Handler)
+	h.site.Decode.Logger, h.logger = zap.New(core), zap.New(core)
 	return logs
 }
 
@@ -368,7 +380,7 @@ func TestHostilePolicyThatHangs(t *testing.T) {
 			<-hostile.hangs
 			start := time.Now()
 			assert.Equal(t, http.StatusOK, (<-next).status)
-			assert.Less(t, time.Since(start), lookPeriod/2, "it waited for the other one's policy")
+			assert.Less(t, time.Since(start), time.Second/2, "it waited for the other one's policy")
 		} else {
 			hung = inBackground(t, port, "x", "X-Do: hang")
 			<-hostile.hangs
@@ -442,11 +454,11 @@ func TestHostileSource(t *testing.T) {
 	hung := inBackground(t, port, "x")
 	<-hostile.hangs
 	var asking sync.WaitGroup
-	for range 2 * maxLookUps {
-		asking.Go(func() { currentStatus(t.Context()) }) // which asks it as well, and gives up
+	for range 8 {
+		asking.Go(func() { operate.StatusOf(t.Context(), testProcess) }) // which asks it as well, and gives up
 	}
 	asking.Wait()
-	assert.LessOrEqual(t, len(hostile.hangs), maxLookUps)
+	assert.LessOrEqual(t, len(hostile.hangs), 4)
 	setSource("")
 	status, _, _ := post(t, port, chatPath, "x")
 	assert.Equal(t, http.StatusOK, status)
@@ -470,7 +482,7 @@ func TestSourceOfDeadInstances(t *testing.T) {
 // The connections of an attempt that ends with a panic are closed.
 func TestPanicClosesTheConnection(t *testing.T) {
 	left := make(chan struct{})
-	decode := engine(t, func(w http.ResponseWriter, r *http.Request) {
+	decode := fakeEngine(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet {
 			return
 		}
@@ -584,7 +596,7 @@ func TestHostileBreaker(t *testing.T) {
 		status, _, _ := post(t, port, chatPath, "x")
 		assert.Equal(t, want, status, do)
 		assertAlive(t)
-		assert.Equal(t, do == "open", liveHandlers()[0].decode.health() == unhealthy, do)
+		assert.Equal(t, do == "open", testProcess.Sites()[0].Decode.Health() == engine.Unhealthy, do)
 		breaker("")
 		status, _, _ = post(t, port, chatPath, "x")
 		assert.Equal(t, 200, status)

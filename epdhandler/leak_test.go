@@ -53,9 +53,7 @@ func TestNothingIsLeft(t *testing.T) {
 			client.CloseIdleConnections()
 		}
 		eventually(t, "queues are looked after in which nobody waits", func() bool {
-			slots.Lock()
-			defer slots.Unlock()
-			return len(slots.queues) == 0
+			return idle()
 		})
 		nothingHeld(t)
 	}
@@ -203,9 +201,7 @@ func (s *site) end(t *testing.T, client *http.Client, how ending, role fakevllm.
 		}
 	}
 	eventually(t, "something is still in flight", func() bool {
-		slots.Lock()
-		defer slots.Unlock()
-		return len(slots.taken) == 0 && len(slots.offered) == 0 && busyWith(engines) == 0
+		return idle() && busyWith(engines) == 0
 	})
 }
 
@@ -265,19 +261,12 @@ func (s *site) asked(role fakevllm.Role) bool {
 
 // waiting reports whether somebody is in the queue for a role.
 func (*site) waiting(role fakevllm.Role) bool {
-	slots.Lock()
-	defer slots.Unlock()
-	for q := range slots.queues {
-		if q.stage == string(role) && len(q.turns) > 0 {
-			return true
-		}
-	}
-	return false
+	return testProcess.Instances.Waiting()[string(role)] > 0
 }
 
 // sending reports whether a client has begun to send a body.
 func (*site) sending(fakevllm.Role) bool {
-	return memoryLedger.Held() > 0
+	return testProcess.Memory.Held() > 0
 }
 
 func eventually(t *testing.T, message string, what func() bool) {

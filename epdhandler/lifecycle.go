@@ -7,22 +7,35 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/handover"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/operate"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
+
+func init() {
+	operate.Register()
+}
 
 // Provision sets the defaults, validates the configuration and provisions the pools.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.ctx, h.logger = ctx, ctx.Logger()
-	memory.Headroom()
-	if err := showMetrics(ctx.GetMetricsRegistry()); err != nil {
-		return fmt.Errorf("registering metrics: %w", err)
-	}
-
 	h.setDefaults()
 	if _, err := h.validate(); err != nil { // before any pool is provisioned
 		return err
+	}
+	memory.Headroom()
+	if h.process == nil { // else it is a test's own
+		h.process, h.leave = process.Use(), process.Leave
+	}
+	if err := h.process.Metrics.Register(ctx.GetMetricsRegistry(), operate.NewGauges(h.process)); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
 	}
 	for _, s := range h.MediaSources {
 		from, err := media.ParseSource(s)
@@ -31,30 +44,40 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		}
 		h.sources = append(h.sources, from)
 	}
+	h.loadConsumers()
+	h.loadConnector()
 	if err := h.provisionPools(); err != nil {
 		return err
 	}
-	h.gate = h.newGate()
-	h.loadConsumers()
-	h.loadBootstraps()
-	h.enlist()
-	go h.watchHealth(ctx)
+	if h.site.Prefill != nil {
+		h.site.Gate = dispatch.NewGate(h.site.Decode.Dispatcher, time.Duration(h.KVLease)/3)
+	}
+	h.process.Enlist(&h.site)
+	go engine.WatchHealth(ctx, h.site.Pools())
 	return nil
 }
 
 // provisionPools leaves the pools that it has provisioned to Cleanup if one fails.
 func (h *Handler) provisionPools() (err error) {
-	if h.encode, err = newPool(h.ctx, h.queue("encode", h.EncodeLimit), h.Encode, *h.RetryBudget); err != nil {
+	h.site.MaxMemory = h.MaxMemory
+	if h.site.Encode, err = h.newPool(telemetry.Encode, h.EncodeLimit, h.Encode); err != nil {
 		return err
 	}
 	if h.Prefill != nil {
 		limit := cmp.Or(h.PrefillLimit, h.prefillShare())
-		if h.prefill, err = newPool(h.ctx, h.queue("prefill", limit), h.Prefill, *h.RetryBudget); err != nil {
+		if h.site.Prefill, err = h.newPool(telemetry.Prefill, limit, h.Prefill); err != nil {
 			return err
 		}
 	}
-	h.decode, err = newPool(h.ctx, h.queue("decode", h.DecodeLimit), h.Decode, *h.RetryBudget)
+	h.site.Decode, err = h.newPool(telemetry.Decode, h.DecodeLimit, h.Decode)
 	return err
+}
+
+func (h *Handler) newPool(stage string, limit int, handler *reverseproxy.Handler) (*engine.Pool, error) {
+	return engine.NewPool(h.ctx, h.process.Instances, dispatch.Settings{
+		Stage: stage, Limit: limit, QueueSize: *h.QueueSize, QueueTime: time.Duration(h.QueueTimeout),
+		MaxEjected: *h.MaxEjected, RetryBudget: *h.RetryBudget,
+	}, handler)
 }
 
 // prefillShare is the limit of a prefill instance, if there are several: its share of the
@@ -68,16 +91,31 @@ func (h *Handler) prefillShare() int {
 	return (h.DecodeLimit*len(h.Decode.Upstreams) + prefills - 1) / prefills
 }
 
-func (h *Handler) queue(stage string, limit int) *queue {
-	return &queue{stage: stage, limit: limit, size: *h.QueueSize, wait: time.Duration(h.QueueTimeout), maxEjected: *h.MaxEjected}
+// loadConnector makes the connector by which prefill hands KV blocks over.
+func (h *Handler) loadConnector() {
+	h.connector = handover.NIXL{}
+	if len(h.KVBootstrap) == 0 {
+		return
+	}
+	servers := make(handover.Mooncake)
+	for upstream, address := range h.KVBootstrap {
+		servers[upstream] = &handover.Bootstrap{Address: address}
+	}
+	h.connector, h.site.Bootstraps = servers, servers
 }
 
 // Cleanup releases the pools that were provisioned.
 func (h *Handler) Cleanup() error {
-	h.delist()
+	if h.process == nil {
+		return nil // it was not provisioned at all
+	}
+	h.process.Delist(&h.site)
 	var errs []error
-	for _, p := range h.pools() {
-		errs = append(errs, p.cleanup())
+	for _, p := range h.site.Pools() {
+		errs = append(errs, p.Cleanup())
+	}
+	if h.leave != nil {
+		h.leave()
 	}
 	return errors.Join(errs...)
 }

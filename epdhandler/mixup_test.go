@@ -104,15 +104,15 @@ const poison = 0xEE
 
 // poisonIdle has memory overwritten when it becomes idle, instead of made inaccessible.
 func poisonIdle(t *testing.T) {
-	before := memoryLedger.Guard
-	memoryLedger.Guard = func(region []byte, idle bool) {
+	before := testProcess.Memory.Guard
+	testProcess.Memory.Guard = func(region []byte, idle bool) {
 		if idle {
 			fill(region, poison)
 		} else {
 			protect(region, false) // it may be idle since an earlier test
 		}
 	}
-	t.Cleanup(func() { memoryLedger.Guard = before })
+	t.Cleanup(func() { testProcess.Memory.Guard = before })
 }
 
 // fill fills b by copying, which takes a fraction of the time under the race detector.

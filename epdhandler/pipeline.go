@@ -1,144 +1,137 @@
 package epdhandler
 
 import (
-	"errors"
 	"net/http"
 	"time"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// run takes the request through its stages, until one has failed for good or the
-// client has its answer.
-func (x *exchange) run() {
-	x.begin()
-	defer x.dropConsumer()
-	defer x.leaveGate()
-	if x.h.prefill != nil {
-		x.prefilling = x.attempts(x.h.prefill)
+// generation is a request on its way through the stages.
+type generation struct {
+	*exchange
+	in        *input
+	client    *engine.Client
+	engineID  string            // x-request-id, for engines
+	keepalive *stream.Keepalive // nil: there is none
+
+	encoding             *encoding // nil before it has begun
+	prefilling, decoding *attempts
+	seen                 seen
+}
+
+// seen is what has happened to a request once, and is different for the rest of it.
+type seen struct {
+	gate         bool // it has passed the gate
+	lostCall     bool // an idle connection has ended, so the calls get connections of their own
+	noReferences bool // an engine may have died of a reference to an embedding, so there are none
+	staleBlocks  bool // its KV blocks have become too old, and been made again
+}
+
+// newGeneration returns a request that has not been in any stage yet.
+func (x *exchange) newGeneration(in *input) *generation {
+	g := &generation{
+		exchange: x, in: in, engineID: engineID(x.id), client: engine.NewClient(x.r, x.id, x.h.TrustClients),
+		decoding: x.h.attempts(x.h.site.Decode),
 	}
-	if x.h.StreamKeepalive > 0 && x.streams() {
-		x.keepalive = stream.StartKeepalive(x.w, x.id, time.Duration(x.h.StreamKeepalive))
-		defer x.keepalive.End()
+	if x.h.site.Prefill != nil {
+		g.prefilling = x.h.attempts(x.h.site.Prefill)
 	}
+	return g
+}
+
+// run takes the request through its stages, until one has failed for good or the client has its
+// answer.
+func (x *exchange) run(in *input) {
+	g := x.newGeneration(in)
+	defer g.leaveGate()
+	if x.h.StreamKeepalive > 0 && in.streams {
+		g.keepalive = stream.StartKeepalive(x.w, x.id, time.Duration(x.h.StreamKeepalive))
+		defer g.keepalive.End()
+	}
+	var m made
+	defer func() { m.embeddings.release() }()
 	for {
-		f := x.pass()
+		f := g.pass(&m)
 		if f == nil {
 			return
 		}
-		x.restore(f)
+		g.restore(&m, f)
 		if f.final {
-			x.fail(f)
+			g.fail(f)
 			return
 		}
 	}
 }
 
-// begin readies the request for being sent to engines.
-func (x *exchange) begin() {
-	x.engineID = engineID(x.id)
-	x.header = forwarded(x.r.Header, x.h.TrustClients)
-	x.decoding = x.attempts(x.h.decode)
+// made is what the stages have made for those after them, nil where that is still to be done.
+type made struct {
+	embeddings *embeddings
+	blocks     *blocks
 }
 
-// pass goes through the stages that are not done yet, each with one attempt
-// (encode: with all that its items have).
-func (x *exchange) pass() *failure {
-	if f := x.chooseConsumer(); f != nil {
-		return f
+// pass goes through the stages that are to be done, each with one attempt (encode: with all
+// that its batches have).
+func (g *generation) pass(m *made) (f *failure) {
+	if m.embeddings == nil {
+		if m.embeddings, f = g.encode(); f != nil {
+			return f
+		}
 	}
-	if f := x.encode(); f != nil {
-		return f
+	if m.blocks == nil {
+		if m.blocks, f = g.prefill(m.embeddings); f != nil {
+			return f
+		}
 	}
-	if f := x.passGate(); f != nil {
-		return f
-	}
-	if f := x.prefill(); f != nil {
-		return f
-	}
-	return x.decode()
+	return g.decode(m.embeddings, m.blocks)
 }
 
-// restore has the stages done again whose results an attempt has spent. Engines
-// give what kv_transfer_params and transfer handles name just once, to whoever
-// asks first; only an attempt that did not get through to an engine has left them
-// as they were.
-func (x *exchange) restore(f *failure) {
-	spent := f.stage == "prefill" && x.embeddings.Handles != nil || f.stage == "decode" && x.transferred()
-	lost := x.lost(f)
-	if died := f.call.reached && (f.reason == broken || f.call.lost); x.refers(f.stage) && (lost || died) {
+// restore takes away what a failed attempt has spent, so that it is made again. Engines give what
+// KV transfer parameters and transfer handles name just once, to whoever asks first; only an
+// attempt that did not get through to an engine has left them as they were.
+//
+//	failed   what happened                      embeddings                  blocks
+//	encode   whatever                           pushed: again               -
+//	prefill  not reached                        pushed: again               -
+//	prefill  reached                            handles, pushed: again      -
+//	prefill  500, broken or lost                references: media instead   -
+//	decode   not reached, with blocks           kept                        kept
+//	decode   reached or stale, with blocks      handles, pushed: again      again
+//	decode   not reached, no prefill            pushed: again               -
+//	decode   reached, no prefill                handles, pushed: again      -
+//	decode   500, broken or lost, no prefill    references: media instead   -
+//	decode   any, prefill handed nothing over   kept                        kept
+//
+// Embeddings that consumers can read any number of times are never made again.
+func (g *generation) restore(m *made, f *failure) {
+	again := m.blocks.spentBy(f)
+	if again && f.lacks() {
+		g.prefilling.avoid() // nobody else can have lost the blocks
+	}
+	if f.byReference() {
 		// an engine that lacks an embedding dies of a reference to it (vLLM 0.32): the
 		// next one gets the media
-		x.noReferences, x.embeddings = true, x.embeddings.WithoutReferences()
+		g.seen.noReferences = true
+		m.embeddings.Encoded = m.embeddings.WithoutReferences()
 	}
-	gone := x.consumer != nil && !x.prefilled // whom the embeddings are with
-	if (!spent && !lost || !f.call.reached) && !gone && !f.call.stale {
-		return
+	if m.embeddings.spentBy(f, again) {
+		m.embeddings.release()
+		m.embeddings, again = nil, true
 	}
-	if lost && x.kv != nil {
-		x.prefilling.avoid() // nobody else can have lost the blocks
+	if again {
+		m.blocks = nil
 	}
-	x.prefilled, x.kv = false, nil
-	if x.embeddings.Handles != nil || x.consumer != nil {
-		x.encoded, x.embeddings = false, media.Encoded{}
-		x.dropConsumer()
-	}
-}
-
-// lostOnTheWay is what becomes of a call that met the end of an idle connection, of which
-// nobody can say whether the engine has got what the call brought. It counts as spent, but
-// not as a failure of the engine. This happens to a request once: the next attempts have
-// connections of their own.
-func (x *exchange) lostOnTheWay(c *call) *failure {
-	x.alone = true
-	return again(c, errIdleEnded)
-}
-
-var errIdleEnded = errors.New("an idle connection ended")
-
-// again has the stages done again whose results a call brought, and then the stage of the call.
-func again(c *call, why error) *failure {
-	f := &failure{reason: expired, stage: c.stage, call: c, cause: why}
-	c.end(f)
-	return f
-}
-
-// lost reports whether an engine may have failed because it could not get what others
-// have made for it, such as the KV blocks of a prefill that has died since: it says 500 then.
-func (x *exchange) lost(f *failure) bool {
-	return x.needy(f.stage) && f.reason == badStatus && f.status == http.StatusInternalServerError
-}
-
-// needy reports whether a stage cannot do without what other engines have made for it.
-func (x *exchange) needy(stage string) bool {
-	return x.refers(stage) || stage == "decode" && x.transferred()
-}
-
-// refers reports whether a stage gets references.
-func (x *exchange) refers(stage string) bool {
-	return x.embeddings.Refers && (stage == "prefill" || stage == "decode" && x.decodeHasEmbeddings())
-}
-
-// decodeHasEmbeddings reports whether decode gets the embeddings: because it does prefill as
-// well, instead of one, or beside what a prefill has handed over.
-func (x *exchange) decodeHasEmbeddings() bool {
-	return x.h.prefill == nil || x.h.DecodeHasEmbeddings && (x.kv != nil || x.direct != "")
-}
-
-// transferred reports whether decode gets something that serves only once.
-func (x *exchange) transferred() bool {
-	return x.kv != nil || !x.prefills() && x.embeddings.Handles != nil
 }
 
 // fail answers a request that has failed for good.
-func (x *exchange) fail(f *failure) {
-	x.report.outcome = outcomeOf(f.verdict.status)
-	begun := x.keepalive.End()
-	if f.stage == "decode" && f.isAnswered() && !begun {
-		x.release()
-		f.engine.Deliver(x.w, x.id)
+func (g *generation) fail(f *failure) {
+	g.report.outcome = telemetry.OutcomeOf(f.verdict.status)
+	begun := g.keepalive.End()
+	if f.Stage == telemetry.Decode && f.isAnswered() && !begun {
+		g.in.release()
+		f.answer.Deliver(g.w, g.id)
 		return
 	}
 	e := f.verdict
@@ -146,18 +139,19 @@ func (x *exchange) fail(f *failure) {
 		e.Param = f.item
 	}
 	if begun {
-		stream.WriteEvent(x.w, e.encode())
-		x.breakOff(true)
+		stream.WriteEvent(g.w, e.encode())
+		g.breakOff(true)
 		return
 	}
-	if f.isAnswered() {
-		e.write(x.w)
-		return
-	}
-	x.sendError(e)
+	g.sendError(e)
 }
 
-// streams reports whether the client wants a stream.
-func (x *exchange) streams() bool {
-	return x.body != nil && string(x.body.Value(body.Stream)) == "true"
+// breakOff breaks the client's connection, so that it does not take half of an answer for
+// the whole. Over HTTP/3 a receiver drops what it has not read of a stream that is
+// reset, also what has arrived. So one that ends with an event that is an error, and
+// without [DONE], just ends there.
+func (x *exchange) breakOff(withEvent bool) {
+	if !withEvent || x.r.ProtoMajor < 3 {
+		panic(http.ErrAbortHandler)
+	}
 }

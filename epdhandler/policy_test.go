@@ -13,7 +13,7 @@ import (
 // named starts decode engines that answer with their number, the target that they got, and a header.
 func named(t *testing.T, n int) (addresses []string) {
 	for i := range n {
-		addresses = append(addresses, engine(t, func(w http.ResponseWriter, r *http.Request) {
+		addresses = append(addresses, fakeEngine(t, func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			_, _ = fmt.Fprintf(w, "%d %s %s", i, r.RequestURI, r.Header.Get("X-Seen"))
 		}))

@@ -1,155 +1,141 @@
 package epdhandler
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"net/http"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/handover"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// kvStub tells a prefill engine that another one will decode, and to keep the KV
-// blocks for it.
-const kvStub = `{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}`
+// prefills reports whether the request has a prefill of its own.
+func (g *generation) prefills() bool { return g.h.site.Prefill != nil && g.in.without == "" }
 
 // prefill has the prompt prefilled, if there is a pool for it, with one attempt.
-func (x *exchange) prefill() (f *failure) {
-	if !x.prefills() || x.prefilled {
-		return nil
+func (g *generation) prefill(e *embeddings) (_ *blocks, f *failure) {
+	if f := g.passGate(); f != nil {
+		return nil, f
 	}
-	ctx, leave := x.enter(&x.report.prefill, x.prefilling)
+	if !g.prefills() {
+		return new(blocks), nil
+	}
+	ctx, leave := g.report.enter(g.r.Context(), &g.report.prefill, g.prefilling)
 	defer func() { leave(f) }()
-	ctx, clock, cancel := stream.Watch(ctx, stream.Limit{Option: "prefill_timeout", Time: time.Duration(x.h.PrefillTimeout)}, stream.Limit{})
+	ctx, clock, cancel := stream.Watch(ctx, stream.Limit{Option: "prefill_timeout", Time: time.Duration(g.h.PrefillTimeout)}, stream.Limit{})
 	defer cancel()
-	c := &call{
-		method: http.MethodPost,
-		path:   x.r.URL.Path,
-		id:     x.attemptID(x.prefilling),
-		idHead: x.engineID + "-",
-		clock:  clock,
+	var read handover.Reader
+	c := engine.Call{
+		Method: http.MethodPost, Path: g.r.URL.Path, ID: g.prefilling.id(g.engineID), IDHead: g.engineID + "-", Clock: clock,
+		Reserved: e.pushedTo, Spends: e.serveOnce(), Alone: g.seen.lostCall,
 	}
-	c.spends, c.alone = x.embeddings.Handles != nil || x.consumer != nil, x.alone
-	handles := x.carry(body.ECTransferParams, x.embeddings.Handles)
-	understand := transferParams // in the answer
-	if x.h.bootstraps == nil {
-		c.body = prefillBody(x.forConsumers(), body.Set(body.KVTransferParams, kvStub), handles)
-	} else {
-		understand = x.mooncake(ctx, c, handles)
+	c.Renew = func() (request *body.Segments) {
+		request, read = g.h.connector.Request(e.Body, g.carry(body.ECTransferParams, e.Handles))
+		return request
 	}
-	x.pin(c, x.h.prefill)
-	a, f := x.ask(ctx, x.prefilling, c)
-	if c.lost {
-		return x.lostOnTheWay(c)
+	c.Body = c.Renew()
+	answer, f := g.ask(ctx, g.prefilling, c)
+	attempt := g.prefilling.attempt
+	if attempt.Lost {
+		return nil, g.lost(attempt)
 	}
+	var b *blocks
 	if f == nil {
-		f = x.takeOver(ctx, c, a.Body.Bytes(), understand)
+		b, f = g.takeOver(ctx, attempt, answer.Body.Bytes(), read)
 	}
 	if f != nil {
-		x.settle(x.prefilling, f)
+		f.brought = brought{references: e.Refers}
+		g.settle(g.prefilling, f)
+		return nil, f
 	}
-	return f
+	e.consumed = true
+	return b, nil
 }
 
-// understanding finds kv_transfer_params for decode in an answer of prefill, nil if there are
-// none, and how many tokens of the prompt it had cached, -1 if it does not say.
-type understanding func(answer []byte) (params []byte, cached int, err error)
+// lost is what becomes of a call that met the end of an idle connection, of which
+// nobody can say whether the engine has got what the call brought. It counts as spent, but
+// not as a failure of the engine. This happens to a request once: the next attempts have
+// connections of their own.
+func (g *generation) lost(a *engine.Attempt) *failure {
+	g.seen.lostCall = true
+	return expired(a, errIdleEnded)
+}
 
-// takeOver keeps what prefill hands over to decode.
-func (x *exchange) takeOver(ctx context.Context, c *call, text []byte, understand understanding) *failure {
-	made := time.Now()
-	kv, cached, err := understand(text)
+// takeOver reads what prefill hands over to decode.
+func (g *generation) takeOver(ctx context.Context, a *engine.Attempt, answer []byte, read handover.Reader) (*blocks, *failure) {
+	b, err := read(ctx, answer, a.Upstream(), a.Asked)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return judge(ctx, "prefill", c, new(stream.Answer), err)
+		a.Judge(ctx, 0, nil)
+		return nil, newFailure(a, nil)
 	case err != nil:
-		return brokenAnswer("prefill", c, err)
+		return nil, nonsense(a, err)
 	}
-	x.h.prefill.noteHandOver(c.upstream(), kv != nil, text)
-	x.prefilling.succeeds()
-	x.prefilled, x.kv, x.made, x.cached = true, kv, made, cached
+	g.h.noteHandOver(a, b.Params != nil, answer)
+	g.prefilling.succeeds()
+	return &blocks{b}, nil
+}
+
+// noteHandOver notes whether an answer of prefill had KV blocks, and logs when that changes for an
+// instance. Decode computes the prompt anew without them, so that nobody else would notice. A
+// token that ended the answer says nothing of an instance: before 0.32, vLLM hands over only
+// what ended by max_tokens.
+func (h *Handler) noteHandOver(a *engine.Attempt, handedOver bool, answer []byte) {
+	result := telemetry.HandOverBlocks
+	if !handedOver {
+		result = telemetry.HandOverNone
+	}
+	h.process.Metrics.HandOvers.WithLabelValues(result).Inc()
+	if !a.Instance().HandedOver(handedOver, handedOver || !handover.EndedByStop(answer)) {
+		return
+	}
+	p := h.site.Prefill
+	upstream := zap.String("upstream", p.Name(a.Upstream()))
+	if handedOver {
+		p.Logger.Info("prefill hands KV blocks over again", upstream)
+	} else {
+		p.Logger.Warn("prefill hands no KV blocks over, so decode computes every prompt again; see its --kv-transfer-config", upstream)
+	}
+}
+
+// passGate waits at the gate in front of decode, if there is one. Having passed it, the request is
+// not refused for a queue that is full.
+func (g *generation) passGate() (f *failure) {
+	gate := g.h.site.Gate
+	if gate == nil || g.seen.gate {
+		return nil
+	}
+	turn, err := gate.Join()
+	select {
+	case <-turn:
+	default: // it waits, or is refused
+		ctx, leave := g.report.enter(g.r.Context(), &g.report.decode, g.decoding)
+		defer func() { leave(f) }()
+		if err == nil {
+			err = gate.Wait(ctx, turn)
+		}
+	}
+	if err != nil {
+		reason := telemetry.Overloaded
+		if g.r.Context().Err() != nil {
+			reason = telemetry.Canceled
+		}
+		f = newFailure(g.h.site.Decode.NotSent(reason, err), nil)
+		g.settle(g.decoding, f)
+		return f
+	}
+	g.seen.gate, g.decoding.turn.Admitted = true, true
 	return nil
 }
 
-// attemptID is the x-request-id of an attempt: the client's, unless an engine may
-// know it already.
-func (x *exchange) attemptID(a *attempts) string {
-	if a.reached == 0 {
-		return x.engineID
+// leaveGate lets the next request pass.
+func (g *generation) leaveGate() {
+	if g.seen.gate {
+		g.h.site.Gate.Leave()
 	}
-	return x.engineID + "-" + hex6()
-}
-
-// prefillBody is the client's body for a prefill engine: the whole prompt, one
-// token, no stream, and what the connectors want.
-func prefillBody(b *body.Body, connectors ...body.Edit) *body.Segments {
-	edits := append([]body.Edit{
-		body.Set(body.Stream, "false"),
-		body.Remove(body.StreamOptions),
-		body.Remove(body.MinTokens), // vLLM refuses a request that must have more tokens than it may have
-		body.Set(body.MaxTokens, "1"),
-	}, connectors...)
-	for _, f := range []body.Field{body.MaxCompletionTokens, body.N} {
-		if b.Has(f) {
-			edits = append(edits, body.Set(f, "1"))
-		}
-	}
-	// a call of a tool does not fit in one token, and vLLM fails instead of stopping
-	if v := b.Value(body.ToolChoice); body.IsObject(v) || body.IsString(v, "required") {
-		edits = append(edits, body.Set(body.ToolChoice, `"none"`))
-	}
-	return b.Rewrite(edits...)
-}
-
-// carry sets a field to what an engine gave for it. The client's own value would
-// make an engine read from any host.
-func (x *exchange) carry(f body.Field, params []byte) body.Edit {
-	if params == nil && x.h.TrustClients && x.body.Has(f) {
-		return body.Set(f, x.body.Value(f))
-	}
-	if params == nil {
-		return body.Remove(f)
-	}
-	return body.Set(f, params)
-}
-
-// transferParams returns the kv_transfer_params of a prefill's answer, nil if
-// there are none, and how many tokens of the prompt it had cached, -1 if it does not say.
-func transferParams(answer []byte) (params []byte, cached int, err error) {
-	b, err := body.Parse(answer)
-	if err != nil {
-		return nil, -1, err
-	}
-	params = b.Value(body.KVTransferParams)
-	switch {
-	case params == nil || body.IsNull(params):
-		return nil, -1, nil
-	case !body.IsObject(params):
-		return nil, -1, errors.New("kv_transfer_params is no object")
-	case len(bytes.TrimSpace(params[1:len(params)-1])) == 0:
-		return nil, -1, nil
-	}
-	return params, cachedTokens(b, params), nil
-}
-
-// cachedTokens returns how many tokens of the prompt prefill had cached, -1 if it does not say.
-func cachedTokens(answer *body.Body, kv []byte) int {
-	var usage struct {
-		Details struct {
-			Cached *int `json:"cached_tokens"`
-		} `json:"prompt_tokens_details"`
-	}
-	var params struct {
-		Cached *int `json:"remote_prefill_cached_tokens"` // from vLLM 0.32 on
-	}
-	if json.Unmarshal(answer.Value(body.Usage), &usage) == nil && usage.Details.Cached != nil {
-		return *usage.Details.Cached
-	}
-	if json.Unmarshal(kv, &params) == nil && params.Cached != nil {
-		return *params.Cached
-	}
-	return -1
 }

@@ -7,12 +7,14 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
 // reject answers a request with which nothing was done.
 func (x *exchange) reject(e *apiError) {
-	x.report.outcome = outcomeOf(e.status)
-	if x.report.outcome != outcomeClientClosed {
+	x.report.outcome = telemetry.OutcomeOf(e.status)
+	if x.report.outcome != telemetry.ClientClosed {
 		x.h.logger.Warn("request turned away", zap.String("request_id", x.id), zap.String("stage", "request"),
 			zap.Int("status", e.status), zap.Any("code", e.Code), zap.Error(errors.New(e.Message)))
 	}
@@ -47,7 +49,6 @@ func (x *exchange) refuseUpload(e *apiError) {
 	if x.err == nil {
 		_ = conn.Flush()
 	} // else Caddy answers afterwards, so that the client has a second to send its body first
-	x.release() // what has come of the body
 	if !asks {
 		_, _ = io.Copy(io.Discard, x.r.Body)
 	}

@@ -2,7 +2,6 @@ package epdhandler
 
 import (
 	"context"
-	"net/http"
 	"slices"
 	"time"
 
@@ -10,48 +9,31 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// report is what the access log says about a request, in the field "epd". Caddy's
-// own fields do not know the stages, and say status 200 and duration 0 for a
+// report is what the access log says about a request, in the field "epd", and the metrics of
+// requests. Caddy's own fields do not know the stages, and say status 200 and duration 0 for a
 // stream that was cut.
 type report struct {
+	metrics                 *telemetry.Metrics
 	id                      string // x-request-id
 	api                     string
 	start                   time.Time
 	begun                   time.Time // when the first byte of a stream was sent
 	duration                time.Duration
-	outcome                 string
+	outcome                 telemetry.Outcome
 	parsed                  bool   // there is a body, with so many
 	items                   int    // media items
-	direct                  string // the member for which decode does without prefill
+	without                 string // the member for which decode does without prefill
 	encode, prefill, decode stageReport
 }
 
 // newReport begins the report of a request.
-func newReport(id, api string) *report {
-	requestsInFlight.WithLabelValues(api).Inc()
-	return &report{id: id, api: api, start: time.Now(), outcome: outcomeFailed}
-}
-
-// The outcomes of a request.
-const (
-	outcomeOK           = "ok"            // answered
-	outcomeRejected     = "rejected"      // answered with 4xx: the request's own fault
-	outcomeFailed       = "failed"        // answered with 5xx: an engine's fault, or a lack of engines or memory
-	outcomeBrokeOff     = "broke_off"     // decode broke off in the middle of the answer
-	outcomeClientClosed = "client_closed" // the client went away
-)
-
-// outcomeOf is the outcome of a request that was answered with an error.
-func outcomeOf(status int) string {
-	switch {
-	case status == statusClientClosed:
-		return outcomeClientClosed
-	case status < http.StatusInternalServerError:
-		return outcomeRejected
-	}
-	return outcomeFailed
+func newReport(m *telemetry.Metrics, id, api string) *report {
+	m.RequestsInFlight.WithLabelValues(api).Inc()
+	return &report{metrics: m, id: id, api: api, start: time.Now(), outcome: telemetry.Failed}
 }
 
 // stageReport is one stage of a report.
@@ -60,16 +42,98 @@ type stageReport struct {
 	attempts []*attempts
 }
 
+// received notes what a client asks for.
+func (r *report) received(in *input) {
+	items := in.media.Items()
+	r.parsed, r.items = true, len(items)
+	if !in.chat {
+		return
+	}
+	r.metrics.RequestItems.Observe(float64(len(items)))
+	for _, item := range items {
+		kind := item.Modality()
+		r.metrics.MediaItems.WithLabelValues(kind).Inc()
+		r.metrics.MediaBytes.WithLabelValues(kind).Add(float64(item.Size()))
+	}
+}
+
 // enter notes that the request is in a stage, with these attempts, until leave is called
-// with the failure of the stage, if it failed. What is done there belongs to ctx.
-func (x *exchange) enter(s *stageReport, attempts ...*attempts) (ctx context.Context, leave func(*failure)) {
-	ctx, span := startSpan(x.r.Context(), attempts[0].pool.stage, trace.SpanKindInternal)
+// with the failure of the stage, if it failed. What is done there belongs to the context.
+func (r *report) enter(ctx context.Context, s *stageReport, attempts ...*attempts) (_ context.Context, leave func(*failure)) {
+	ctx, span := telemetry.StartSpan(ctx, attempts[0].pool.Stage, trace.SpanKindInternal)
 	s.attempts = attempts
 	start := time.Now()
 	return ctx, func(f *failure) {
 		s.duration += time.Since(start)
-		endStage(span, f)
+		if f != nil && f.Reason != telemetry.Canceled {
+			telemetry.FailSpan(span, string(f.Why()))
+		}
+		span.End()
 	}
+}
+
+// begins notes the first byte of a stream.
+func (r *report) begins() {
+	if r.begun.IsZero() {
+		r.begun = time.Now()
+		r.metrics.TimeToFirstToken.WithLabelValues(r.api).Observe(r.begun.Sub(r.start).Seconds())
+	}
+}
+
+// finish puts the report into the access log, if there is one, and counts the request.
+func (r *report) finish(ctx context.Context) {
+	r.duration = time.Since(r.start)
+	r.count()
+	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		extra.Set(zap.Object("epd", r))
+	}
+}
+
+// count counts a request that is over.
+func (r *report) count() {
+	m := r.metrics
+	m.RequestsInFlight.WithLabelValues(r.api).Dec()
+	m.Requests.WithLabelValues(r.api, string(r.outcome)).Inc()
+	if r.encode.attempts == nil && r.prefill.attempts == nil && r.decode.attempts == nil || r.api == telemetry.Models {
+		return // would only make the others look fast
+	}
+	m.RequestDuration.WithLabelValues(r.api).Observe(r.duration.Seconds())
+	for stage, s := range r.stages() {
+		m.StageDuration.WithLabelValues(stage).Observe(s.duration.Seconds())
+	}
+	if !r.begun.IsZero() {
+		m.StreamDuration.WithLabelValues(r.api).Observe((r.duration - r.begun.Sub(r.start)).Seconds())
+	}
+}
+
+// stages are the stages that the request has been in, in their order.
+func (r *report) stages() func(yield func(string, *stageReport) bool) {
+	return func(yield func(string, *stageReport) bool) {
+		for i, s := range []*stageReport{&r.encode, &r.prefill, &r.decode} {
+			if s.attempts != nil && !yield(telemetry.Stages()[i], s) {
+				return
+			}
+		}
+	}
+}
+
+// MarshalLogObject implements zapcore.ObjectMarshaler.
+func (r *report) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	enc.AddString("request_id", r.id)
+	enc.AddString("outcome", string(r.outcome))
+	enc.AddDuration("duration", r.duration)
+	if r.parsed {
+		enc.AddInt("media_items", r.items)
+	}
+	if r.without != "" {
+		enc.AddString("no_prefill", r.without)
+	}
+	for stage, s := range r.stages() {
+		if err := enc.AddObject(stage, s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // MarshalLogObject implements zapcore.ObjectMarshaler.
@@ -78,7 +142,7 @@ func (s *stageReport) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	var upstreams []string
 	for _, a := range s.attempts {
 		made += a.made
-		if name := a.pool.name(a.upstream); name != "" && !slices.Contains(upstreams, name) {
+		if name := a.pool.Name(a.upstream); name != "" && !slices.Contains(upstreams, name) {
 			upstreams = append(upstreams, name)
 		}
 	}
@@ -86,40 +150,4 @@ func (s *stageReport) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddInt("attempts", made)
 	zap.Strings("upstreams", upstreams).AddTo(enc)
 	return nil
-}
-
-// MarshalLogObject implements zapcore.ObjectMarshaler.
-func (r *report) MarshalLogObject(enc zapcore.ObjectEncoder) error {
-	enc.AddString("request_id", r.id)
-	enc.AddString("outcome", r.outcome)
-	enc.AddDuration("duration", r.duration)
-	if r.parsed {
-		enc.AddInt("media_items", r.items)
-	}
-	if r.direct != "" {
-		enc.AddString("no_prefill", r.direct)
-	}
-	for i, s := range r.stages() {
-		if s.attempts == nil {
-			continue
-		}
-		if err := enc.AddObject(stages[i], s); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// stages returns the reports of the stages, in their order.
-func (r *report) stages() [3]*stageReport {
-	return [3]*stageReport{&r.encode, &r.prefill, &r.decode}
-}
-
-// finish puts the report into the access log, if there is one.
-func (r *report) finish(ctx context.Context) {
-	r.duration = time.Since(r.start)
-	r.count()
-	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		extra.Set(zap.Object("epd", r))
-	}
 }

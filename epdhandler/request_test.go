@@ -1,7 +1,6 @@
 package epdhandler
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,12 +11,13 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
 const (
@@ -28,7 +28,7 @@ const (
 // nothingHeld waits until no body is in memory.
 func nothingHeld(t *testing.T) {
 	t.Helper()
-	eventually(t, "no memory is held", func() bool { return memoryLedger.Held() == 0 })
+	eventually(t, "no memory is held", func() bool { return testProcess.Memory.Held() == 0 })
 }
 
 // What somebody else's reader panics with is no reason to keep a body.
@@ -38,10 +38,9 @@ func TestPanicGivesMemoryBack(t *testing.T) {
 		r := httptest.NewRequest(http.MethodPost, chatPath, nil)
 		r.Header.Set("Content-Type", "application/json")
 		r.Body, r.ContentLength = io.NopCloser(io.MultiReader(strings.NewReader("{"), panics{})), length
-		h := &Handler{MaxBodySize: miB, MaxMemory: 8 * miB, BodyTimeout: caddy.Duration(time.Minute)}
-		x := &exchange{h: h, w: httptest.NewRecorder(), r: r, report: newReport("x", apiChat)}
-		assert.Panics(t, func() { x.complete(true) })
-		requestsInFlight.WithLabelValues(apiChat).Dec()
+		h := &Handler{MaxBodySize: miB, MaxMemory: 8 * miB, BodyTimeout: caddy.Duration(time.Minute), process: testProcess}
+		x := &exchange{h: h, w: httptest.NewRecorder(), r: r, report: newReport(process.New().Metrics, "x", telemetry.Chat)}
+		assert.Panics(t, func() { x.generate((*Handler).parseChat) })
 		nothingHeld(t)
 	}
 }
@@ -59,35 +58,35 @@ func TestItemsAreCounted(t *testing.T) {
 		parts = append(parts, fmt.Sprintf(`{"image_url":"%d"}`, i))
 	}
 	in := `{"messages":[{"content":[` + strings.Join(parts, ",") + `]}]}`
-	retries := 1
-	h := &Handler{MaxBodySize: miB, MaxMemory: 64 * miB, MaxMediaItems: items, BodyTimeout: caddy.Duration(time.Minute),
-		References: true, EncodeBatch: 1, Retries: &retries, encode: &pool{stage: "encode", handler: new(reverseproxy.Handler)}}
+	h, err := load(t, fmt.Sprintf(`{"references":true,"max_media_items":%d,"encode":{"upstreams":[{"dial":"a:1"}],"health_checks":{"active":{}}},"decode":{"upstreams":[{"dial":"d:1"}],"health_checks":{"active":{}}}}`, items))
+	require.NoError(t, err)
 	r := httptest.NewRequest(http.MethodPost, chatPath, strings.NewReader(in))
 	r.Header.Set("Content-Type", "application/json")
-	r = r.WithContext(context.WithValue(t.Context(), caddy.ReplacerCtxKey, caddy.NewReplacer()))
+	g := newGeneration(h, r, nil)
 	nothingHeld(t)
 	before := liveHeap()
-	x := &exchange{h: h, w: httptest.NewRecorder(), r: r, report: new(report)}
-	defer x.release()
-	require.Nil(t, x.readBody(true))
-	counted := memoryLedger.Held()
-	x.planEncoding()
+	var e *apiError
+	g.in, e = g.readInput((*Handler).parseChat)
+	require.Nil(t, e)
+	defer g.in.release()
+	counted := testProcess.Memory.Held()
+	g.encoding = g.planEncoding()
 	answers := make([]media.Answer, items)
 	for i := range answers {
 		said := fmt.Appendf(nil, `{"ec_transfer_params":{"%064d":{"item_indices":[0],"metadata":{"image_grid_thw":[[1,44,80]]}}}}`, i)
-		var err error
-		answers[i], err = x.plan.Read(i, said, []string{"01234567-89ab-cdef-0123-456789abcdef"})
+		answers[i], err = g.encoding.plan.Read(i, said, []string{"01234567-89ab-cdef-0123-456789abcdef"})
 		require.NoError(t, err)
 	}
-	x.embeddings = x.plan.Encoded(answers)
-	require.True(t, x.embeddings.Refers)
-	out := x.embeddings.Body.Rewrite(body.Set(body.ECTransferParams, x.embeddings.Handles))
+	encoded := g.encoding.plan.Encoded(answers)
+	require.True(t, encoded.Refers)
+	out := encoded.Body.Rewrite(body.Set(body.ECTransferParams, encoded.Handles))
 	took := liveHeap() - before
 	t.Logf("%d bytes for each item", took/items)
 	assert.Less(t, took, counted)
-	x.release()
+	g.in.release()
 	nothingHeld(t)
-	runtime.KeepAlive(x)
+	runtime.KeepAlive(g)
+	runtime.KeepAlive(encoded)
 	runtime.KeepAlive(answers)
 	runtime.KeepAlive(out)
 }

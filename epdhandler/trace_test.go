@@ -18,6 +18,8 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
 // Every stage and sub-request has a span below that of the request, and engines get
@@ -26,7 +28,7 @@ func TestTraces(t *testing.T) {
 	var mu sync.Mutex
 	var parents []string // traceparent of each request to an engine
 	fake := func(statuses ...int) string {
-		return engine(t, func(w http.ResponseWriter, r *http.Request) {
+		return fakeEngine(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/health" {
 				return
 			}
@@ -73,7 +75,7 @@ func TestTraces(t *testing.T) {
 	}
 	root := byName["request"][0].SpanContext.SpanID()
 	stageOf := make(map[string]string) // by span id
-	for _, stage := range stages {
+	for _, stage := range telemetry.Stages() {
 		require.Len(t, byName[stage], 1, stage)
 		assert.Equal(t, root, byName[stage][0].Parent.SpanID(), stage)
 		stageOf[byName[stage][0].SpanContext.SpanID().String()] = stage
@@ -141,16 +143,16 @@ func TestTracesOfFailures(t *testing.T) {
 		encode, decode string
 		stage          string
 		call, whole    string // error.type of the sub-request and the stage
-		outcome        string
+		outcome        telemetry.Outcome
 	}{
-		"time-out":         {engine(t, hang), engine(t, fine), "encode", "timeout", "timeout", outcomeFailed},
-		"nobody there":     {nobody, engine(t, fine), "encode", "refused", "refused", outcomeFailed},
-		"redirect":         {engine(t, status(302)), engine(t, fine), "encode", "302", "bad_status", outcomeFailed},
-		"refusal":          {engine(t, status(400)), engine(t, fine), "encode", "400", "rejected", outcomeRejected},
-		"decode fails":     {engine(t, fine), engine(t, status(500)), "decode", "500", "bad_status", outcomeFailed},
-		"decode redirects": {engine(t, fine), engine(t, status(302)), "decode", "302", "bad_status", outcomeFailed},
-		"decode says so":   {engine(t, fine), engine(t, within), "decode", "500", "bad_status", outcomeBrokeOff},
-		"decode breaks":    {engine(t, fine), engine(t, half), "decode", "broken", "broken", outcomeBrokeOff},
+		"time-out":         {fakeEngine(t, hang), fakeEngine(t, fine), "encode", "timeout", "timeout", telemetry.Failed},
+		"nobody there":     {nobody, fakeEngine(t, fine), "encode", "refused", "refused", telemetry.Failed},
+		"redirect":         {fakeEngine(t, status(302)), fakeEngine(t, fine), "encode", "302", "bad_status", telemetry.Failed},
+		"refusal":          {fakeEngine(t, status(400)), fakeEngine(t, fine), "encode", "400", "rejected", telemetry.Turned},
+		"decode fails":     {fakeEngine(t, fine), fakeEngine(t, status(500)), "decode", "500", "bad_status", telemetry.Failed},
+		"decode redirects": {fakeEngine(t, fine), fakeEngine(t, status(302)), "decode", "302", "bad_status", telemetry.Failed},
+		"decode says so":   {fakeEngine(t, fine), fakeEngine(t, within), "decode", "500", "bad_status", telemetry.BrokeOff},
+		"decode breaks":    {fakeEngine(t, fine), fakeEngine(t, half), "decode", "broken", "broken", telemetry.BrokeOff},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pool := func(address string) string {
@@ -160,7 +162,7 @@ func TestTracesOfFailures(t *testing.T) {
 			require.NoError(t, err)
 			exporter := tracetest.NewInMemoryExporter()
 			provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter))
-			before := testutil.ToFloat64(requestsTotal.WithLabelValues(apiChat, tc.outcome))
+			before := testutil.ToFloat64(testProcess.Metrics.Requests.WithLabelValues(telemetry.Chat, string(tc.outcome)))
 
 			w := httptest.NewRecorder()
 			r := httptest.NewRequest(http.MethodPost, chatPath, strings.NewReader(`{"stream":true,"messages":[{"content":[{"image_url":"data:,a"}]}]}`))
@@ -173,8 +175,8 @@ func TestTracesOfFailures(t *testing.T) {
 			}()
 			span.End()
 
-			assert.Equal(t, before+1, testutil.ToFloat64(requestsTotal.WithLabelValues(apiChat, tc.outcome)))
-			assert.Zero(t, testutil.ToFloat64(requestsInFlight.WithLabelValues(apiChat)))
+			assert.Equal(t, before+1, testutil.ToFloat64(testProcess.Metrics.Requests.WithLabelValues(telemetry.Chat, string(tc.outcome))))
+			assert.Zero(t, testutil.ToFloat64(testProcess.Metrics.RequestsInFlight.WithLabelValues(telemetry.Chat)))
 			why := make(map[string]string)
 			stage := ""
 			for _, s := range exporter.GetSpans() { // a stage comes after what is in it

@@ -72,6 +72,12 @@ func (a *Attempt) Failed() bool { return a.Reason != "" }
 // came to its end.
 func (a *Attempt) Err() error { return a.err }
 
+// BrokeOff notes that the answer ended in its middle, although it looked like its end.
+func (a *Attempt) BrokeOff() { a.err = errBroke }
+
+// Answered notes that there is a whole answer, however the call ended.
+func (a *Attempt) Answered() { a.err = nil }
+
 // Why is the reason as operators get to know it.
 func (a *Attempt) Why() telemetry.Reason {
 	if a.Reason == telemetry.BadStatus {

@@ -31,7 +31,6 @@ type Call struct {
 	Patience time.Duration  // how long it may wait for a slot, where that is more than queue_timeout
 	Clock    Clock          // of its time limit
 	Reserved *Reservation   // the only instance that it may go to; nil: any
-	Ranked   bool           // it goes to the rank of the reservation
 	Spends   bool           // it brings what engines give only once
 	Alone    bool           // it gets a connection of its own
 	Number   int            // of the attempt in its stage, from 1
@@ -140,6 +139,14 @@ func (r *Reservation) Release() {
 	if r != nil {
 		r.slot.Release()
 	}
+}
+
+// ControlAddress is the address that embeddings are pushed to; empty on nil.
+func (r *Reservation) ControlAddress() string {
+	if r == nil {
+		return ""
+	}
+	return r.Control
 }
 
 // Reserve chooses the instance for a call that is made later. Without one, it returns nil, and the

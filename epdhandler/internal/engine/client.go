@@ -52,7 +52,7 @@ func (cl *Client) request(ctx context.Context, c *call, w http.ResponseWriter) *
 		Header:     maps.Clone(cl.header), // reverse_proxy clones the values
 	}
 	r.Header["X-Request-Id"] = []string{c.ID}
-	if c.Ranked && c.Reserved.Rank != "" {
+	if c.Reserved != nil && c.Reserved.Rank != "" {
 		r.Header["X-Data-Parallel-Rank"] = []string{c.Reserved.Rank}
 	}
 	if r.Header.Del("Accept-Encoding"); c.Encoding != nil {

@@ -43,7 +43,7 @@ func TestRequestOfCall(t *testing.T) {
 	require.NoError(t, err)
 	client := newClient(http.Header{"X-Request-Id": {"client's"}, "Accept-Encoding": {"br"}, "Content-Type": {"text/html"}, "X-Data-Parallel-Rank": {"7"}})
 	_, segments := bodyOfSize(t, 100)
-	a, _ := send(t, p, client, Call{Body: segments, Encoding: []string{"identity"}, Ranked: true, Reserved: &Reservation{Address: p.Handler.Upstreams[0].Dial, Rank: "2"}})
+	a, _ := send(t, p, client, Call{Body: segments, Encoding: []string{"identity"}, Reserved: &Reservation{Address: p.Handler.Upstreams[0].Dial, Rank: "2"}})
 	require.False(t, a.Failed(), "%v", a.Cause)
 	r := <-got
 	assert.Equal(t, "/v1/chat/completions", r.URL.String())

@@ -48,6 +48,9 @@ func newReplayTransport(t *reverseproxy.HTTPTransport) replayTransport {
 	return r
 }
 
+// HTTP is the transport that keeps connections.
+func (t replayTransport) HTTP() *http.Transport { return t.Transport }
+
 // staleWindow is how soon after the request was sent a connection must have died to
 // be taken for one that was dead already. Later, the engine died with the request,
 // which it may have worked on.

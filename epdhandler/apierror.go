@@ -1,0 +1,145 @@
+package epdhandler
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
+)
+
+// apiError is an error as the OpenAI API words it.
+type apiError struct {
+	status int
+	header http.Header // further headers; may be nil
+
+	Message string `json:"message"`
+	Type    string `json:"type"`
+	Param   any    `json:"param"`
+	Code    any    `json:"code"`
+}
+
+func serverError(status int, code, format string, args ...any) apiError {
+	return apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "server_error", Code: code}
+}
+
+// noMemoryError is for requests that did not get the memory that they need.
+func noMemoryError() apiError {
+	e := serverError(http.StatusServiceUnavailable, "overloaded", "%s; try again later", memory.ErrExhausted)
+	e.header = retryLater()
+	return e
+}
+
+// overloadedError is for requests that found no room. It is 503, not 429: the engines have
+// too much to do, whoever it comes from.
+func overloadedError(stage string) apiError {
+	e := serverError(http.StatusServiceUnavailable, stage+"_overloaded", "all instances of the %s stage are busy; try again later", stage)
+	e.header = retryLater()
+	return e
+}
+
+// retryLater says when, in seconds: not to all the same.
+func retryLater() http.Header {
+	return http.Header{"Retry-After": {strconv.Itoa(1 + rand.IntN(5))}}
+}
+
+// badRequest is an error that the client can mend.
+func badRequest(status int, code, format string, args ...any) *apiError {
+	return &apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "invalid_request_error", Code: code}
+}
+
+// invalidBody is an error in a member of the body.
+func invalidBody(param, format string, args ...any) *apiError {
+	e := badRequest(http.StatusBadRequest, "invalid_body", format, args...)
+	e.Param = param
+	return e
+}
+
+// mediaError is what the client is told about a request that package media refuses.
+func mediaError(invalid *media.Error) *apiError {
+	e := badRequest(http.StatusBadRequest, invalid.Code, "%s", invalid.Message)
+	if invalid.Param != "" {
+		e.Param = invalid.Param
+	}
+	return e
+}
+
+// sendError answers the request with an error that no engine has answered with: as the API
+// words it or, if the configuration says so, by Caddy's error routes.
+func (x *exchange) sendError(e apiError) {
+	if !x.h.HandleErrors || e.status == telemetry.StatusClientClosed {
+		e.write(x.w)
+		return
+	}
+	e.setHeader(x.w)
+	x.err = caddyhttp.Error(e.status, errors.New(e.Message))
+}
+
+// setHeader adds the headers of the error to the response.
+func (e apiError) setHeader(w http.ResponseWriter) {
+	for name, values := range e.header {
+		w.Header()[name] = values
+	}
+}
+
+// write sends the error as the response.
+func (e apiError) write(w http.ResponseWriter) {
+	e.setHeader(w)
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	var line []byte
+	if e.Message != "" {
+		line = e.encode()
+	}
+	h.Set("Content-Length", strconv.Itoa(len(line)))
+	w.WriteHeader(e.status)
+	_, _ = w.Write(line)
+}
+
+// encode returns the error as a line of JSON.
+func (e apiError) encode() []byte {
+	var line bytes.Buffer
+	enc := json.NewEncoder(&line)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(map[string]apiError{"error": e})
+	return line.Bytes()
+}
+
+// engineError passes on the status and the words of an engine. There may be no answer, only its
+// status.
+func engineError(stage string, status int, a *stream.Answer) apiError {
+	e := serverError(status, stage+"_failed", "the %s stage answered with status %d", stage, status)
+	if status < 400 { // an engine does not redirect
+		e.status = http.StatusBadGateway
+		return e
+	}
+	if status < 500 {
+		e.Type = "invalid_request_error"
+	}
+	if a == nil {
+		return e
+	}
+	if wait := a.Header()["Retry-After"]; wait != nil {
+		e.header = http.Header{"Retry-After": wait}
+	}
+	said := engine.ErrorOf(status, a.Body.Bytes())
+	e.Message, e.Type = cmp.Or(said.Message, e.Message), cmp.Or(said.Type, e.Type)
+	if said.Param != nil {
+		e.Param = said.Param
+	}
+	if said.Code != nil {
+		e.Code = said.Code
+	}
+	return e
+}

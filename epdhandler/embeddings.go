@@ -1,0 +1,61 @@
+package epdhandler
+
+import (
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
+)
+
+// embeddings is what encode makes of the media of a request, for the stage that consumes them.
+type embeddings struct {
+	// Body is what the consumer gets as the client's body, with references to the embeddings if
+	// Refers. Handles is the ec_transfer_params that tell it where they are; nil if there are none.
+	media.Encoded
+
+	stage    string              // that consumes them
+	pushedTo *engine.Reservation // the instance that has them; nil: they can be fetched
+	consumed bool                // by a prefill that has succeeded
+}
+
+// release lets go of the instance that the embeddings were pushed to.
+func (e *embeddings) release() {
+	if e != nil {
+		e.pushedTo.Release()
+	}
+}
+
+// serveOnce reports whether no other engine can have the embeddings when one has tried to.
+func (e *embeddings) serveOnce() bool { return e.Handles != nil || e.pushedTo != nil }
+
+// spentBy reports whether a failure has spent the embeddings, also by having the prefill done again
+// that has consumed them.
+func (e *embeddings) spentBy(f *failure, prefillAgain bool) bool {
+	switch {
+	case e == nil || !e.serveOnce():
+		return false
+	case prefillAgain:
+		return true
+	case e.pushedTo != nil && !e.consumed:
+		return true // the next attempt is at another instance
+	}
+	return f.Stage == e.stage && (f.Reached || f.Stale)
+}
+
+// byReference reports whether an engine may have failed because it could not get an embedding to
+// which it was referred: it says 500, or dies.
+func (f *failure) byReference() bool {
+	return f.brought.references && f.Reached && (f.Reason == telemetry.Broken || f.Lost || f.lacks())
+}
+
+// carry sets a field to what an engine gave for it. The client's own value would
+// make an engine read from any host.
+func (g *generation) carry(f body.Field, params []byte) body.Edit {
+	if params == nil && g.h.TrustClients && g.in.body.Has(f) {
+		return body.Set(f, g.in.body.Value(f))
+	}
+	if params == nil {
+		return body.Remove(f)
+	}
+	return body.Set(f, params)
+}

@@ -1,0 +1,127 @@
+package epdhandler
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
+)
+
+// exchange is one request of a client and its answer.
+type exchange struct {
+	h      *Handler
+	w      http.ResponseWriter
+	r      *http.Request
+	id     string // x-request-id, for the client
+	report *report
+
+	received bool  // the whole body has come
+	err      error // for Caddy's error routes; nil: the request has been answered
+}
+
+// route is what is done for a path.
+type route struct {
+	api     string // for metrics
+	methods []string
+	serve   func(*exchange)
+	enabled func(*Handler) bool // nil: always
+}
+
+const (
+	chatPath   = "/v1/chat/completions"
+	modelsPath = "/v1/models"
+)
+
+var routes = map[string]route{
+	chatPath:          {telemetry.Chat, []string{http.MethodPost}, func(x *exchange) { x.generate((*Handler).parseChat) }, nil},
+	"/v1/completions": {telemetry.Completions, []string{http.MethodPost}, func(x *exchange) { x.generate((*Handler).parseText) }, nil},
+	modelsPath:        {telemetry.Models, []string{http.MethodGet, http.MethodHead}, (*exchange).models, nil},
+	"/health":         {telemetry.Health, []string{http.MethodGet, http.MethodHead}, (*exchange).health, nil},
+	"/start_profile":  {telemetry.Profile, []string{http.MethodPost}, (*exchange).profile, (*Handler).mayProfile},
+	"/stop_profile":   {telemetry.Profile, []string{http.MethodPost}, (*exchange).profile, (*Handler).mayProfile},
+}
+
+// notFound is what is not there.
+var notFound = route{api: telemetry.Other}
+
+// routeOf returns what is done for a path.
+func (h *Handler) routeOf(path string) route {
+	if id, below := strings.CutPrefix(path, modelsPath+"/"); below && id != "" {
+		path = modelsPath
+	}
+	found, ok := routes[path]
+	if !ok || found.enabled != nil && !found.enabled(h) {
+		return notFound
+	}
+	return found
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, unless errors
+// are for Caddy's error routes, and never calls next.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+	route := h.routeOf(r.URL.Path)
+	x := &exchange{h: h, w: w, r: r, id: requestID(r.Header)}
+	w.Header()["X-Request-Id"] = []string{x.id}
+	if r.ProtoMajor == 2 && h.ctx.Err() != nil {
+		// Go's server sends GOAWAY at a reload, but not on connections whose handshake ends
+		// after it. This makes it send one: else a busy client would stay here for good.
+		w.Header()["Connection"] = []string{"close"}
+	}
+	x.report = newReport(h.process.Metrics, x.id, route.api)
+	defer x.report.finish(r.Context())
+	x.route(route)
+	return x.err
+}
+
+func (x *exchange) route(route route) {
+	if route.serve == nil {
+		x.reject(badRequest(http.StatusNotFound, "not_found", "there is no such route"))
+		return
+	}
+	for _, m := range route.methods {
+		if x.r.Method == m {
+			route.serve(x)
+			return
+		}
+	}
+	allow := strings.Join(route.methods, ", ")
+	e := badRequest(http.StatusMethodNotAllowed, "method_not_allowed", "use %s here", allow)
+	e.header = http.Header{"Allow": {allow}}
+	x.reject(e)
+}
+
+// generate serves a request that has an answer generated.
+func (x *exchange) generate(parse parser) {
+	// reject early, before any stage has done work
+	if e := x.h.findRoom(x.h.site.Prefill, x.h.site.Decode); e != nil {
+		x.reject(e)
+		return
+	}
+	in, e := x.readInput(parse)
+	defer in.release()
+	if e == nil && x.h.encodes(in) {
+		e = x.h.findRoom(x.h.site.Encode)
+	}
+	if e != nil {
+		x.reject(e)
+		return
+	}
+	x.run(in)
+}
+
+// A parser indexes the body of a request for one API.
+type parser func(h *Handler, raw []byte, in *input) error
+
+func (h *Handler) parseChat(raw []byte, in *input) (err error) {
+	in.chat = true
+	in.body, in.media, err = media.ParseChat(raw, h.MaxMediaItems, h.TrustClients)
+	return err
+}
+
+func (h *Handler) parseText(raw []byte, in *input) (err error) {
+	in.body, in.media, err = media.ParseText(raw)
+	return err
+}
