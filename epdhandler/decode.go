@@ -34,7 +34,7 @@ func (g *generation) decode(e *embeddings, b *blocks) (f *failure) {
 		return expired(a, errStale)
 	}
 	if a.Lost {
-		return g.lost(a)
+		return g.lost(a, brings)
 	}
 	result := w.End(endingOf(a))
 	if result.Cut && a.Err() == nil {

@@ -292,7 +292,7 @@ func TestHostilePolicyFailsItsRequest(t *testing.T) {
 				if do == "nil" {
 					status, code = http.StatusServiceUnavailable, "decode_unavailable"
 				}
-				logs := observe(t)
+				logs := observe(running(t))
 				got, body, header := post(t, port, chatPath, "x", "X-Do: "+do)
 				if do == "from the configuration" {
 					got, _, _ = post(t, port, chatPath, "x", "X-Do: "+do) // b, which is free
@@ -339,13 +339,20 @@ func TestHostilePolicyFailsItsRequest(t *testing.T) {
 	}
 }
 
-// observe keeps what the decode pool logs.
-func observe(t *testing.T) *observer.ObservedLogs {
-	core, logs := observer.New(zapcore.InfoLevel)
+// running is the handler that serves.
+func running(t *testing.T) *Handler {
 	app, err := caddy.ActiveContext().AppIfConfigured("http")
 	require.NoError(t, err)
-	h := app.(*caddyhttp.App).Servers["s"].Routes[0].Handlers[0].(*Handler)
-	h.site.Decode.Logger, h.logger = zap.New(core), zap.New(core)
+	return app.(*caddyhttp.App).Servers["s"].Routes[0].Handlers[0].(*Handler)
+}
+
+// observe keeps what a handler and its pools log.
+func observe(h *Handler) *observer.ObservedLogs {
+	core, logs := observer.New(zapcore.InfoLevel)
+	h.logger = zap.New(core)
+	for _, p := range h.site.Pools() {
+		p.Logger = zap.New(core)
+	}
 	return logs
 }
 

@@ -138,12 +138,15 @@ func (g *generation) fail(f *failure) {
 	if f.item != "" && e.Param == nil && e.status < http.StatusInternalServerError {
 		e.Param = f.item
 	}
-	if begun {
+	switch {
+	case begun:
 		stream.WriteEvent(g.w, e.encode())
 		g.breakOff(true)
-		return
+	case f.isAnswered(): // in an engine's words
+		e.write(g.w)
+	default:
+		g.sendError(e)
 	}
-	g.sendError(e)
 }
 
 // breakOff breaks the client's connection, so that it does not take half of an answer for

@@ -40,16 +40,16 @@ func (g *generation) prefill(e *embeddings) (_ *blocks, f *failure) {
 	}
 	c.Body = c.Renew()
 	answer, f := g.ask(ctx, g.prefilling, c)
-	attempt := g.prefilling.attempt
+	attempt, brings := g.prefilling.attempt, brought{references: e.Refers}
 	if attempt.Lost {
-		return nil, g.lost(attempt)
+		return nil, g.lost(attempt, brings)
 	}
 	var b *blocks
 	if f == nil {
 		b, f = g.takeOver(ctx, attempt, answer.Body.Bytes(), read)
 	}
 	if f != nil {
-		f.brought = brought{references: e.Refers}
+		f.brought = brings
 		g.settle(g.prefilling, f)
 		return nil, f
 	}
@@ -61,9 +61,11 @@ func (g *generation) prefill(e *embeddings) (_ *blocks, f *failure) {
 // nobody can say whether the engine has got what the call brought. It counts as spent, but
 // not as a failure of the engine. This happens to a request once: the next attempts have
 // connections of their own.
-func (g *generation) lost(a *engine.Attempt) *failure {
+func (g *generation) lost(a *engine.Attempt, brings brought) *failure {
 	g.seen.lostCall = true
-	return expired(a, errIdleEnded)
+	f := expired(a, errIdleEnded)
+	f.brought = brings
+	return f
 }
 
 // takeOver reads what prefill hands over to decode.
