@@ -40,7 +40,7 @@ func (in *input) release() {
 
 // readInput reads the client's body and indexes it. It returns what there is of it also with an
 // error, which is what the client is to be told.
-func (x *exchange) readInput(parse parser) (*input, *apiError) {
+func (x *exchange) readInput(parse bodyParser) (*input, *apiError) {
 	if !isJSON(x.r.Header) {
 		return nil, badRequest(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be JSON, with the header Content-Type: application/json")
 	}

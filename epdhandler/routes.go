@@ -94,7 +94,7 @@ func (x *exchange) route(route route) {
 }
 
 // generate serves a request that has an answer generated.
-func (x *exchange) generate(parse parser) {
+func (x *exchange) generate(parse bodyParser) {
 	// reject early, before any stage has done work
 	if e := x.h.findRoom(x.h.site.Prefill, x.h.site.Decode); e != nil {
 		x.reject(e)
@@ -112,8 +112,8 @@ func (x *exchange) generate(parse parser) {
 	x.run(in)
 }
 
-// A parser indexes the body of a request for one API.
-type parser func(h *Handler, raw []byte, in *input) error
+// A bodyParser indexes the body of a request for one API.
+type bodyParser func(h *Handler, raw []byte, in *input) error
 
 func (h *Handler) parseChat(raw []byte, in *input) (err error) {
 	in.chat = true
