@@ -14,15 +14,9 @@
 //		}
 //	}
 //
-// A request flows one way: its body is read and indexed once (request.go, package
-// body), then it passes the stages (pipeline.go: encode.go, prefill.go, decode.go).
-// Every stage reaches its pool, a reverse_proxy handler (pool.go), through one door
-// (subrequest.go), and what fails is tried elsewhere in one place (attempts.go).
-//
-// What operators see: the access log (report.go), metrics (metrics.go, gauges.go), traces
-// (trace.go), and the status on Caddy's admin endpoint (admin.go, status.go).
-//
-// What is about the instances themselves asks each of them, past the load balancing
-// (direct.go): profiling (profile.go, admin.go) and the command epd-check (check.go).
-// The command epd-proxy (proxycommand.go) serves without a configuration file.
+// This package has the module's configuration (handler.go, defaults.go, validate.go, caddyfile.go),
+// its life cycle (lifecycle.go), the routes (routes.go, input.go), and the pipeline: pipeline.go
+// has the stages encode.go, prefill.go and decode.go make values for each other, and attempts.go
+// decides whether there is another attempt. What they are made of is in the packages below
+// internal; docs/architecture.md has the picture.
 package epdhandler

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -14,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -271,100 +269,6 @@ func empty(dir string) error {
 		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// leave goes away in the middle of requests: soon after that no engine works for them any more.
-func leave(ctx context.Context, t *trial) error {
-	const endless = 7000
-	stream := requests.AboutText(endless).Streamed()
-	image := func() requests.Request { return requests.AboutImage(pattern(rand.Uint64()), endless) }
-	for _, c := range []struct {
-		name    string
-		request requests.Request
-		after   func(body io.Reader) error
-		wait    time.Duration
-	}{
-		{"in a stream", stream, func(body io.Reader) error { return events(body, 40) }, 0},
-		{"in an answer that is not streamed", requests.AboutText(endless), nil, 1500 * time.Millisecond},
-		{"during the encode", image(), nil, 30 * time.Millisecond},
-		{"a little later", image(), nil, 150 * time.Millisecond},
-		{"in a stream about an image", image().Streamed(), func(body io.Reader) error { return events(body, 5) }, 0},
-	} {
-		if err := t.leaves(ctx, c.request, c.wait, c.after); err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
-		}
-		if err := t.calm(ctx); err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
-		}
-	}
-	return nil
-}
-
-// leaves sends a request, and leaves after a time, or after having read enough of the answer.
-func (t *trial) leaves(ctx context.Context, r requests.Request, wait time.Duration, enough func(io.Reader) error) error {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
-	defer cancel()
-	if enough == nil {
-		ctx, cancel = context.WithTimeout(ctx, wait)
-		defer cancel()
-	}
-	resp, err := post(ctx, t.proxy.client, t.proxy.url(), r)
-	if enough == nil {
-		if err == nil {
-			resp.Body.Close()
-			return errors.New("the answer came before the client could leave")
-		}
-		if !errors.Is(err, context.DeadlineExceeded) {
-			return err
-		}
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	return enough(resp.Body)
-}
-
-// events reads so many events of a stream.
-func events(body io.Reader, n int) error {
-	lines := bufio.NewScanner(body)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		if strings.HasPrefix(lines.Text(), "data: ") {
-			if n--; n == 0 {
-				return nil
-			}
-		}
-	}
-	return fmt.Errorf("the stream ended %d events early: %w", n, lines.Err())
-}
-
-// calm waits until no engine does anything, and makes sure that none begins to.
-func (t *trial) calm(ctx context.Context) error {
-	var before, after float64
-	for i, sum := range []*float64{&before, &after} {
-		if i > 0 {
-			time.Sleep(time.Second) // in which tokens would be made
-		}
-		for _, name := range t.topology.engines() {
-			e := t.fleet.engines[name]
-			err := until(ctx, 5*time.Second, func(ctx context.Context) (bool, error) {
-				a, err := e.activity(ctx)
-				if err == nil && a.idle() {
-					*sum += a.generated
-				}
-				return a.idle(), err
-			})
-			if err != nil {
-				return fmt.Errorf("%s still works: %w", name, err)
-			}
-		}
-	}
-	if before != after {
-		return fmt.Errorf("%v tokens more", after-before)
 	}
 	return nil
 }
