@@ -13,17 +13,17 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// attempts counts what one stage of a request (in encode: one batch of media items) has
-// tried, and decides whether it may try again. Nothing else decides that.
+// attempts counts the attempts of one stage of a request (encode: of one batch of media
+// items), and decides whether there is another one.
 //
-// Caddy's own retries cannot do this: they may choose the dead instance again,
-// throw away the answer that they retry on, and do not know what an attempt has
-// spent. Where a user configures them, they happen inside an attempt.
+// Caddy's own retries cannot do this: they may choose the dead instance again, throw away
+// the answer that they retry on, and do not know what an attempt has spent. If they are
+// configured, they happen inside an attempt.
 type attempts struct {
 	pool *engine.Pool
 	turn *dispatch.Turn
-	left int      // further attempts that may be made
-	late int      // further attempts that may be made after a time limit
+	left int      // further attempts that are allowed
+	late int      // of these, after a time limit
 	skip []string // instances that are not asked again
 
 	made     int
@@ -47,14 +47,14 @@ func (h *Handler) attempts(p *engine.Pool) *attempts {
 	return a
 }
 
-// repeated are the statuses that lead to another attempt. An instance that answers 429 is
-// busy, and another one may not be.
+// repeated are the statuses that lead to another attempt. Another instance may not be as
+// busy as one that answers 429.
 var repeated = []int{
 	http.StatusTooManyRequests, http.StatusInternalServerError,
 	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
 }
 
-// next returns the next attempt, which makes this call.
+// next returns the next attempt, for this call.
 func (a *attempts) next(client *engine.Client, c engine.Call) *engine.Attempt {
 	if a.made == 0 && c.Body != nil {
 		a.pool.Budget.Earn(time.Now())
@@ -66,7 +66,7 @@ func (a *attempts) next(client *engine.Client, c engine.Call) *engine.Attempt {
 	return a.attempt
 }
 
-// sent notes that the attempt is over.
+// sent must be called when the attempt is over.
 func (a *attempts) sent() {
 	a.upstream = cmp.Or(a.attempt.Upstream(), a.upstream)
 	if a.attempt.Reached {
@@ -74,8 +74,8 @@ func (a *attempts) sent() {
 	}
 }
 
-// id is the x-request-id of an attempt: the one of the request, unless an engine may
-// know it already.
+// id is the x-request-id of the next attempt: that of the request, unless an engine may
+// have seen it already.
 func (a *attempts) id(of string) string {
 	if a.reached == 0 {
 		return of
@@ -83,8 +83,8 @@ func (a *attempts) id(of string) string {
 	return of + "-" + engine.RandomHex(6)
 }
 
-// avoid has the next attempt made elsewhere than the last one, if there is anybody. Nobody
-// knows that of dynamic upstreams before they are asked for.
+// avoid makes the next attempt use another instance than the last one, if there is one. For
+// dynamic upstreams that is not known in advance.
 func (a *attempts) avoid() {
 	skip := append(slices.Clip(a.skip), a.upstream)
 	if !a.pool.Dynamic && a.pool.Others(skip) {
@@ -92,24 +92,24 @@ func (a *attempts) avoid() {
 	}
 }
 
-// repeatable reports whether an answer of this status would lead to another
-// attempt if another instance were available.
+// repeatable reports whether an answer with this status leads to another attempt, if there is
+// another instance.
 func (a *attempts) repeatable(status int) bool {
 	return a.left > 0 && slices.Contains(repeated, status)
 }
 
 // settle decides after a failed attempt whether there is another one, and logs the
-// failure. If it was the last one, f becomes what the client gets.
+// failure. After the last one, f is what the client gets.
 func (x *exchange) settle(a *attempts, f *failure) {
 	x.fails(a, f)
 	nobody := f.Reason == telemetry.Unavailable
 	if nobody && a.last != nil {
-		*f = *a.last // says more than that there is nobody else
+		*f = *a.last // tells the client more
 	}
 	a.last = f
 	skip := append(slices.Clip(a.skip), f.Chosen...)
 	others := a.pool.Others(skip)
-	if others || !f.lacks() { // what was lost can be made again for the same instance
+	if others || !f.lacks() { // otherwise the same instance may succeed with what is made again
 		a.skip = skip
 	}
 	f.final = nobody || !a.may(f) || !others && !f.lacks()
@@ -122,7 +122,7 @@ func (x *exchange) settle(a *attempts, f *failure) {
 	if !f.final {
 		x.h.process.Metrics.StageRetries.WithLabelValues(f.Stage).Inc()
 	}
-	if !f.final || !x.h.mayBeOptional(f) { // else encode knows what becomes of the request
+	if !f.final || !x.h.mayBeOptional(f) { // otherwise encode logs it
 		x.log(f, a)
 	}
 }
@@ -134,7 +134,7 @@ func (x *exchange) fails(a *attempts, f *failure) {
 	if f.ByEngine() && f.HasBody {
 		s := dispatch.Suspect{At: f.Instance(), Failed: now, Chosen: f.Selected, Weight: 1}
 		if f.lacks() {
-			s.Weight = 0.5 // the other half is for who has made what was lost
+			s.Weight = 0.5 // the instance that made what is missing may be at fault as well
 		}
 		a.suspects = append(a.suspects, s)
 		s.At.Fails(s.Chosen, now)
@@ -151,11 +151,11 @@ func (x *exchange) fails(a *attempts, f *failure) {
 	}
 }
 
-// succeeds notes that the last attempt has done what was asked.
+// succeeds must be called when the last attempt has succeeded.
 func (a *attempts) succeeds() {
 	now, by := time.Now(), a.attempt
 	a.paid, a.poison = false, 0
-	if by.HasBody && by.Instance().Succeeds(by.Selected, now) { // other questions can be answered by any engine
+	if by.HasBody && by.Instance().Succeeds(by.Selected, now) {
 		a.pool.Logger.Info("instance is no longer ejected", zap.String("upstream", a.pool.Name(by.Upstream())))
 	}
 	suspects := slices.DeleteFunc(a.suspects, func(s dispatch.Suspect) bool { return s.At.Address == by.Upstream() })
@@ -168,9 +168,9 @@ func (a *attempts) succeeds() {
 	a.suspects = nil
 }
 
-// spend makes the next attempt one of the retry budget. If that is spent, there is none.
+// spend takes one of the further attempts. There is none if the retry budget is spent.
 func (x *exchange) spend(a *attempts, f *failure) {
-	a.paid = f.HasBody // else it costs an engine nothing
+	a.paid = f.HasBody // other requests cost engines nothing
 	if a.paid && !a.pool.Budget.Allows(time.Now()) {
 		x.h.process.Metrics.BudgetSpent.WithLabelValues(f.Stage).Inc()
 		f.final, f.unpaid = true, true
@@ -179,7 +179,7 @@ func (x *exchange) spend(a *attempts, f *failure) {
 	a.left--
 }
 
-// may reports whether a failure is one after which another attempt makes sense.
+// may reports whether there may be another attempt after a failure.
 func (a *attempts) may(f *failure) bool {
 	switch f.Reason {
 	case telemetry.Refused:
@@ -194,13 +194,13 @@ func (a *attempts) may(f *failure) bool {
 	return false
 }
 
-// maxDialing is how long the refused connections of a stage may take before they count as
-// attempts: a host that is gone takes dial_timeout.
+// maxDialing is how long refused connections may take before they count as attempts: each
+// takes dial_timeout if the host is gone.
 const maxDialing = 30 * time.Second
 
-// free reports whether a failure takes none of the attempts: no engine knows of it, and there
-// are no more of its kind than the pool has instances. The source of a dynamic pool could
-// else go on with new ones for ever.
+// free reports whether a failure does not count as an attempt: the connection was refused, and
+// that has not happened more often than the pool has instances. A dynamic source could
+// return new dead ones forever.
 func (a *attempts) free(f *failure) bool {
 	return f.Reason == telemetry.Refused && !f.Pinned && a.dialing < maxDialing &&
 		(!a.pool.Dynamic || a.made <= len(a.pool.Upstreams()))

@@ -16,11 +16,11 @@ import (
 
 var errIdleEnded = errors.New("an idle connection ended")
 
-// decode has the answer generated, with one attempt. The client gets it as it
-// comes, as soon as its status is one that need not be tried elsewhere.
+// decode makes one attempt to have the answer generated. The client gets it as it arrives,
+// unless its status leads to another attempt.
 func (g *generation) decode(e *embeddings, b *blocks) (f *failure) {
 	ctx, leave := g.report.enter(g.r.Context(), &g.report.decode, g.decoding)
-	var delivered *failure // the client has it as the answer, or in it
+	var delivered *failure // an error that the client has, as the answer or in it
 	defer func() { leave(cmp.Or(f, delivered)) }()
 	ctx, clock, cancel := g.watch(ctx)
 	defer cancel()
@@ -38,7 +38,7 @@ func (g *generation) decode(e *embeddings, b *blocks) (f *failure) {
 	}
 	result := w.End(endingOf(a))
 	if result.Cut && a.Err() == nil {
-		a.BrokeOff() // which looked like the end
+		a.BrokeOff()
 	}
 	if result.Held != nil {
 		f := g.judgeHeld(ctx, a, result)
@@ -59,9 +59,9 @@ func (g *generation) decode(e *embeddings, b *blocks) (f *failure) {
 	return nil
 }
 
-// judgeHeld returns the failure of an attempt of whose answer the client has nothing.
+// judgeHeld returns the failure of an attempt if the client has nothing of its answer.
 func (g *generation) judgeHeld(ctx context.Context, a *engine.Attempt, result stream.Result) *failure {
-	if result.Failed { // an error as an event, whatever came afterwards
+	if result.Failed { // an error event: what came afterwards does not matter
 		a.Answered()
 		ctx = g.r.Context()
 	}
@@ -72,7 +72,7 @@ func (g *generation) judgeHeld(ctx context.Context, a *engine.Attempt, result st
 	return newFailure(a, result.Held)
 }
 
-// endingOf is how the answer to an attempt ended.
+// endingOf returns how the answer ended.
 func endingOf(a *engine.Attempt) stream.Ending {
 	switch {
 	case a.Err() != nil:
@@ -83,8 +83,8 @@ func endingOf(a *engine.Attempt) stream.Ending {
 	return stream.Complete
 }
 
-// noteAnswer notes the outcome of a complete answer that the client has, and returns the error
-// that it is, or has.
+// noteAnswer sets the outcome of a complete answer. It returns the error that the answer is, or
+// contains, if any.
 func (g *generation) noteAnswer(a *engine.Attempt, result stream.Result) *failure {
 	switch {
 	case result.Status >= http.StatusBadRequest:
@@ -100,7 +100,7 @@ func (g *generation) noteAnswer(a *engine.Attempt, result stream.Result) *failur
 	return nil
 }
 
-// noteError notes an error that the client has got as the answer, or in it.
+// noteError counts and logs an error that the client has.
 func (g *generation) noteError(a *engine.Attempt, status int, cause error) *failure {
 	a.Fail(telemetry.BadStatus, status, cause)
 	f := &failure{Attempt: a, final: true, verdict: apiError{status: status}}
@@ -109,8 +109,7 @@ func (g *generation) noteError(a *engine.Attempt, status int, cause error) *fail
 	return f
 }
 
-// abort deals with an answer that broke off in its middle. In a stream the client gets to
-// know why.
+// abort ends an answer that broke off. In a stream it sends an error event.
 func (g *generation) abort(ctx context.Context, a *engine.Attempt, w *stream.Response, result stream.Result) *failure {
 	if result.ClientGone || g.r.Context().Err() != nil {
 		g.report.outcome = telemetry.ClientClosed
@@ -127,7 +126,7 @@ func (g *generation) abort(ctx context.Context, a *engine.Attempt, w *stream.Res
 	return f
 }
 
-// decodeCall is the call of an attempt, and what it brings.
+// decodeCall returns the call of an attempt, and what it brings.
 func (g *generation) decodeCall(e *embeddings, b *blocks, clock *stream.Silence) (engine.Call, brought) {
 	brings := brought{
 		references: e.Refers && g.decodeHasEmbeddings(b),
@@ -139,7 +138,7 @@ func (g *generation) decodeCall(e *embeddings, b *blocks, clock *stream.Silence)
 		Spends: brings.once || e.pushedTo != nil, Alone: g.seen.lostCall,
 	}
 	if g.in.streams {
-		c.Encoding = []string{"identity"} // what is compressed cannot be seen to be an error
+		c.Encoding = []string{"identity"} // errors in a compressed stream cannot be seen
 	}
 	if e.stage == telemetry.Decode {
 		c.Reserved = e.pushedTo
@@ -148,15 +147,14 @@ func (g *generation) decodeCall(e *embeddings, b *blocks, clock *stream.Silence)
 }
 
 // decodeHasEmbeddings reports whether decode gets the embeddings: because it does prefill as
-// well, instead of one, or beside what a prefill has handed over.
+// well, or because it is a consumer of them too.
 func (g *generation) decodeHasEmbeddings(b *blocks) bool {
 	return g.h.site.Prefill == nil || g.h.DecodeHasEmbeddings && (b.Params != nil || g.in.without != "")
 }
 
-// decodeBody is the client's body with what the stages before have left for
-// decode. After a prefill it has no need of the embeddings, unless it is a consumer of them as
-// well. If it had to compute a part of the prompt again it could not get them, and would die of a
-// reference (vLLM 0.32). Where prefill has handed nothing over, it computes the prompt without them.
+// decodeBody is the client's body with what the stages before have made for decode. After a
+// prefill it has the media as the client sent them: if decode has to compute a part of the
+// prompt again it cannot get the embeddings, and dies of a reference to one (vLLM 0.32).
 func (g *generation) decodeBody(e *embeddings, b *blocks) *body.Segments {
 	kv := g.carry(body.KVTransferParams, b.Params)
 	if !g.decodeHasEmbeddings(b) {
@@ -165,7 +163,7 @@ func (g *generation) decodeBody(e *embeddings, b *blocks) *body.Segments {
 	return e.Body.Rewrite(kv, g.carry(body.ECTransferParams, e.Handles))
 }
 
-// response is the way to the client. stop ends the engine's answer.
+// response passes the answer on to the client. stop ends the engine's answer.
 func (g *generation) response(b *blocks, clock *stream.Silence, stop func()) *stream.Response {
 	c := stream.Config{
 		Client:    g.w,
@@ -175,7 +173,7 @@ func (g *generation) response(b *blocks, clock *stream.Silence, stop func()) *st
 		Silence:   clock,
 		Keepalive: g.keepalive,
 		Accept: func(status int) bool {
-			// reverse_proxy says 499 for a client that went away
+			// reverse_proxy answers 499 if the client is gone
 			return status/100 != 3 && !g.decoding.repeatable(status) && g.r.Context().Err() == nil
 		},
 		OnCommit: func(status int, streamed bool) {
@@ -189,7 +187,7 @@ func (g *generation) response(b *blocks, clock *stream.Silence, stop func()) *st
 		},
 		Stop: stop,
 	}
-	if b.Params != nil { // else decode has computed the prompt itself, and its usage is right
+	if b.Params != nil { // otherwise decode computed the prompt itself, and its usage is right
 		c.CachedTokens = &b.Cached
 	}
 	return stream.NewResponse(c)

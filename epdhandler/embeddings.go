@@ -9,8 +9,6 @@ import (
 
 // embeddings is what encode makes of the media of a request, for the stage that consumes them.
 type embeddings struct {
-	// Body is what the consumer gets as the client's body, with references to the embeddings if
-	// Refers. Handles is the ec_transfer_params that tell it where they are; nil if there are none.
 	media.Encoded
 
 	stage    string              // that consumes them
@@ -25,11 +23,11 @@ func (e *embeddings) release() {
 	}
 }
 
-// serveOnce reports whether no other engine can have the embeddings when one has tried to.
+// serveOnce reports whether only one engine can get the embeddings, once.
 func (e *embeddings) serveOnce() bool { return e.Handles != nil || e.pushedTo != nil }
 
-// spentBy reports whether a failure has spent the embeddings, also by having the prefill done again
-// that has consumed them.
+// spentBy reports whether a failure has spent the embeddings. If the prefill that consumed them
+// is done again, it needs new ones.
 func (e *embeddings) spentBy(f *failure, prefillAgain bool) bool {
 	switch {
 	case e == nil || !e.serveOnce():
@@ -42,14 +40,14 @@ func (e *embeddings) spentBy(f *failure, prefillAgain bool) bool {
 	return f.Stage == e.stage && (f.Reached || f.Stale)
 }
 
-// byReference reports whether an engine may have failed because it could not get an embedding to
-// which it was referred: it says 500, or dies.
+// byReference reports whether an engine may have failed because it could not get an embedding
+// that it got a reference to: it answers 500, or dies.
 func (f *failure) byReference() bool {
 	return f.brought.references && f.Reached && (f.Reason == telemetry.Broken || f.Lost || f.lacks())
 }
 
-// carry sets a field to what an engine gave for it. The client's own value would
-// make an engine read from any host.
+// carry sets a field to what an engine answered for it. A client's own value could make engines
+// read from any host.
 func (g *generation) carry(f body.Field, params []byte) body.Edit {
 	if params == nil && g.h.TrustClients && g.in.body.Has(f) {
 		return body.Set(f, g.in.body.Value(f))

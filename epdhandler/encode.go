@@ -24,15 +24,14 @@ type encoding struct {
 	attempts []*attempts // of each batch
 }
 
-// encodes reports whether encoders are of use to a request. Where decode computes the
-// prompt in place of prefill, they are only if it gets the embeddings too. It does not get
-// those that are pushed: that is to instances of prefill.
+// encodes reports whether a request needs encoders. If decode computes the prompt instead of
+// prefill, it does only if decode gets the embeddings. Pushed ones go to prefill.
 func (h *Handler) encodes(in *input) bool {
 	return len(in.media.Items()) > 0 && (in.without == "" || h.DecodeHasEmbeddings && h.consumers == nil)
 }
 
-// encode has every media item encoded, so many batches at a time as are allowed. The
-// first item that fails for good ends the others.
+// encode has all media items encoded, encode_concurrency batches at a time. The first one that
+// fails for good ends the others.
 func (g *generation) encode() (_ *embeddings, f *failure) {
 	e := &embeddings{Encoded: media.Encoded{Body: g.in.body}, stage: telemetry.Decode}
 	if g.prefills() {
@@ -63,7 +62,7 @@ func (g *generation) encode() (_ *embeddings, f *failure) {
 	return e, nil
 }
 
-// planEncoding decides which items are encoded, and which of them together.
+// planEncoding decides which items are encoded, and which of them in one request.
 func (g *generation) planEncoding() *encoding {
 	options := media.Options{
 		References: g.h.References,
@@ -89,7 +88,7 @@ func (g *generation) planEncoding() *encoding {
 // encodeAll has all batches encoded. It returns the first failure, without which there is an
 // answer for each batch.
 func (g *generation) encodeAll(ctx context.Context, to *engine.Reservation) ([]media.Answer, *failure) {
-	ctx, cancel := context.WithCancel(ctx) // not the group's: its cancellation counts against healthy instances
+	ctx, cancel := context.WithCancel(ctx) // not the group's: passive health checks would count its cancellation
 	defer cancel()
 	var (
 		group   errgroup.Group
@@ -120,21 +119,21 @@ func (g *generation) encodeAll(ctx context.Context, to *engine.Reservation) ([]m
 	return answers, f
 }
 
-// mayBeOptional reports whether a request may go on after a failure, which ends the attempts
-// of an item: its consumer then encodes the media itself. That is not for encoders that are
-// only busy, as the consumers would be then, nor where another encoder could have been asked.
+// mayBeOptional reports whether a request may go on without encoders after the last attempt of a
+// batch failed: the consumer encodes the media itself. Not if encoders are only busy, because
+// consumers would be then, nor if another encoder could have been asked.
 func (h *Handler) mayBeOptional(f *failure) bool {
 	return h.EncodeOptional && f.Stage == telemetry.Encode && !f.unpaid &&
 		(f.Reason == telemetry.Unavailable || f.Reason == telemetry.Refused || f.ByEngine())
 }
 
-// harmless reports whether no item may have made two encoders fail, which it would do to its
-// consumer as well. With one, the consumer is the further attempt, if retries allows it.
+// harmless reports whether no item has made two encoders fail: it might kill its consumer as
+// well. After one, the consumer counts as the further attempt.
 func (g *generation) harmless() bool {
 	return !slices.ContainsFunc(g.encoding.attempts, func(a *attempts) bool { return a.poison > min(1, *g.h.Retries) })
 }
 
-// encodeBatch has a batch of media items encoded, in several attempts if need be.
+// encodeBatch has a batch encoded, in as many attempts as are allowed.
 func (g *generation) encodeBatch(ctx context.Context, i int, to *engine.Reservation) (media.Answer, *failure) {
 	for {
 		answer, f := g.tryEncode(ctx, i, to)
@@ -169,13 +168,13 @@ func (g *generation) tryEncode(ctx context.Context, i int, to *engine.Reservatio
 		}
 		f = nonsense(a.attempt, err)
 	}
-	if len(b) == 1 { // else nobody says which
+	if len(b) == 1 {
 		f.item = g.in.media.Items()[b[0]].Path()
 	}
 	return media.Answer{}, f
 }
 
-// ask makes an attempt whose answer is for the proxy.
+// ask makes an attempt whose answer is for the proxy, not for the client.
 func (g *generation) ask(ctx context.Context, a *attempts, c engine.Call) (*stream.Answer, *failure) {
 	attempt, answer := a.next(g.client, c), new(stream.Answer)
 	if g.in != nil {

@@ -16,7 +16,7 @@ import (
 type failure struct {
 	*engine.Attempt
 
-	item     string         // the media item, in encode; empty if nobody knows which
+	item     string         // the media item, in encode; empty if that is not known
 	brought  brought        // what the call brought of the stages before
 	final    bool           // there is no further attempt
 	unpaid   bool           // because the retry budget is spent
@@ -28,17 +28,17 @@ type failure struct {
 // brought is what a call brings of the stages before.
 type brought struct {
 	references bool // to embeddings
-	once       bool // something that no other engine can have when one has tried to
+	once       bool // something that can be read only once
 }
 
-// lacks reports whether an engine may have failed because it could not get what others have made for
-// it: it says 500 then.
+// lacks reports whether an engine may have failed because it could not get what other engines
+// made for it: it answers 500 then.
 func (f *failure) lacks() bool {
 	return (f.brought.references || f.brought.once) && f.Reason == telemetry.BadStatus && f.Status == http.StatusInternalServerError
 }
 
-// newFailure returns the failure of an attempt that has been judged, with the engine's answer if there
-// is one.
+// newFailure returns the failure of an attempt that has been judged, with the engine's answer if
+// there is one.
 func newFailure(a *engine.Attempt, answer *stream.Answer) *failure {
 	f := &failure{Attempt: a}
 	if a.Reason == telemetry.BadStatus && a.Err() == nil {
@@ -48,14 +48,13 @@ func newFailure(a *engine.Attempt, answer *stream.Answer) *failure {
 	return f
 }
 
-// nonsense is the failure of an attempt whose answer makes no sense.
+// nonsense returns the failure of an attempt whose answer makes no sense.
 func nonsense(a *engine.Attempt, cause error) *failure {
 	a.Fail(telemetry.Broken, 0, cause)
 	return newFailure(a, nil)
 }
 
-// expired has the stages done again whose results a call brought, and then the stage of the call.
-// No engine has failed.
+// expired returns the failure of an attempt that brought something useless. No engine has failed.
 func expired(a *engine.Attempt, why error) *failure {
 	a.Fail(telemetry.Expired, 0, why)
 	a.End()
@@ -67,8 +66,7 @@ func (f *failure) isAnswered() bool {
 	return f.answer != nil && f.Status >= http.StatusBadRequest
 }
 
-// explain says what the client gets to know. An address of an engine is nothing
-// for clients.
+// explain returns what the client is told. It never has the address of an engine.
 func (f *failure) explain() apiError {
 	switch f.Reason {
 	case telemetry.Canceled:
@@ -100,8 +98,7 @@ func (f *failure) count(m *telemetry.Metrics) {
 	}
 }
 
-// log logs a failed attempt, unless the client has gone or another media item has
-// failed, which is not its fault.
+// log logs a failed attempt, unless the client left or another media item failed.
 func (x *exchange) log(f *failure, a *attempts) {
 	if f.Reason == telemetry.Canceled {
 		return

@@ -22,12 +22,12 @@ type generation struct {
 	seen                 seen
 }
 
-// seen is what has happened to a request once, and is different for the rest of it.
+// seen is what has happened to a request so far.
 type seen struct {
 	gate         bool // it has passed the gate
-	lostCall     bool // an idle connection has ended, so the calls get connections of their own
-	noReferences bool // an engine may have died of a reference to an embedding, so there are none
-	staleBlocks  bool // its KV blocks have become too old, and been made again
+	lostCall     bool // an idle connection ended during a call: calls get connections of their own
+	noReferences bool // an engine may have died of a reference to an embedding: there are no more
+	staleBlocks  bool // its KV blocks became too old, and were made again
 }
 
 // newGeneration returns a request that has not been in any stage yet.
@@ -42,7 +42,7 @@ func (x *exchange) newGeneration(in *input) *generation {
 	return g
 }
 
-// run takes the request through its stages, until one has failed for good or the client has its
+// run takes the request through its stages until one fails for good or the client has the
 // answer.
 func (x *exchange) run(in *input) {
 	g := x.newGeneration(in)
@@ -66,14 +66,14 @@ func (x *exchange) run(in *input) {
 	}
 }
 
-// made is what the stages have made for those after them, nil where that is still to be done.
+// made is what the stages have made for later stages; nil is still to be made.
 type made struct {
 	embeddings *embeddings
 	blocks     *blocks
 }
 
-// pass goes through the stages that are to be done, each with one attempt (encode: with all
-// that its batches have).
+// pass goes through the stages that are still to be done, each with one attempt (encode: with
+// all attempts of its batches).
 func (g *generation) pass(m *made) (f *failure) {
 	if m.embeddings == nil {
 		if m.embeddings, f = g.encode(); f != nil {
@@ -88,9 +88,8 @@ func (g *generation) pass(m *made) (f *failure) {
 	return g.decode(m.embeddings, m.blocks)
 }
 
-// restore takes away what a failed attempt has spent, so that it is made again. Engines give what
-// KV transfer parameters and transfer handles name just once, to whoever asks first; only an
-// attempt that did not get through to an engine has left them as they were.
+// restore drops what a failed attempt has spent, so that it is made again. KV blocks, and what
+// transfer handles name, can be read only once, and an engine that was reached may have done so.
 //
 //	failed   what happened                      embeddings                  blocks
 //	encode   whatever                           pushed: again               -
@@ -108,11 +107,10 @@ func (g *generation) pass(m *made) (f *failure) {
 func (g *generation) restore(m *made, f *failure) {
 	again := m.blocks.spentBy(f)
 	if again && f.lacks() {
-		g.prefilling.avoid() // nobody else can have lost the blocks
+		g.prefilling.avoid() // only that instance can have lost the blocks
 	}
 	if f.byReference() {
-		// an engine that lacks an embedding dies of a reference to it (vLLM 0.32): the
-		// next one gets the media
+		// an engine that lacks an embedding dies of a reference to it (vLLM 0.32)
 		g.seen.noReferences = true
 		m.embeddings.Encoded = m.embeddings.WithoutReferences()
 	}
@@ -149,10 +147,9 @@ func (g *generation) fail(f *failure) {
 	}
 }
 
-// breakOff breaks the client's connection, so that it does not take half of an answer for
-// the whole. Over HTTP/3 a receiver drops what it has not read of a stream that is
-// reset, also what has arrived. So one that ends with an event that is an error, and
-// without [DONE], just ends there.
+// breakOff breaks the client's connection, so that it cannot take a part of an answer for the
+// whole. Over HTTP/3 that would make the client drop what it has received but not read.
+// A stream that has an error event and no [DONE] therefore just ends there.
 func (x *exchange) breakOff(withEvent bool) {
 	if !withEvent || x.r.ProtoMajor < 3 {
 		panic(http.ErrAbortHandler)

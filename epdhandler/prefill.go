@@ -17,7 +17,7 @@ import (
 // prefills reports whether the request has a prefill of its own.
 func (g *generation) prefills() bool { return g.h.site.Prefill != nil && g.in.without == "" }
 
-// prefill has the prompt prefilled, if there is a pool for it, with one attempt.
+// prefill makes one attempt to have the prompt prefilled, if there is a pool for that.
 func (g *generation) prefill(e *embeddings) (_ *blocks, f *failure) {
 	if f := g.passGate(); f != nil {
 		return nil, f
@@ -57,10 +57,9 @@ func (g *generation) prefill(e *embeddings) (_ *blocks, f *failure) {
 	return b, nil
 }
 
-// lost is what becomes of a call that met the end of an idle connection, of which
-// nobody can say whether the engine has got what the call brought. It counts as spent, but
-// not as a failure of the engine. This happens to a request once: the next attempts have
-// connections of their own.
+// lost returns the failure of a call that met the end of an idle connection. The engine may
+// have received it, so what it brought counts as spent, but the engine has not failed.
+// This happens once to a request: further attempts have connections of their own.
 func (g *generation) lost(a *engine.Attempt, brings brought) *failure {
 	g.seen.lostCall = true
 	f := expired(a, errIdleEnded)
@@ -83,10 +82,10 @@ func (g *generation) takeOver(ctx context.Context, a *engine.Attempt, answer []b
 	return &blocks{b}, nil
 }
 
-// noteHandOver notes whether an answer of prefill had KV blocks, and logs when that changes for an
-// instance. Decode computes the prompt anew without them, so that nobody else would notice. A
-// token that ended the answer says nothing of an instance: before 0.32, vLLM hands over only
-// what ended by max_tokens.
+// noteHandOver counts whether an answer of prefill had KV blocks, and logs when that changes for
+// an instance: without them decode computes the prompt again, which nobody would notice
+// otherwise. An answer that ended with a stop token does not count: before 0.32, vLLM hands over
+// only what ended by max_tokens.
 func (h *Handler) noteHandOver(a *engine.Attempt, handedOver bool, answer []byte) {
 	result := telemetry.HandOverBlocks
 	if !handedOver {
@@ -105,8 +104,8 @@ func (h *Handler) noteHandOver(a *engine.Attempt, handedOver bool, answer []byte
 	}
 }
 
-// passGate waits at the gate in front of decode, if there is one. Having passed it, the request is
-// not refused for a queue that is full.
+// passGate waits at the gate in front of decode, if there is one. After that, a full queue of
+// decode does not reject the request.
 func (g *generation) passGate() (f *failure) {
 	gate := g.h.site.Gate
 	if gate == nil || g.seen.gate {
