@@ -1,0 +1,77 @@
+package integration
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+
+	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
+)
+
+// Consumers that are chosen before anything is encoded count for policies that go by load: requests
+// that come while encoders work are spread over them.
+func TestConsumersAreSpread(t *testing.T) {
+	t.Parallel()
+	for topology, n := range map[string][3]int{"E+PD": {1, 0, 2}, "E+P+D": {1, 2, 1}} {
+		t.Run(topology, func(t *testing.T) {
+			t.Parallel()
+			const requests = 20
+			role := consuming(n[1])
+			e := startEngines(t, n[0], n[1], n[2], modern, consumers(role, 1))
+			c := startCaddy(t, e.block(string(role)+" lb_policy least_conn", e.pushing(role, 1)))
+			release := c.hold(t, e, requests, func(i int) string { return chat("", image(fmt.Sprintf("%04d", i))) })
+			for _, r := range release() {
+				assert.Equal(t, http.StatusOK, r.StatusCode, string(r.body))
+			}
+			for _, engine := range e.of(role) {
+				assert.InDelta(t, requests/2, len(engine.Requests()), 1)
+			}
+			e.assertContract(t)
+			c.assertNoLeaks(t)
+		})
+	}
+}
+
+// Encoders that take long keep no slot of a consumer from requests without media.
+func TestConsumersAreNotHeldByEncoders(t *testing.T) {
+	t.Parallel()
+	e := startEngines(t, 1, 0, 1, modern, consumers(fakevllm.Decode, 1))
+	c := startCaddy(t, e.block("decode_limit 2", "queue_timeout 20s", e.pushing(fakevllm.Decode, 1)))
+	release := c.hold(t, e, 3, func(i int) string { return chat("", image(fmt.Sprintf("%04d", i))) })
+	start := time.Now()
+	assert.Equal(t, http.StatusOK, c.do(t, http.MethodPost, chatPath, chat("", text("hello"))).StatusCode)
+	assert.Less(t, time.Since(start), 10*time.Second)
+	for _, r := range release() {
+		assert.Equal(t, http.StatusOK, r.StatusCode, string(r.body))
+	}
+	e.assertContract(t)
+	c.assertNoLeaks(t)
+}
+
+// hold sends requests that encoders hold, one after the other, until release is called, which
+// returns the answers.
+func (c *caddy) hold(t *testing.T, e *engines, n int, body func(i int) string) (release func() []*reply) {
+	t.Helper()
+	for _, encoder := range e.encode {
+		encoder.SetFault(fault{Kind: fakevllm.Hang, Match: "image_url"})
+	}
+	var replies []chan *reply
+	for i := range n {
+		answered := make(chan *reply, 1)
+		go func() { answered <- c.post(t, body(i)) }()
+		replies = append(replies, answered)
+		eventually(t, func() bool { return busy(e.encode...) == i+1 })
+	}
+	return func() (all []*reply) {
+		for _, encoder := range e.encode {
+			encoder.SetFault(fault{})
+		}
+		for _, r := range replies {
+			all = append(all, <-r)
+		}
+		return all
+	}
+}
