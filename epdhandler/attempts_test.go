@@ -30,8 +30,7 @@ func (a *attempts) succeedsAt(at string) {
 
 // ofEncoders loads a handler with these encoders.
 func ofEncoders(t *testing.T, options string, encoders ...string) *exchange {
-	h, err := load(t, fmt.Sprintf(`{"encode":{%s,"health_checks":{"active":{}}},"decode":{"upstreams":[{"dial":"d:1"}],"health_checks":{"active":{}}}%s}`, upstreamsOf(encoders), options))
-	require.NoError(t, err)
+	h := loadAlone(t, fmt.Sprintf(`{"encode":{%s,"health_checks":{"active":{}}},"decode":{"upstreams":[{"dial":"d:1"}],"health_checks":{"active":{}}}%s}`, upstreamsOf(encoders), options))
 	return &exchange{h: h, id: "test"}
 }
 
@@ -53,7 +52,7 @@ func TestWhatTheRetryBudgetPaysFor(t *testing.T) {
 		"nobody":   {telemetry.Unavailable, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := ofEncoders(t, `,"retries":9`, "a:1", "b:1", t.Name()+":1")
+			x := ofEncoders(t, `,"retries":9`, "a:1", "b:1", "c:1")
 			a := x.h.attempts(x.h.site.Encode)
 			for range 5 { // so that none is lost to the bound
 				a.pool.Budget.Charge(time.Now())
@@ -70,12 +69,12 @@ func TestWhatTheRetryBudgetPaysFor(t *testing.T) {
 
 // A further attempt that cannot be paid for is not made.
 func TestSpentRetryBudget(t *testing.T) {
-	x := ofEncoders(t, `,"retries":9`, "a:1", "b:1", t.Name()+":1")
+	x := ofEncoders(t, `,"retries":9`, "a:1", "b:1", "c:1")
 	a := x.h.attempts(x.h.site.Encode)
 	for range 100 {
 		a.pool.Budget.Charge(time.Now())
 	}
-	spent := testutil.ToFloat64(testProcess.Metrics.BudgetSpent.WithLabelValues("encode"))
+	spent := testutil.ToFloat64(x.h.process.Metrics.BudgetSpent.WithLabelValues("encode"))
 	a.begun = time.Now()
 	free := failsAt(a, "a:1", telemetry.Refused, 0)
 	x.settle(a, free)
@@ -85,7 +84,7 @@ func TestSpentRetryBudget(t *testing.T) {
 	assert.True(t, f.final && f.unpaid)
 	x.h.EncodeOptional = true
 	assert.False(t, x.h.mayBeOptional(f), "another encoder could have been asked")
-	assert.EqualValues(t, spent+1, testutil.ToFloat64(testProcess.Metrics.BudgetSpent.WithLabelValues("encode")))
+	assert.EqualValues(t, spent+1, testutil.ToFloat64(x.h.process.Metrics.BudgetSpent.WithLabelValues("encode")))
 }
 
 // What counts against an instance: a failure of the engine, if the request then succeeds elsewhere.
@@ -109,7 +108,7 @@ func TestWhatCountsAgainstAnInstance(t *testing.T) {
 		"500 everywhere": {reason: telemetry.BadStatus, status: 500, nowhere: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bad, good := t.Name()+"bad:1", t.Name()+"good:1"
+			bad, good := "bad:1", "good:1"
 			x := ofEncoders(t, "", bad, good)
 			pool := x.h.site.Encode
 			for range enough {
@@ -135,8 +134,7 @@ func TestWhatCountsAgainstAnInstance(t *testing.T) {
 // An answer of prefill without blocks is news once, and again when there are some, unless it
 // says nothing of the instance.
 func TestNoteHandOver(t *testing.T) {
-	h, err := load(t, `{"encode":{"upstreams":[{"dial":"a:1"}],"health_checks":{"active":{}}},"prefill":{"upstreams":[{"dial":"p:1"}],"health_checks":{"active":{}}},"decode":{"upstreams":[{"dial":"d:1"}],"health_checks":{"active":{}}}}`)
-	require.NoError(t, err)
+	h := loadAlone(t, `{"encode":{"upstreams":[{"dial":"a:1"}],"health_checks":{"active":{}}},"prefill":{"upstreams":[{"dial":"p:1"}],"health_checks":{"active":{}}},"decode":{"upstreams":[{"dial":"d:1"}],"health_checks":{"active":{}}}}`)
 	logs := observe(h)
 	const length, stop = `{"choices":[{"finish_reason":"length"}]}`, `{"choices":[{"finish_reason":"stop"}]}`
 	a := h.site.Prefill.NotSent("", nil)

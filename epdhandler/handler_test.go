@@ -22,6 +22,7 @@ import (
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
 )
 
 // load provisions a handler as Caddy does, with its life cycle.
@@ -36,6 +37,20 @@ func load(t *testing.T, config string) (*Handler, error) {
 		return nil, err
 	}
 	return mod.(*Handler), nil
+}
+
+// loadAlone provisions a handler that shares nothing of the process with others.
+func loadAlone(t *testing.T, config string) *Handler {
+	t.Helper()
+	ctx, err := caddy.ProvisionContext(&caddy.Config{})
+	require.NoError(t, err)
+	ctx, cancel := caddy.NewContext(ctx)
+	t.Cleanup(cancel)
+	h := &Handler{process: process.New()}
+	require.NoError(t, caddy.StrictUnmarshalJSON([]byte(config), h))
+	t.Cleanup(func() { assert.NoError(t, h.Cleanup()) })
+	require.NoError(t, h.Provision(ctx))
+	return h
 }
 
 func TestProvisionRefuses(t *testing.T) {
