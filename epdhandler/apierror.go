@@ -4,19 +4,15 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
 // apiError is an error as the OpenAI API words it.
@@ -73,17 +69,6 @@ func mediaError(invalid *media.Error) *apiError {
 		e.Param = invalid.Param
 	}
 	return e
-}
-
-// sendError answers the request with an error that no engine has answered with: as the API
-// words it or, if the configuration says so, by Caddy's error routes.
-func (x *exchange) sendError(e apiError) {
-	if !x.h.HandleErrors || e.status == telemetry.StatusClientClosed {
-		e.write(x.w)
-		return
-	}
-	e.setHeader(x.w)
-	x.err = caddyhttp.Error(e.status, errors.New(e.Message))
 }
 
 // setHeader adds the headers of the error to the response.

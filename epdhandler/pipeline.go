@@ -4,43 +4,9 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
-
-// generation is a request on its way through the stages.
-type generation struct {
-	*exchange
-	in        *input
-	client    *engine.Client
-	engineID  string            // x-request-id, for engines
-	keepalive *stream.Keepalive // nil: there is none
-
-	encoding             *encoding // nil before it has begun
-	prefilling, decoding *attempts
-	seen                 seen
-}
-
-// seen is what has happened to a request so far.
-type seen struct {
-	gate         bool // it has passed the gate
-	lostCall     bool // an idle connection ended during a call: calls get connections of their own
-	noReferences bool // an engine may have died of a reference to an embedding: there are no more
-	staleBlocks  bool // its KV blocks became too old, and were made again
-}
-
-// newGeneration returns a request that has not been in any stage yet.
-func (x *exchange) newGeneration(in *input) *generation {
-	g := &generation{
-		exchange: x, in: in, engineID: engineID(x.id), client: engine.NewClient(x.r, x.id, x.h.TrustClients),
-		decoding: x.h.attempts(x.h.site.Decode),
-	}
-	if x.h.site.Prefill != nil {
-		g.prefilling = x.h.attempts(x.h.site.Prefill)
-	}
-	return g
-}
 
 // run takes the request through its stages until one fails for good or the client has the
 // answer.
@@ -144,14 +110,5 @@ func (g *generation) fail(f *failure) {
 		e.write(g.w)
 	default:
 		g.sendError(e)
-	}
-}
-
-// breakOff breaks the client's connection, so that it cannot take a part of an answer for the
-// whole. Over HTTP/3 that would make the client drop what it has received but not read.
-// A stream that has an error event and no [DONE] therefore just ends there.
-func (x *exchange) breakOff(withEvent bool) {
-	if !withEvent || x.r.ProtoMajor < 3 {
-		panic(http.ErrAbortHandler)
 	}
 }

@@ -14,9 +14,6 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// prefills reports whether the request has a prefill of its own.
-func (g *generation) prefills() bool { return g.h.site.Prefill != nil && g.in.without == "" }
-
 // prefill makes one attempt to have the prompt prefilled, if there is a pool for that.
 func (g *generation) prefill(e *embeddings) (_ *blocks, f *failure) {
 	if f := g.passGate(); f != nil {
@@ -101,42 +98,5 @@ func (h *Handler) noteHandOver(a *engine.Attempt, handedOver bool, answer []byte
 		p.Logger.Info("prefill hands KV blocks over again", upstream)
 	} else {
 		p.Logger.Warn("prefill hands no KV blocks over, so decode computes every prompt again; see its --kv-transfer-config", upstream)
-	}
-}
-
-// passGate waits at the gate in front of decode, if there is one. After that, a full queue of
-// decode does not reject the request.
-func (g *generation) passGate() (f *failure) {
-	gate := g.h.site.Gate
-	if gate == nil || g.seen.gate {
-		return nil
-	}
-	turn, err := gate.Join()
-	select {
-	case <-turn:
-	default: // it waits, or is refused
-		ctx, leave := g.report.enter(g.r.Context(), &g.report.decode, g.decoding)
-		defer func() { leave(f) }()
-		if err == nil {
-			err = gate.Wait(ctx, turn)
-		}
-	}
-	if err != nil {
-		reason := telemetry.Overloaded
-		if g.r.Context().Err() != nil {
-			reason = telemetry.Canceled
-		}
-		f = newFailure(g.h.site.Decode.NotSent(reason, err), nil)
-		g.settle(g.decoding, f)
-		return f
-	}
-	g.seen.gate, g.decoding.turn.Admitted = true, true
-	return nil
-}
-
-// leaveGate lets the next request pass.
-func (g *generation) leaveGate() {
-	if g.seen.gate {
-		g.h.site.Gate.Leave()
 	}
 }

@@ -10,18 +10,6 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// exchange is one request of a client and its answer.
-type exchange struct {
-	h      *Handler
-	w      http.ResponseWriter
-	r      *http.Request
-	id     string // x-request-id, for the client
-	report *report
-
-	received bool  // the whole body has come
-	err      error // for Caddy's error routes; nil: the request has been answered
-}
-
 // route is what is done for a path.
 type route struct {
 	api     string // for metrics

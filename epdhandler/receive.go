@@ -1,0 +1,161 @@
+package epdhandler
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/handover"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
+)
+
+// readInput reads the client's body and indexes it. It returns what there is of it also with an
+// error, which is what the client is to be told.
+func (x *exchange) readInput(parse bodyParser) (*input, *apiError) {
+	if !isJSON(x.r.Header) {
+		return nil, badRequest(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be JSON, with the header Content-Type: application/json")
+	}
+	raw, in, e := x.readBody()
+	if e != nil {
+		return in, e
+	}
+	if invalid, ok := errors.AsType[*media.Error](parse(x.h, raw, in)); ok {
+		return in, mediaError(invalid)
+	}
+	in.body.Memory = in.memory
+	stream := in.body.Value(body.Stream)
+	if stream != nil && !body.IsNull(stream) && !body.IsBool(stream) {
+		return in, invalidBody(body.Stream.String(), "'stream' must be true, false or null")
+	}
+	in.streams = string(stream) == "true"
+	x.report.received(in)
+	if e := x.h.check(in); e != nil {
+		return in, e
+	}
+	if err := in.room.Add(itemSize * int64(len(in.media.Items()))); err != nil {
+		return in, x.readError(err)
+	}
+	if x.h.site.Prefill != nil {
+		in.without = handover.Prevents(in.body, in.chat)
+		if x.report.without = in.without; in.without != "" {
+			x.h.process.Metrics.HandOvers.WithLabelValues(telemetry.HandOverSkipped).Inc()
+		}
+	}
+	return in, nil
+}
+
+// itemSize is what a media item takes besides its bytes: its place in the body, its uuid,
+// what encoders have told of it, and the pieces of bodies around it. See TestItemsAreCounted.
+const itemSize = 2 << 10
+
+// readBody reads the client's body as it is. If the bodies of all requests hold too much, that
+// fails before a byte is read.
+func (x *exchange) readBody() ([]byte, *input, *apiError) {
+	if e := x.r.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return nil, nil, badRequest(http.StatusUnsupportedMediaType, "unsupported_encoding", "compressed bodies are not supported; send the JSON as it is")
+	}
+	length := x.r.ContentLength
+	if length > x.h.MaxBodySize {
+		return nil, nil, tooLargeError(x.h.MaxBodySize)
+	}
+	room, err := x.h.process.Memory.Reserve(x.r.Context(), max(length, 0), x.h.MaxMemory)
+	if err != nil {
+		return nil, nil, x.readError(err)
+	}
+	conn := http.NewResponseController(x.w)
+	_ = conn.SetReadDeadline(time.Now().Add(time.Duration(x.h.BodyTimeout)))
+	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
+	raw, memory, err := room.ReadBody(x.r.Body, length, x.h.MaxBodySize)
+	if err != nil {
+		return nil, nil, x.readError(err)
+	}
+	x.received = true
+	return raw, &input{memory: memory, room: room}, nil
+}
+
+// isJSON reports whether a request says that its body is JSON. A page of another site can have a
+// browser send any other type without asking first (CORS).
+func isJSON(h http.Header) bool {
+	types := h["Content-Type"]
+	if len(types) != 1 {
+		return false
+	}
+	typ, _, _ := strings.Cut(types[0], ";")
+	return strings.EqualFold(strings.Trim(typ, " \t"), "application/json")
+}
+
+// readError says why the body could not be read.
+func (x *exchange) readError(err error) *apiError {
+	tooLarge, isTooLarge := errors.AsType[*http.MaxBytesError](err)
+	switch {
+	case isTooLarge: // by the directive request_body, which may have a lower limit
+		return tooLargeError(tooLarge.Limit)
+	case errors.Is(err, memory.ErrTooLarge):
+		return tooLargeError(x.h.MaxBodySize)
+	case errors.Is(err, memory.ErrExhausted):
+		e := noMemoryError()
+		return &e
+	case errors.Is(err, io.ErrUnexpectedEOF): // the client may still listen
+		return badRequest(http.StatusBadRequest, "incomplete_body", "the body ended early")
+	case errors.Is(err, os.ErrDeadlineExceeded): // which also ends the request's context
+		return badRequest(http.StatusRequestTimeout, "body_timeout", "the body did not arrive in time")
+	case x.r.Context().Err() != nil:
+		return &apiError{status: telemetry.StatusClientClosed}
+	}
+	if he, ok := errors.AsType[caddyhttp.HandlerError](err); ok && he.StatusCode != 0 {
+		return badRequest(he.StatusCode, "invalid_body", "the body could not be read")
+	}
+	return badRequest(http.StatusBadRequest, "invalid_body", "the body could not be read")
+}
+
+func tooLargeError(limit int64) *apiError {
+	return badRequest(http.StatusRequestEntityTooLarge, "body_too_large", "the body is larger than %s bytes", strconv.FormatInt(limit, 10))
+}
+
+// check refuses what has no business in a client's request, or would be read differently here
+// and by engines.
+func (h *Handler) check(in *input) *apiError {
+	if e := in.media.CheckSources(h.sources); e != nil {
+		return mediaError(e)
+	}
+	if e := media.CheckOptions(in.body, h.TrustClients); e != nil {
+		return mediaError(e)
+	}
+	switch {
+	case h.consumers != nil && in.body.Option(body.ECTransferParams, "ec_items") != nil && h.TrustClients:
+		return invalidBody("ec_transfer_params.ec_items", "ec_items cannot be sent to a proxy that makes its own (ec_consumers)")
+	case h.TrustClients:
+		return nil
+	case !in.chat && in.body.Has(body.PromptEmbeds) && !body.IsNull(in.body.Value(body.PromptEmbeds)):
+		return invalidBody("prompt_embeds", "prompt_embeds is for trusted clients only; send a prompt")
+	}
+	// vLLM looks here next for the transfer parameters that clients must not give
+	for _, name := range []body.Field{body.KVTransferParams, body.ECTransferParams} {
+		if in.body.Option(body.VLLMXArgs, name.String()) != nil {
+			return invalidBody("vllm_xargs", "vllm_xargs must not have kv_transfer_params or ec_transfer_params")
+		}
+	}
+	return nil
+}
+
+// findRoom returns an error if the queue of a pool is full.
+func (h *Handler) findRoom(pools ...*engine.Pool) *apiError {
+	for _, p := range pools {
+		if p != nil && (p.Full() || p == h.site.Decode && h.site.Gate.Full()) {
+			h.process.Metrics.StageFailures.WithLabelValues(p.Stage, string(telemetry.Overloaded)).Inc()
+			e := overloadedError(p.Stage)
+			return &e
+		}
+	}
+	return nil
+}
