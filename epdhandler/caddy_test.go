@@ -54,7 +54,7 @@ func fakeEngine(t testing.TB, answer http.HandlerFunc) string {
 }
 
 // testProcess is what the handlers of all tests share: it is there before and after each of them.
-var testProcess = process.Use()
+var testProcess = new(process.Users).Use()
 
 // newGeneration is a request of a client, as Caddy's server hands it to a handler.
 func newGeneration(h *Handler, r *http.Request, in *input) *generation {

@@ -24,11 +24,12 @@ func (g *generation) decode(e *embeddings, b *blocks) (f *failure) {
 	defer func() { leave(cmp.Or(f, delivered)) }()
 	ctx, clock, cancel := g.watch(ctx)
 	defer cancel()
-	c, brings := g.decodeCall(e, b, clock)
+	c := g.decodeCall(e, b, clock)
 	g.guard(&c, e, b, cancel)
 	a, w := g.decoding.next(g.client, c), g.response(b, clock, cancel)
 	a.Send(ctx, w)
 	g.decoding.sent()
+	brings := g.bringsToDecode(e, b) // without blocks that became too old
 	if a.Stale {
 		g.decoding.made-- // nobody was asked
 		return expired(a, errStale)
@@ -126,16 +127,19 @@ func (g *generation) abort(ctx context.Context, a *engine.Attempt, w *stream.Res
 	return f
 }
 
-// decodeCall returns the call of an attempt, and what it brings.
-func (g *generation) decodeCall(e *embeddings, b *blocks, clock *stream.Silence) (engine.Call, brought) {
-	brings := brought{
+// bringsToDecode returns what a call brings of the stages before.
+func (g *generation) bringsToDecode(e *embeddings, b *blocks) brought {
+	return brought{
 		references: e.Refers && g.decodeHasEmbeddings(b),
 		once:       b.Params != nil || !g.prefills() && e.Handles != nil,
 	}
+}
+
+func (g *generation) decodeCall(e *embeddings, b *blocks, clock *stream.Silence) engine.Call {
 	c := engine.Call{
 		Method: http.MethodPost, Path: g.r.URL.Path, ID: g.decoding.id(g.engineID), IDHead: g.engineID + "-",
 		Encoding: g.r.Header["Accept-Encoding"], Body: g.decodeBody(e, b), Clock: clock,
-		Spends: brings.once || e.pushedTo != nil, Alone: g.seen.lostCall,
+		Spends: g.bringsToDecode(e, b).once || e.pushedTo != nil, Alone: g.seen.lostCall,
 	}
 	if g.in.streams {
 		c.Encoding = []string{"identity"} // errors in a compressed stream cannot be seen
@@ -143,7 +147,7 @@ func (g *generation) decodeCall(e *embeddings, b *blocks, clock *stream.Silence)
 	if e.stage == telemetry.Decode {
 		c.Reserved = e.pushedTo
 	}
-	return c, brings
+	return c
 }
 
 // decodeHasEmbeddings reports whether decode gets the embeddings: because it does prefill as
@@ -165,7 +169,7 @@ func (g *generation) decodeBody(e *embeddings, b *blocks) *body.Segments {
 
 // response passes the answer on to the client. stop ends the engine's answer.
 func (g *generation) response(b *blocks, clock *stream.Silence, stop func()) *stream.Response {
-	c := stream.Config{
+	return stream.NewResponse(stream.Config{
 		Client:    g.w,
 		RequestID: g.id,
 		Streamed:  g.in.streams,
@@ -185,12 +189,14 @@ func (g *generation) response(b *blocks, clock *stream.Silence, stop func()) *st
 				g.report.begins()
 			}
 		},
+		CachedTokens: func() *int {
+			if b.Params == nil {
+				return nil // decode computed the prompt itself, and its usage is right
+			}
+			return &b.Cached
+		},
 		Stop: stop,
-	}
-	if b.Params != nil { // otherwise decode computed the prompt itself, and its usage is right
-		c.CachedTokens = &b.Cached
-	}
-	return stream.NewResponse(c)
+	})
 }
 
 // watch limits the silence of a stream.

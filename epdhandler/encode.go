@@ -32,7 +32,7 @@ func (h *Handler) encodes(in *input) bool {
 
 // encode has all media items encoded, encode_concurrency batches at a time. The first one that
 // fails for good ends the others.
-func (g *generation) encode() (_ *embeddings, f *failure) {
+func (g *generation) encode() (made *embeddings, f *failure) {
 	e := &embeddings{Encoded: media.Encoded{Body: g.in.body}, stage: telemetry.Decode}
 	if g.prefills() {
 		e.stage = telemetry.Prefill
@@ -40,12 +40,17 @@ func (g *generation) encode() (_ *embeddings, f *failure) {
 	if !g.h.encodes(g.in) {
 		return e, nil
 	}
-	if e.pushedTo, f = g.reserveConsumer(); f != nil {
-		return nil, f
-	}
 	if g.encoding == nil {
 		g.encoding = g.planEncoding()
 	}
+	if e.pushedTo, f = g.reserveConsumer(); f != nil {
+		return nil, f
+	}
+	defer func() {
+		if made == nil { // also after a panic
+			e.release()
+		}
+	}()
 	ctx, leave := g.report.enter(g.r.Context(), &g.report.encode, g.encoding.attempts...)
 	defer func() { leave(f) }()
 	answers, f := g.encodeAll(ctx, e.pushedTo)
@@ -53,7 +58,6 @@ func (g *generation) encode() (_ *embeddings, f *failure) {
 	case f == nil:
 		e.Encoded = g.encoding.plan.Encoded(answers)
 	case !f.optional:
-		e.release()
 		return nil, f
 	}
 	if g.seen.noReferences {

@@ -198,7 +198,7 @@ type Handler struct {
 	HandleErrors bool `json:"handle_errors,omitempty"`
 
 	process *process.Process // what all handlers share
-	leave   func()           // lets go of it; nil: it is a test's own
+	users   *process.Users   // of it: the handler, and its requests
 	site    process.Site     // the pools
 
 	sources   []media.Source     // MediaSources

@@ -31,8 +31,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	memory.Headroom()
-	if h.process == nil { // else it is a test's own
-		h.process, h.leave = process.Use(), process.Leave
+	h.users = new(process.Users)
+	if h.process == nil { // otherwise it is a test's own
+		h.process = h.users.Use()
 	}
 	if err := h.process.Metrics.Register(ctx.GetMetricsRegistry(), operate.NewGauges(h.process)); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
@@ -114,8 +115,6 @@ func (h *Handler) Cleanup() error {
 	for _, p := range h.site.Pools() {
 		errs = append(errs, p.Cleanup())
 	}
-	if h.leave != nil {
-		h.leave()
-	}
+	h.users.Done()
 	return errors.Join(errs...)
 }

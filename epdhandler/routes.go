@@ -50,6 +50,8 @@ func (h *Handler) routeOf(path string) route {
 // ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, unless errors
 // are for Caddy's error routes, and never calls next.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+	h.users.Add()
+	defer h.users.Done()
 	route := h.routeOf(r.URL.Path)
 	x := &exchange{h: h, w: w, r: r, id: requestID(r.Header)}
 	w.Header()["X-Request-Id"] = []string{x.id}

@@ -5,6 +5,7 @@ package process
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -54,20 +55,42 @@ var only = caddy.NewUsagePool()
 
 const key = "epd_proxy"
 
-// Use returns the state of this process. [Leave] must be called once for it.
-func Use() *Process {
+func use() *Process {
 	p, _, _ := only.LoadOrNew(key, func() (caddy.Destructor, error) { return New(), nil }) // never fails
 	return p.(*Process)
 }
 
-// Leave ends a [Use].
-func Leave() { _, _ = only.Delete(key) }
+func leave() { _, _ = only.Delete(key) }
 
 // Current returns the state of this process, an empty one if there is no handler.
 func Current() *Process {
-	p := Use()
-	defer Leave()
+	p := use()
+	defer leave()
 	return p
+}
+
+// Users are a handler and its requests, which may go on after the handler has been replaced. The
+// state of the process lives until all of them are done, so that limits hold for all.
+type Users struct {
+	n     atomic.Int64
+	leave func()
+}
+
+// Use returns the state of this process for a handler, which is the first user.
+func (u *Users) Use() *Process {
+	u.Add()
+	u.leave = sync.OnceFunc(leave)
+	return use()
+}
+
+// Add adds a user.
+func (u *Users) Add() { u.n.Add(1) }
+
+// Done removes a user.
+func (u *Users) Done() {
+	if u.n.Add(-1) == 0 && u.leave != nil {
+		u.leave()
+	}
 }
 
 // Enlist notes that a site serves now. It comes after those that have served before.

@@ -59,14 +59,22 @@ func TestLimitInForce(t *testing.T) {
 	assert.ErrorAs(t, choose(next.Decode.Dispatcher), new(dispatch.BusyError))
 }
 
-// The state of the process lives as long as somebody uses it.
-func TestUse(t *testing.T) {
-	p := Use()
-	assert.Same(t, p, Use())
+// The state of the process lives until the last handler and the last of its requests are done.
+func TestUsers(t *testing.T) {
+	var first, second Users
+	p := first.Use()
+	assert.Same(t, p, second.Use())
+	second.Done()
 	assert.Same(t, p, Current())
-	Leave()
+	first.Add() // a request
+	first.Done()
 	assert.Same(t, p, Current())
-	Leave()
+	first.Add()
+	first.Done() // the handler
+	assert.Same(t, p, Current(), "a request goes on")
+	first.Done()
 	assert.NotSame(t, p, Current())
+	first.Add() // too late
+	first.Done()
 	assert.Empty(t, Current().Sites())
 }

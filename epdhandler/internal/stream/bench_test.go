@@ -19,7 +19,7 @@ func BenchmarkResponse(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		w := NewResponse(Config{
-			Client: noClient{make(http.Header)}, RequestID: "id", Streamed: true, CachedTokens: &cached, Silence: new(Silence),
+			Client: noClient{make(http.Header)}, RequestID: "id", Streamed: true, CachedTokens: func() *int { return &cached }, Silence: new(Silence),
 			Accept: func(int) bool { return true }, OnCommit: func(int, bool) {}, Stop: func() {},
 		})
 		w.Header().Set("Content-Type", eventStream)

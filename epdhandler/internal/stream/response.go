@@ -32,9 +32,10 @@ type Config struct {
 	// compress it. A compressed stream is refused with ErrCompressed.
 	Streamed bool
 
-	// CachedTokens is how many tokens of the prompt were cached, -1 if that is not known. It
-	// replaces the number in the usage of the answer. Nil leaves the answer as it is.
-	CachedTokens *int
+	// CachedTokens returns how many tokens of the prompt were cached, -1 if that is not known. It
+	// replaces the number in the usage of the answer. Nil, also as the result, leaves the answer
+	// as it is.
+	CachedTokens func() *int
 
 	Memory    Memory     // counts an answer that is held; nil: nothing does
 	Silence   *Silence   // of the engine
@@ -126,7 +127,9 @@ func (r *Response) commit(status int, header http.Header) *committed {
 	r.state = c
 	config.OnCommit(status, c.stream)
 	if config.CachedTokens != nil && status == http.StatusOK && isIdentity(header.Get("Content-Encoding")) {
-		c.usage = &usageEdit{cached: *config.CachedTokens, events: c.stream}
+		if cached := config.CachedTokens(); cached != nil {
+			c.usage = &usageEdit{cached: *cached, events: c.stream}
+		}
 	}
 	if !config.Keepalive.End() { // else the client has them
 		writeHeader(config.Client, config.RequestID, status, header)

@@ -77,7 +77,7 @@ func (s scenario) check(t *testing.T) {
 	client := httptest.NewRecorder()
 	commits := 0
 	w := NewResponse(Config{
-		Client: client, RequestID: "id", Streamed: true, CachedTokens: s.cached, Silence: new(Silence),
+		Client: client, RequestID: "id", Streamed: true, CachedTokens: func() *int { return s.cached }, Silence: new(Silence),
 		Accept: func(int) bool { return !s.refused },
 		OnCommit: func(status int, stream bool) {
 			commits++
