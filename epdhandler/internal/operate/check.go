@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/handover"
@@ -19,20 +21,18 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
+// How long an instance may take to answer. The first prompt may make it compile something.
 const (
-	// checkTimeout is how long an instance may take to answer each question.
-	checkTimeout = 5 * time.Second
-
-	// prefillCheckTimeout is longer: the first request may compile something.
-	prefillCheckTimeout = 60 * time.Second
+	checkTimeout  = 5 * time.Second
+	promptTimeout = 60 * time.Second
 )
 
 // finding is the result of checking an instance.
 type finding struct {
 	engine.Target
-	wrong   string // what is wrong with it; empty: nothing
 	version string // of vLLM, empty if it does not say
 	models  string // that it serves
+	err     error  // what is wrong with it
 }
 
 // check asks every instance of the site's pools for its state, with this API key if there is one.
@@ -41,15 +41,18 @@ func check(ctx context.Context, w io.Writer, site *process.Site, key string) (wr
 	all := engine.Targets(ctx, site.Pools()...)
 	findings := make([]finding, len(all))
 	engine.AskAll(all, func(i int, t engine.Target) {
-		findings[i] = examination{t, key}.examine(ctx, site.Bootstraps[t.Address()])
+		findings[i].Target = t
+		findings[i].err = findings[i].examine(ctx, key, site.Bootstraps[t.Address()])
 	})
 
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, f := range findings {
-		if f.wrong != "" {
+		said := fmt.Sprintf("up, vLLM %s, serves %s", cmp.Or(f.version, "of an unknown version"), f.models)
+		if f.err != nil {
 			wrong++
+			said = printable(f.err.Error())
 		}
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\n", f.Pool.Stage, cmp.Or(f.Address(), "dynamic"), f)
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\n", f.Pool.Stage, cmp.Or(f.Address(), "dynamic"), said)
 	}
 	_ = table.Flush()
 	for _, line := range mismatches(findings) {
@@ -59,171 +62,163 @@ func check(ctx context.Context, w io.Writer, site *process.Site, key string) (wr
 	return wrong
 }
 
-// String describes the finding.
-func (f finding) String() string {
-	if f.wrong != "" {
-		return f.wrong
+// examine asks the instance what it serves, and an instance of prefill whether it can hand KV
+// blocks over: its bootstrap server if it has one, else by a prompt.
+func (f *finding) examine(ctx context.Context, key string, kv *handover.Bootstrap) error {
+	get := func(path string) ([]byte, error) {
+		return f.ask(ctx, key, engine.Question{Method: http.MethodGet, Path: path, Timeout: checkTimeout})
 	}
-	version := "does not tell its version"
-	if f.version != "" {
-		version = "vLLM " + f.version
+	if _, err := get("/health"); err != nil {
+		return err
 	}
-	return fmt.Sprintf("up, %s, serves %s", version, f.models)
+	answer, err := get("/v1/models")
+	if err != nil {
+		return err
+	}
+	var model string
+	if model, f.models = modelNames(answer); model == "" {
+		return errors.New("/v1/models lists no models: is that vLLM's API server?")
+	}
+	if answer, err := get("/version"); err == nil {
+		var v struct{ Version string }
+		_ = json.Unmarshal(answer, &v) // without a version it stays empty
+		f.version = printable(v.Version)
+	}
+	switch {
+	case f.Pool.Stage != telemetry.Prefill:
+		return nil
+	case kv == nil:
+		return f.prefill(ctx, key, model)
+	}
+	if _, err := kv.Ask(ctx); err != nil {
+		return fmt.Errorf("its bootstrap server, %s: %w", kv.Address, explain(err))
+	}
+	return nil
 }
 
-// examination is the check of one instance.
-type examination struct {
-	engine.Target
-	key string // API key; empty: none
+// prefill has the instance prefill a prompt, and fails if it hands no KV blocks over. Nobody reads
+// the blocks: they take some memory there until their lease ends.
+func (f *finding) prefill(ctx context.Context, key, model string) error {
+	// a few hundred tokens, because older releases hand over whole blocks only
+	prompt := strings.Repeat("one two three four ", 64)
+	answer, err := f.ask(ctx, key, engine.Question{
+		Method: http.MethodPost, Path: "/v1/completions", Body: handover.Probe(model, prompt), Timeout: promptTimeout,
+		Header: http.Header{"X-Request-Id": {"epd-check-" + engine.RandomHex(6)}},
+	})
+	if err == nil && !handover.Answers(answer) {
+		err = errors.New("hands no KV blocks over: does it have --kv-transfer-config, with a connector that answers with kv_transfer_params?")
+	}
+	return err
 }
 
-func (e examination) get(ctx context.Context, path string) engine.Reply {
-	return e.ask(ctx, engine.Question{Method: http.MethodGet, Path: path, Timeout: checkTimeout})
-}
-
-func (e examination) ask(ctx context.Context, q engine.Question) engine.Reply {
-	if e.key != "" {
+// ask returns the body of an answer with the status 200.
+func (f *finding) ask(ctx context.Context, key string, q engine.Question) ([]byte, error) {
+	if key != "" {
 		if q.Header == nil {
 			q.Header = make(http.Header)
 		}
-		q.Header["Authorization"] = []string{"Bearer " + e.key}
+		q.Header["Authorization"] = []string{"Bearer " + key}
 	}
-	return e.Ask(ctx, q)
-}
-
-// examine asks the instance, and its bootstrap server if it has one.
-func (e examination) examine(ctx context.Context, kv *handover.Bootstrap) finding {
-	f := finding{Target: e.Target}
-	if f.wrong = e.healthProblem(ctx); f.wrong != "" {
-		return f
-	}
-	models := e.get(ctx, "/v1/models")
-	f.models, f.wrong = e.served(models)
-	if f.wrong == "" && e.Pool.Stage == telemetry.Prefill {
-		f.wrong = e.handOverProblem(ctx, kv, firstModel(models.Body))
-	}
-	if version := e.get(ctx, "/version"); version.Err == nil && version.Status == http.StatusOK {
-		var v struct{ Version string }
-		_ = json.Unmarshal(version.Body, &v) // without a version it stays empty
-		f.version = printable(v.Version)
-	}
-	return f
-}
-
-func (e examination) healthProblem(ctx context.Context) string {
-	health := e.get(ctx, "/health")
+	said := f.Ask(ctx, q)
 	switch {
-	case health.Err != nil:
-		return whyNoReply(health.Err)
-	case health.Status != http.StatusOK:
-		return fmt.Sprintf("/health answers %d: is that vLLM, and has it started well?", health.Status)
-	}
-	return ""
-}
-
-// served returns the names of the models in an answer to GET /v1/models, or what is wrong with it.
-func (e examination) served(models engine.Reply) (names, wrong string) {
-	switch {
-	case models.Err != nil:
-		return "", "/v1/models: " + whyNoReply(models.Err)
-	case models.Status == http.StatusUnauthorized && e.key == "":
-		return "", "answers 401: engines have --api-key; give --api-key here, or set VLLM_API_KEY"
-	case models.Status == http.StatusUnauthorized:
-		return "", "answers 401: it has another --api-key"
-	case models.Status != http.StatusOK:
-		return "", fmt.Sprintf("/v1/models answers %d: is that vLLM's API server?", models.Status)
-	}
-	if names = modelNames(models.Body); names == "" {
-		return "", "/v1/models lists no models: is that vLLM's API server?"
-	}
-	return names, ""
-}
-
-// handOverProblem asks an instance of prefill for what it needs to hand KV blocks over.
-func (e examination) handOverProblem(ctx context.Context, kv *handover.Bootstrap, model string) string {
-	if kv == nil {
-		return e.prefillProblem(ctx, model)
-	}
-	if _, err := kv.Ask(ctx); err != nil {
-		return "its bootstrap server, " + kv.Address + ": " + whyNoReply(err)
-	}
-	return ""
-}
-
-// prefillProblem has the instance prefill a prompt, and returns what is wrong if it hands no KV
-// blocks over. Nobody reads the blocks: they take some memory there until their lease ends.
-func (e examination) prefillProblem(ctx context.Context, model string) string {
-	// a few hundred tokens, because older releases hand over whole blocks only
-	prompt := strings.Repeat("one two three four ", 64)
-	said := e.ask(ctx, engine.Question{
-		Method: http.MethodPost, Path: "/v1/completions", Body: handover.Probe(model, prompt), Timeout: prefillCheckTimeout,
-		Header: http.Header{"X-Request-Id": {"epd-check-" + engine.RandomHex(6)}},
-	})
-	switch {
-	case errors.Is(said.Err, context.DeadlineExceeded):
-		return fmt.Sprintf("no answer to a prompt of 256 words within %s: is it busy, or stuck?", prefillCheckTimeout)
 	case said.Err != nil:
-		return "/v1/completions: " + whyNoReply(said.Err)
+		return nil, explain(said.Err)
+	case said.Status == http.StatusUnauthorized && key == "":
+		return nil, errors.New("answers 401: engines have --api-key; give --api-key here, or set VLLM_API_KEY")
+	case said.Status == http.StatusUnauthorized:
+		return nil, errors.New("answers 401: it has another --api-key")
 	case said.Status != http.StatusOK:
-		return fmt.Sprintf("/v1/completions answers %d to a prompt of 256 words", said.Status)
-	case !handover.Answers(said.Body):
-		return "hands no KV blocks over: does it have --kv-transfer-config, with a connector that answers with kv_transfer_params?"
+		return nil, fmt.Errorf("%s answers %d: is that vLLM, and has it started well?", q.Path, said.Status)
 	}
-	return ""
+	return said.Body, nil
 }
 
-// firstModel returns the first name in an answer to GET /v1/models.
-func firstModel(answer []byte) string {
+// modelNames returns the first name in an answer to GET /v1/models, and all of them, sorted.
+func modelNames(answer []byte) (first, all string) {
 	var list struct{ Data []struct{ ID string } }
 	if json.Unmarshal(answer, &list) != nil || len(list.Data) == 0 {
-		return ""
-	}
-	return list.Data[0].ID
-}
-
-// modelNames returns the names in an answer to GET /v1/models, sorted.
-func modelNames(answer []byte) string {
-	var list struct{ Data []struct{ ID string } }
-	if json.Unmarshal(answer, &list) != nil {
-		return ""
+		return "", ""
 	}
 	var names []string
 	for _, m := range list.Data {
 		names = append(names, printable(m.ID))
 	}
 	slices.Sort(names)
-	return strings.Join(names, ", ")
+	return list.Data[0].ID, strings.Join(names, ", ")
 }
 
 // printable removes control characters, which an engine could send to a terminal.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || '\x7f' <= r && r < '\xa0' {
+		if unicode.IsControl(r) {
 			return -1
 		}
 		return r
 	}, s)
 }
 
-// whyNoReply describes why an instance did not answer, and what to look at. It goes by the text,
-// because the errors of a transport's dialer do not unwrap to their causes.
-func whyNoReply(err error) string {
-	text := err.Error()
+// explain says what to look at if an instance does not answer. It goes by the text, because the
+// errors of a transport's dialer do not unwrap to their causes.
+func explain(err error) error {
 	const hangsUp = "closes the connection before it has answered: does it want https://?" // as uvicorn with TLS does
-	for _, known := range []struct{ words, why string }{
+	for _, known := range [][2]string{
 		{"connection refused", "connection refused: is it running, and at this address and port?"},
-		{"no such host", "there is no host of this name: is it spelled right?"},
-		{"no such file or directory", "there is no such socket: is it running?"},
-		{"i/o timeout", "cannot be reached within " + checkTimeout.String() + ": does a firewall drop what is sent?"},
-		{"context deadline exceeded", "no answer within " + checkTimeout.String() + ": is it still starting, or stuck?"},
+		{"i/o timeout", "cannot be reached in time: does a firewall drop what is sent?"},
+		{"context deadline exceeded", "no answer in time: is it still starting, busy, or stuck?"},
 		{"not look like a TLS handshake", "does not speak TLS: write http://"},
 		{"malformed HTTP", "does not speak HTTP: does it want https://?"},
 		{"EOF", hangsUp},
 		{"connection reset", hangsUp},
 	} {
-		if strings.Contains(text, known.words) {
-			return known.why
+		if strings.Contains(err.Error(), known[0]) {
+			return errors.New(known[1])
 		}
 	}
-	return printable(text)
+	return err
+}
+
+// mismatches lists differences that break requests: a request names one model for all stages,
+// embeddings and KV blocks may be read only by the version that made them, and an engine has one
+// role.
+func mismatches(findings []finding) (lines []string) {
+	for _, aspect := range []struct {
+		differ string
+		of     func(finding) string
+	}{
+		{"serve different models", func(f finding) string { return f.models }},
+		{"run different versions of vLLM", func(f finding) string { return f.version }},
+	} {
+		have := make(map[string][]string)
+		for _, f := range findings {
+			if v := aspect.of(f); v != "" {
+				have[v] = append(have[v], f.Address())
+			}
+		}
+		var groups []string
+		for _, v := range slices.Sorted(maps.Keys(have)) {
+			groups = append(groups, fmt.Sprintf("%s (%s)", v, strings.Join(have[v], " ")))
+		}
+		if len(groups) > 1 {
+			lines = append(lines, fmt.Sprintf("engines %s: %s", aspect.differ, strings.Join(groups, ", ")))
+		}
+	}
+	stages := make(map[string]string)
+	for _, f := range findings {
+		stage, at := f.Pool.Stage, f.Address()
+		if isTooOld(f.version) {
+			lines = append(lines, fmt.Sprintf("%s %s runs vLLM %s, which knows no encoders: 0.11.1 is the first", stage, at, f.version))
+		}
+		if other := stages[at]; at != "" && other != "" && other != stage {
+			lines = append(lines, fmt.Sprintf("%s is in the pools %s and %s, but an engine has one role", at, other, stage))
+		}
+		stages[at] = stage
+	}
+	return lines
+}
+
+// isTooOld reports whether a version of vLLM cannot take embeddings from an encoder.
+func isTooOld(version string) bool {
+	var major, minor, patch int
+	_, _ = fmt.Sscanf(version, "%d.%d.%d", &major, &minor, &patch) // what is missing is 0
+	return version != "" && slices.Compare([]int{major, minor, patch}, []int{0, 11, 1}) < 0
 }
