@@ -20,6 +20,8 @@ import (
 // `POST /epd/start_profile`, `/epd/stop_profile` | the request is sent to every instance of every pool of every handler
 type adminAPI struct{}
 
+var _ caddy.AdminRouter = adminAPI{}
+
 // CaddyModule returns the Caddy module information.
 func (adminAPI) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
@@ -48,8 +50,7 @@ func only(method string, serve caddy.AdminHandlerFunc) caddy.AdminHandlerFunc {
 	}
 }
 
-// profileAll sends a request to profile to all engines. Operators may see the addresses of
-// engines, and errors with them.
+// profileAll sends a request to profile to all engines.
 func profileAll(path string) caddy.AdminHandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		var pools []*engine.Pool
@@ -59,14 +60,7 @@ func profileAll(path string) caddy.AdminHandlerFunc {
 		if len(pools) == 0 {
 			return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("there is no epd_proxy in the configuration")}
 		}
-		p := Profile(r.Context(), ProfileQuestion(r, path), engine.Target.Address, pools...)
-		for _, said := range p {
-			for i := range said {
-				if err := said[i].err; err != nil {
-					said[i].Result = err.Error()
-				}
-			}
-		}
+		p := Profile(r.Context(), ProfileQuestion(r, path), false, pools...)
 		status := http.StatusOK
 		if !p.Some() {
 			status = http.StatusServiceUnavailable
@@ -75,6 +69,3 @@ func profileAll(path string) caddy.AdminHandlerFunc {
 		return nil
 	}
 }
-
-// Interface guard
-var _ caddy.AdminRouter = adminAPI{}

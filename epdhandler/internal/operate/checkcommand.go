@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
@@ -91,15 +91,15 @@ func provisionFile(file, adapter string) ([]*process.Site, error) {
 	if len(sites) == 0 {
 		return nil, fmt.Errorf("there is no epd_proxy in %s", file)
 	}
-	slices.SortFunc(sites, func(a, b *process.Site) int { return cmp.Compare(textOf(a), textOf(b)) })
+	slices.SortFunc(sites, func(a, b *process.Site) int { return strings.Compare(textOf(a), textOf(b)) })
 	return sites, nil
 }
 
 // textOf is a text that sites can be sorted by.
 func textOf(s *process.Site) string {
-	var pools []*reverseproxy.Handler
+	var text []byte
 	for _, p := range s.Pools() {
-		pools = append(pools, p.Handler)
+		text = append(text, caddyconfig.JSON(p.Handler, nil)...)
 	}
-	return string(caddyconfig.JSON(pools, nil))
+	return string(text)
 }

@@ -13,10 +13,9 @@ import (
 
 // Gauges are the metrics of a process that are read when they are collected, because the state
 // behind them is kept elsewhere.
-type Gauges struct{ process *process.Process }
+type Gauges struct{ Process *process.Process }
 
-// NewGauges returns the gauges of a process.
-func NewGauges(p *process.Process) Gauges { return Gauges{p} }
+var _ prometheus.Collector = Gauges{}
 
 var (
 	inFlightDesc         = desc("stage_requests_in_flight", "Requests of a stage that are at its instances.", "stage")
@@ -56,7 +55,7 @@ func (g Gauges) Collect(to chan<- prometheus.Metric) {
 	for at, up := range r.isUp {
 		send(upstreamHealthyDesc, oneIf(up), at.Stage, at.Address)
 	}
-	waiting := g.process.Instances.Waiting()
+	waiting := g.Process.Instances.Waiting()
 	for _, stage := range telemetry.Stages() {
 		send(inFlightDesc, float64(r.inFlight[stage]), stage)
 		send(waitingDesc, float64(waiting[stage]), stage)
@@ -67,7 +66,7 @@ func (g Gauges) Collect(to chan<- prometheus.Metric) {
 			send(queueSizeDesc, float64(size), stage)
 		}
 	}
-	held, limit := memoryUse(g.process)
+	held, limit := memoryUse(g.Process)
 	send(heldDesc, float64(held))
 	send(limitDesc, float64(limit))
 }
@@ -84,12 +83,12 @@ type reading struct {
 func (g Gauges) read() reading {
 	r := reading{make(map[*dispatch.Instance]bool), make(map[*dispatch.Instance]bool), make(map[string]int), make(map[string]int), make(map[string]float64)}
 	now := time.Now()
-	for _, s := range g.process.Sites() { // the health in a newer one counts
+	for _, s := range g.Process.Sites() { // the health in a newer one counts
 		for _, p := range s.Pools() {
 			r.add(p, now)
 		}
 	}
-	g.process.Instances.Range(func(at *dispatch.Instance) {
+	g.Process.Instances.Range(func(at *dispatch.Instance) {
 		if n := at.InFlight(); n > 0 {
 			r.instances[at] = true
 			r.inFlight[at.Stage] += n
@@ -135,6 +134,3 @@ func oneIf(b bool) float64 {
 	}
 	return 0
 }
-
-// Interface guard
-var _ prometheus.Collector = Gauges{}
