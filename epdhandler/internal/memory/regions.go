@@ -54,7 +54,12 @@ func (l *Ledger) takeRegion(n int) *region {
 		return nil
 	}
 	size := 1 << bits.Len(uint(n-1)) // few sizes, so that regions fit again
-	if r := l.idle.take(size); r != nil {
+	for i, r := range slices.Backward(l.idle.list) {
+		if len(r.bytes) != size {
+			continue
+		}
+		l.idle.list = slices.Delete(l.idle.list, i, i+1)
+		l.idle.touched -= r.touched
 		if l.Guard != nil {
 			l.Guard(r.bytes, false)
 		}
@@ -67,49 +72,35 @@ func (l *Ledger) takeRegion(n int) *region {
 	return &region{bytes: bytes}
 }
 
-// putRegion keeps a region that is not used any more for the next body.
+// putRegion keeps a region that is not used any more for the next body, and unmaps the oldest
+// ones if there are too many.
 func (l *Ledger) putRegion(r *region) {
 	if l.Guard != nil {
 		l.Guard(r.bytes, true)
 	}
-	l.idle.put(r)
-	if l.expiry == nil && len(l.idle.list) > 0 {
-		l.expiry = time.AfterFunc(idleTime, l.expire)
-	}
+	r.idleSince = time.Now()
+	l.idle.list = append(l.idle.list, r)
+	l.idle.touched += r.touched
+	l.idle.drop(maxIdle)
+	l.expireLater()
 }
 
 // expire unmaps the regions that have been idle for idleTime.
 func (l *Ledger) expire() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := &l.idle
-	for len(r.list) > 0 && time.Since(r.list[0].idleSince) >= idleTime {
+	for r := &l.idle; len(r.list) > 0 && time.Since(r.list[0].idleSince) >= idleTime; {
 		r.drop(r.touched - 1)
 	}
 	l.expiry = nil
-	if len(r.list) > 0 {
-		l.expiry = time.AfterFunc(idleTime-time.Since(r.list[0].idleSince), l.expire)
-	}
+	l.expireLater()
 }
 
-// take returns an idle region of this size, nil if there is none.
-func (r *regions) take(size int) *region {
-	for i, region := range slices.Backward(r.list) {
-		if len(region.bytes) == size {
-			r.list = slices.Delete(r.list, i, i+1)
-			r.touched -= region.touched
-			return region
-		}
+// expireLater calls expire when the oldest region has been idle for idleTime.
+func (l *Ledger) expireLater() {
+	if l.expiry == nil && len(l.idle.list) > 0 {
+		l.expiry = time.AfterFunc(idleTime-time.Since(l.idle.list[0].idleSince), l.expire)
 	}
-	return nil
-}
-
-// put adds a region, and unmaps the oldest ones if there are too many.
-func (r *regions) put(region *region) {
-	region.idleSince = time.Now()
-	r.list = append(r.list, region)
-	r.touched += region.touched
-	r.drop(maxIdle)
 }
 
 // drop unmaps regions, oldest first, until they take no more than max bytes.

@@ -44,7 +44,7 @@ func (l *Ledger) Reserve(ctx context.Context, announced, limit int64) (*Share, e
 		if n > smallBody {
 			s.promised = n
 			l.promised += n
-			l.take(n)
+			l.sum += n
 		}
 	}})
 	if err != nil {
@@ -90,7 +90,7 @@ func (s *Share) hold(n int64) {
 	more := n - s.held
 	s.held = n
 	if more > 0 {
-		s.ledger.take(more - s.redeem(more))
+		s.ledger.sum += more - s.redeem(more)
 	} else {
 		s.ledger.give(-more)
 	}
@@ -116,14 +116,6 @@ func (s *Share) reach(n int64) error {
 		n = inPages(n)
 	}
 	return s.Add(n - s.held)
-}
-
-// received notes that the body is complete, in b, and returns the memory that it is in.
-func (s *Share) received(b []byte) *body.Memory {
-	if s.region == nil {
-		return s.end(int64(cap(b)))
-	}
-	return s.end(int64(len(b)))
 }
 
 // end notes that no more of the body will arrive, and that n bytes have. It returns the
