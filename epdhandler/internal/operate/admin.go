@@ -8,7 +8,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
 )
 
@@ -53,10 +52,8 @@ func only(method string, serve caddy.AdminHandlerFunc) caddy.AdminHandlerFunc {
 // profileAll sends a request to profile to all engines.
 func profileAll(path string) caddy.AdminHandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		var pools []*engine.Pool
-		for _, s := range slices.Backward(process.Current().Sites()) { // while a reload goes on, the new one first
-			pools = append(pools, s.Pools()...)
-		}
+		pools := process.Current().Pools()
+		slices.Reverse(pools) // while a reload goes on, the new ones first
 		if len(pools) == 0 {
 			return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("there is no epd_proxy in the configuration")}
 		}

@@ -15,8 +15,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// Process is the state of a process. Requests of a configuration that has been replaced still
-// count in it.
+// Process is the state of a process. Requests of replaced configurations count in it too.
 type Process struct {
 	Metrics   *telemetry.Metrics
 	Instances *dispatch.Instances
@@ -70,7 +69,7 @@ func Current() *Process {
 	return p
 }
 
-// Enlist notes that a site serves now. It comes after those that have served before.
+// Enlist notes that a site serves now.
 func (p *Process) Enlist(s *Site) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -78,8 +77,7 @@ func (p *Process) Enlist(s *Site) {
 	p.renew()
 }
 
-// Delist notes that another configuration has taken over from the site. Its last requests may
-// go on.
+// Delist notes that a site serves no more. Its last requests may go on.
 func (p *Process) Delist(s *Site) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -96,6 +94,14 @@ func (p *Process) renew() {
 		}
 	}
 	p.Instances.PutInForce(serving)
+}
+
+// Pools are those of all handlers that serve, of the newest one last.
+func (p *Process) Pools() (all []*engine.Pool) {
+	for _, s := range p.Sites() {
+		all = append(all, s.Pools()...)
+	}
+	return all
 }
 
 // Sites are the handlers that serve, the newest one last.
