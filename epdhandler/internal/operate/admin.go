@@ -1,3 +1,5 @@
+// Package operate is what operators use: metrics that are read on demand, the status, profiles, and
+// the commands epd-check and epd-proxy. It knows nothing of how requests are served.
 package operate
 
 import (
@@ -7,9 +9,18 @@ import (
 	"slices"
 
 	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
 )
+
+// Register registers the routes of the admin endpoint and the commands with Caddy. It must be
+// called once, before main.
+func Register() {
+	caddy.RegisterModule(adminAPI{})
+	caddycmd.RegisterCommand(checkCommand())
+	caddycmd.RegisterCommand(proxyCommand())
+}
 
 // adminAPI is the part of Caddy's admin endpoint that is for epd_proxy:
 //
