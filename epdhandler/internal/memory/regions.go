@@ -7,19 +7,18 @@ import (
 	"time"
 )
 
-// region is memory for a large body, outside of Go's heap. It takes memory only where
-// something has been written: so there is room for what a client has announced before that
-// arrives, without copying as the body grows. And it is free at once, not after the next
-// garbage collection.
+// region is memory for a large body, outside of Go's heap. It takes memory only where something
+// has been written, so a body need not be copied as it grows. It is free at once, not after the
+// next garbage collection.
 type region struct {
 	bytes     []byte
 	touched   int64 // bytes that have been written, and take memory
 	idleSince time.Time
 }
 
-// regions are the idle ones, the one used last at the end. To use a region again saves the
-// kernel clearing it, which takes about as long as reading the body from the network. The
-// Ledger must be locked.
+// regions are the idle ones, the one used last at the end. The kernel need not clear a region that
+// is used again, which takes about as long as reading the body from the network. The Ledger must
+// be locked.
 type regions struct {
 	list    []*region
 	touched int64
@@ -31,9 +30,8 @@ const (
 	idleTime  = 10 * time.Second                  // after which an idle region is unmapped
 )
 
-// Without huge pages a region takes what has been written. With them it takes up to
-// hugePage more, but new memory costs a quarter of the CPU time. So only the part of a region
-// beyond smallPart may have them.
+// With huge pages a region takes up to hugePage more than what has been written, but new memory
+// costs a quarter of the CPU time. So only the part of a region beyond smallPart may have them.
 const (
 	hugePage  = 2 << 20
 	smallPart = 16 << 20

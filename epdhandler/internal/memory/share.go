@@ -9,13 +9,11 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// smallBody is the size up to which a body is in ordinary memory, and is not counted before
-// it arrives.
+// smallBody is the size up to which a body is in ordinary memory, and not counted before it arrives.
 const smallBody = 64 << 10
 
-// The length that a client announces is counted before the body arrives, so that not more
-// bodies begin than can be received: up to maxPromise bytes, and for promiseTime, because a
-// client may not send what it has announced.
+// The length that a client announces is counted before the body arrives, so that not more bodies
+// begin than can be received: up to maxPromise bytes for promiseTime, as clients may not send it.
 const (
 	maxPromise  = 16 << 20
 	promiseTime = 2 * time.Second

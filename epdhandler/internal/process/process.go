@@ -48,19 +48,19 @@ func New() *Process {
 // Destruct implements caddy.Destructor.
 func (*Process) Destruct() error { return nil }
 
-// only holds the state of this process, for as long as there is a handler.
-var only = caddy.NewUsagePool()
+// states holds the state of this process, for as long as there is a handler.
+var states = caddy.NewUsagePool()
 
 const key = "epd_proxy"
 
 // Use returns the state of this process. [Leave] must be called once for it.
 func Use() *Process {
-	p, _, _ := only.LoadOrNew(key, func() (caddy.Destructor, error) { return New(), nil }) // never fails
+	p, _, _ := states.LoadOrNew(key, func() (caddy.Destructor, error) { return New(), nil }) // never fails
 	return p.(*Process)
 }
 
 // Leave ends a [Use].
-func Leave() { _, _ = only.Delete(key) }
+func Leave() { _, _ = states.Delete(key) }
 
 // Current returns the state of this process, an empty one if there is no handler.
 func Current() *Process {

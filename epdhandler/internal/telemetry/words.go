@@ -28,14 +28,6 @@ const (
 	Rejected    Reason = "rejected"    // 4xx: the request's own fault
 )
 
-// ReasonOf is the reason of an answer that is not 2xx.
-func ReasonOf(status int) Reason {
-	if status/100 == 4 {
-		return Rejected
-	}
-	return BadStatus
-}
-
 // An Outcome is what became of a request.
 type Outcome string
 
