@@ -29,18 +29,15 @@ type Segment struct {
 // Name is the name of the option.
 func (s *Segment) Name() string { return s.tokens[0].Text }
 
-// Places are the lines of a directive and of its options.
-type Places struct {
-	directive caddyfile.Dispenser
-	options   map[string]caddyfile.Dispenser
-}
+// Places are the lines of the options, and of the directive, which has no name here.
+type Places map[string]caddyfile.Dispenser
 
 // WrapErr adds the line of the option to an error, or that of the directive if the
 // option is not written.
-func (p *Places) WrapErr(option string, err error) error {
-	at, ok := p.options[option]
+func (p Places) WrapErr(option string, err error) error {
+	at, ok := p[option]
 	if !ok {
-		at = p.directive
+		at = p[""]
 	}
 	return at.WrapErr(err)
 }
@@ -49,9 +46,9 @@ func (p *Places) WrapErr(option string, err error) error {
 var renamed = map[string]string{"keep_handles": "decode_has_embeddings"}
 
 // Parse reads the directive with its block.
-func Parse(d *caddyfile.Dispenser, options Options) (*Places, error) {
+func Parse(d *caddyfile.Dispenser, options Options) (Places, error) {
 	d.Next() // the directive's name
-	places := &Places{*d, make(map[string]caddyfile.Dispenser)}
+	places := Places{"": *d}
 	directive := d.Val()
 	if d.NextArg() {
 		return nil, d.Errf("unexpected argument '%s': %s takes none; upstreams go into its block, as in 'encode %s'", d.Val(), directive, d.Val())
@@ -59,7 +56,7 @@ func Parse(d *caddyfile.Dispenser, options Options) (*Places, error) {
 	for d.NextBlock(0) {
 		name := d.Val()
 		option, ok := options[name]
-		_, given := places.options[name]
+		_, given := places[name]
 		switch {
 		case !ok && renamed[name] != "":
 			return nil, d.Errf("%s is called %s now", name, renamed[name])
@@ -69,7 +66,7 @@ func Parse(d *caddyfile.Dispenser, options Options) (*Places, error) {
 		case given:
 			return nil, d.Errf("'%s' is given twice; write all of it in one place", name)
 		}
-		places.options[name] = *d
+		places[name] = *d
 		tokens := d.NextSegment()
 		segment := caddyfile.NewDispenser(tokens)
 		segment.Next()

@@ -20,23 +20,20 @@ func Pool(to **reverseproxy.Handler) Option {
 		if err := s.checkUpstreams(); err != nil {
 			return err
 		}
-		tokens, healthChecks, err := s.takeHealthChecks()
+		tokens, off, err := s.poolTokens()
 		if err != nil {
 			return err
 		}
 		pool := new(reverseproxy.Handler)
 		if err := pool.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
-			if ours := s.misplaced(); ours != nil {
-				return ours
-			}
 			return err
 		}
-		if healthChecks != nil {
+		if off != nil {
 			if pool.HealthChecks == nil {
 				pool.HealthChecks = new(reverseproxy.HealthChecks)
 			}
 			if pool.HealthChecks.Active != nil {
-				return healthChecks.Err("'health_checks off' contradicts the options of health checks in the same block; remove one or the other")
+				return off.Err("'health_checks off' contradicts the options of health checks in the same block; remove one or the other")
 			}
 			pool.HealthChecks.Active = new(reverseproxy.ActiveHealthChecks)
 		}
@@ -47,9 +44,7 @@ func Pool(to **reverseproxy.Handler) Option {
 
 // checkUpstreams finds words that reverse_proxy would take for hosts.
 func (s *Segment) checkUpstreams() error {
-	d := caddyfile.NewDispenser(s.tokens)
-	d.Next()
-	upstreams := d.RemainingArgs()
+	upstreams := s.RemainingArgs()
 	if args := strings.Join(upstreams, " "); strings.Contains(args, ",") {
 		spaced := strings.Fields(strings.ReplaceAll(args, ",", " "))
 		return s.Errf("upstreams are separated by spaces, not commas; write '%s %s'", s.Name(), strings.Join(spaced, " "))
@@ -65,14 +60,17 @@ func (s *Segment) checkUpstreams() error {
 	return nil
 }
 
-// takeHealthChecks returns the tokens without 'health_checks off', and a dispenser at that;
-// nil if it is not in the block.
-func (s *Segment) takeHealthChecks() (tokens caddyfile.Segment, off *caddyfile.Dispenser, err error) {
+// poolTokens returns the tokens for reverse_proxy, which do not have 'health_checks off', and a
+// dispenser at that, nil if it is not in the block. It finds options of the directive in the block.
+func (s *Segment) poolTokens() (tokens caddyfile.Segment, off *caddyfile.Dispenser, err error) {
 	tokens = slices.Clone(s.tokens)
 	d := caddyfile.NewDispenser(tokens)
 	d.Next()
 	d.RemainingArgs()
 	for d.NextBlock(0) {
+		if _, ours := s.options[d.Val()]; ours {
+			return nil, nil, d.Errf("'%s' is no option of a pool: write it beside %s, not in its block", d.Val(), s.Name())
+		}
 		if d.Val() != "health_checks" {
 			d.NextSegment()
 			continue
@@ -91,36 +89,21 @@ func (s *Segment) takeHealthChecks() (tokens caddyfile.Segment, off *caddyfile.D
 	return tokens, off, nil
 }
 
-// misplaced finds an option of the directive in the block of a pool.
-func (s *Segment) misplaced() error {
-	d := caddyfile.NewDispenser(s.tokens)
-	d.Next()
-	d.RemainingArgs()
-	for d.NextBlock(0) {
-		if _, ours := s.options[d.Val()]; ours {
-			return d.Errf("'%s' is no option of a pool: write it beside %s, not in its block", d.Val(), s.Name())
-		}
-		d.NextSegment()
-	}
-	return nil
-}
-
 // OptionalPool is a [Pool] that can be switched off: <name> disable | none | "".
 func OptionalPool(to **reverseproxy.Handler) Option {
 	pool := Pool(to)
 	return func(s *Segment) error {
-		if len(s.tokens) > 1 {
-			switch off := s.tokens[1].Text; off {
-			case "disable", "none", "":
-				s.Next()
-				if s.Next() {
-					return s.Errf("'%s' switches %s off, so that nothing can follow; write either upstreams or '%s'", off, s.Name(), off)
-				}
-				return nil
+		if len(s.tokens) == 1 {
+			return pool(s)
+		}
+		switch word := s.tokens[1].Text; {
+		case word == "disable" || word == "none" || word == "":
+			if s.Next(); s.Next() {
+				return s.Errf("'%s' switches %s off, so that nothing can follow; write either upstreams or '%s'", word, s.Name(), word)
 			}
-			if meansOff(s.tokens[1].Text) {
-				return s.Errf("'%s' would be taken for the name of a host; write '%s disable'", s.tokens[1].Text, s.Name())
-			}
+			return nil
+		case meansOff(word):
+			return s.Errf("'%s' would be taken for the name of a host; write '%s disable'", word, s.Name())
 		}
 		return pool(s)
 	}
@@ -128,84 +111,63 @@ func OptionalPool(to **reverseproxy.Handler) Option {
 
 // meansOff reports whether a word in place of upstreams is meant to switch a pool off.
 func meansOff(word string) bool {
-	switch strings.ToLower(word) {
-	case "disable", "disabled", "none", "off", "no", "false":
-		return true
-	}
-	return false
+	return slices.Contains([]string{"disable", "disabled", "none", "off", "no", "false"}, strings.ToLower(word))
 }
 
 // Int is a positive number.
 func Int(to *int) Option {
-	return func(s *Segment) error {
-		n, err := s.number(1)
-		if err == nil {
-			*to = n
-		}
-		return err
-	}
+	return value(to, "number", "2", "2, or leave it out", func(arg string) (int, bool) {
+		n, err := strconv.Atoi(arg)
+		return n, err == nil && n > 0
+	})
 }
 
 // OptionalInt is a number that may be 0, which is not the same as nothing.
 func OptionalInt(to **int) Option {
-	return func(s *Segment) error {
-		n, err := s.number(0)
-		if err == nil {
-			*to = &n
-		}
-		return err
-	}
-}
-
-func (s *Segment) number(least int) (int, error) {
-	arg, err := s.argument("a number such as 2")
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.Atoi(arg)
-	if err != nil || n < least {
-		return 0, s.Errf("bad number '%s' for %s; write one such as 2, or leave it out", arg, s.Name())
-	}
-	return n, nil
+	return value(to, "number", "2", "2, or leave it out", func(arg string) (*int, bool) {
+		n, err := strconv.Atoi(arg)
+		return &n, err == nil && n >= 0
+	})
 }
 
 // Duration is a positive length of time.
 func Duration(to *caddy.Duration) Option {
-	return func(s *Segment) error {
-		arg, err := s.argument("a duration such as 30s")
-		if err != nil {
-			return err
-		}
+	return value(to, "duration", "30s", "500ms, 30s or 2m", func(arg string) (caddy.Duration, bool) {
 		d, err := caddy.ParseDuration(arg)
-		if err != nil || d <= 0 {
-			return s.Errf("bad duration '%s' for %s; write one such as 500ms, 30s or 2m", arg, s.Name())
-		}
-		*to = caddy.Duration(d)
-		return nil
-	}
+		return caddy.Duration(d), err == nil && d > 0
+	})
 }
 
 // Size is a positive number of bytes.
 func Size(to *int64) Option {
-	return func(s *Segment) error {
-		arg, err := s.argument("a size such as 64MiB")
-		if err != nil {
-			return err
-		}
+	return value(to, "size", "64MiB", "512KiB, 64MiB or 1GiB", func(arg string) (int64, bool) {
 		n, err := humanize.ParseBytes(arg)
-		if err != nil || n == 0 || int64(n) < 0 {
-			return s.Errf("bad size '%s' for %s; write one such as 512KiB, 64MiB or 1GiB", arg, s.Name())
-		}
-		*to = int64(n)
-		return nil
-	}
+		return int64(n), err == nil && int64(n) > 0
+	})
 }
 
 // String is one word, or more in quotes.
 func String(to *string, example string) Option {
-	return func(s *Segment) (err error) {
-		*to, err = s.argument("a text such as " + example)
-		return err
+	return value(to, "text", example, example, func(arg string) (string, bool) { return arg, true })
+}
+
+// value is an option with one argument of a kind. examples are for the error about a bad one.
+func value[T any](to *T, kind, example, examples string, parse func(arg string) (T, bool)) Option {
+	return func(s *Segment) error {
+		if !s.NextArg() {
+			return s.Errf("%s needs an argument: a %s such as %s", s.Name(), kind, example)
+		}
+		arg := s.Val()
+		if s.Next() {
+			return s.Errf("unexpected '%s': %s has one argument, a %s such as %s", s.Val(), s.Name(), kind, example)
+		}
+		s.Prev()
+		v, ok := parse(arg)
+		if !ok {
+			return s.Errf("bad %s '%s' for %s; write one such as %s", kind, arg, s.Name(), examples)
+		}
+		*to = v
+		return nil
 	}
 }
 
@@ -272,17 +234,4 @@ func Flag(to *bool) Option {
 		*to = true
 		return nil
 	}
-}
-
-// argument returns the only argument.
-func (s *Segment) argument(want string) (string, error) {
-	if !s.NextArg() {
-		return "", s.Errf("%s needs an argument: %s", s.Name(), want)
-	}
-	arg := s.Val()
-	if s.Next() {
-		return "", s.Errf("unexpected '%s': %s has one argument, %s", s.Val(), s.Name(), want)
-	}
-	s.Prev()
-	return arg, nil
 }

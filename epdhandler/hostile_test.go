@@ -267,7 +267,7 @@ func assertAlive(t *testing.T) {
 	go func() {
 		defer close(alive)
 		r := prometheus.NewRegistry()
-		r.MustRegister(operate.NewGauges(testProcess))
+		r.MustRegister(operate.Gauges{Process: testProcess})
 		_, err := r.Gather()
 		assert.NoError(t, err)
 		assert.NotEmpty(t, operate.StatusOf(t.Context(), testProcess).Handlers)

@@ -35,7 +35,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.process == nil { // otherwise it is a test's own
 		h.process = h.users.Use()
 	}
-	if err := h.process.Metrics.Register(ctx.GetMetricsRegistry(), operate.NewGauges(h.process)); err != nil {
+	if err := h.process.Metrics.Register(ctx.GetMetricsRegistry(), operate.Gauges{Process: h.process}); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	for _, s := range h.MediaSources {

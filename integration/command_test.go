@@ -74,9 +74,9 @@ func TestCheck(t *testing.T) {
 		"the environment's key": {change: withKey, env: []string{"VLLM_API_KEY=secret"}},
 		"the pools' key":        {change: withKey, block: []string{`encode header_up Authorization "Bearer secret"`, `prefill header_up Authorization "Bearer secret"`, `decode header_up Authorization "Bearer secret"`}},
 		"another key":           {change: withKey, args: []string{"--api-key", "other"}, env: []string{"VLLM_API_KEY=secret"}, want: allOf("answers 401: it has another --api-key")},
-		"not healthy":           {after: func(e *engines) { e.decode[0].SetFault(fakevllm.Fault{Kind: fakevllm.Status, Code: 503}) }, want: map[string]string{"decode0": "/v1/models answers 503: is that vLLM's API server?"}},
+		"not healthy":           {after: func(e *engines) { e.decode[0].SetFault(fakevllm.Fault{Kind: fakevllm.Status, Code: 503}) }, want: map[string]string{"decode0": "/v1/models answers 503: is that vLLM, and has it started well?"}},
 		"cut off":               {after: func(e *engines) { e.prefill[0].SetFault(fakevllm.Fault{Kind: fakevllm.Garbage}) }, want: map[string]string{"prefill0": "/v1/models lists no models: is that vLLM's API server?"}},
-		"hangs up":              {after: func(e *engines) { e.prefill[0].SetFault(fakevllm.Fault{Kind: fakevllm.CutBefore}) }, want: map[string]string{"prefill0": "/v1/models: closes the connection before it has answered: does it want https://?"}},
+		"hangs up":              {after: func(e *engines) { e.prefill[0].SetFault(fakevllm.Fault{Kind: fakevllm.CutBefore}) }, want: map[string]string{"prefill0": "closes the connection before it has answered: does it want https://?"}},
 		"no TLS":                {block: []string{"prefill transport http {\ntls\n}"}, want: map[string]string{"prefill0": "does not speak TLS: write http://"}},
 		"no connector": {change: func(o *fakevllm.Options) { o.NoHandOver = true }, want: map[string]string{
 			"prefill0": "hands no KV blocks over: does it have --kv-transfer-config, with a connector that answers with kv_transfer_params?",
@@ -92,9 +92,8 @@ func TestCheck(t *testing.T) {
 			}
 		}, want: map[string]string{"encode1": "up, vLLM 0.11.1, serves other", "prefill0": "up, vLLM 0.11.1, serves third", "decode1": "up, vLLM 0.12.0, serves fake"},
 			more: []string{
-				"the instances of encode serve different models: fake ($encode0), other ($encode1)",
-				"the pools serve different models: fake (decode), third (prefill)",
-				"the instances of decode run different versions of vLLM: 0.11.1 ($decode0), 0.12.0 ($decode1)",
+				"engines serve different models: fake ($encode0 $decode0 $decode1), other ($encode1), third ($prefill0)",
+				"engines run different versions of vLLM: 0.11.1 ($encode0 $encode1 $prefill0 $decode0), 0.12.0 ($decode1)",
 			}},
 	} {
 		t.Run(name, func(t *testing.T) {

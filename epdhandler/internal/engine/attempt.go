@@ -80,8 +80,8 @@ func (a *Attempt) Answered() { a.err = nil }
 
 // Why is the reason as operators get to know it.
 func (a *Attempt) Why() telemetry.Reason {
-	if a.Reason == telemetry.BadStatus {
-		return telemetry.ReasonOf(a.Status)
+	if a.Reason == telemetry.BadStatus && a.Status/100 == 4 {
+		return telemetry.Rejected
 	}
 	return a.Reason
 }

@@ -3,6 +3,7 @@
 package memory
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"sync"
@@ -34,12 +35,12 @@ const (
 // zero value is ready to use. A Ledger must not be copied.
 type Ledger struct {
 	// Guard is called with a region that becomes idle, or that is used again, while the
-	// Ledger is locked. It is a hook for tests, which make idle memory inaccessible, and
-	// must be set before the Ledger is used, or while it is not.
+	// Ledger is locked. It is for tests, which make idle memory inaccessible, and must not be
+	// set while the Ledger is used.
 	Guard func(region []byte, idle bool)
 
 	mu       sync.Mutex
-	sum      int64    // only take and give change it
+	sum      int64    // bytes that are held or promised
 	promised int64    // part of sum: bytes that clients have announced and not sent yet
 	claims   []*claim // that wait, oldest first
 	idle     regions
@@ -61,10 +62,8 @@ func (l *Ledger) Held() int64 {
 	return l.sum - l.promised
 }
 
-// take counts n bytes. The Ledger must be locked, here and in give and grant.
-func (l *Ledger) take(n int64) { l.sum += n }
-
-// give counts n bytes less, and grants the claims for which there is room now.
+// give counts n bytes less, and grants the claims for which there is room now. The Ledger must
+// be locked, here and in grant.
 func (l *Ledger) give(n int64) {
 	if n > 0 {
 		l.sum -= n
@@ -98,16 +97,12 @@ func (l *Ledger) wait(timeout time.Duration, c *claim) error {
 	l.claims = append(l.claims, c)
 	l.mu.Unlock()
 
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	var err error
+	ctx, cancel := context.WithTimeoutCause(c.share.ctx, timeout, ErrExhausted)
+	defer cancel()
 	select {
 	case <-c.granted:
 		return nil
-	case <-timer.C:
-		err = ErrExhausted
-	case <-c.share.ctx.Done():
-		err = c.share.ctx.Err()
+	case <-ctx.Done():
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -116,5 +111,5 @@ func (l *Ledger) wait(timeout time.Duration, c *claim) error {
 		return nil
 	}
 	l.claims = slices.Delete(l.claims, i, i+1)
-	return err
+	return context.Cause(ctx)
 }

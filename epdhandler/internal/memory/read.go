@@ -23,7 +23,11 @@ func (s *Share) ReadBody(r io.Reader, length, limit int64) (b []byte, m *body.Me
 	if b, err = s.readAll(r, length, limit); err != nil {
 		return nil, nil, err
 	}
-	return b, s.received(b), nil
+	n := cap(b)
+	if s.region != nil {
+		n = len(b)
+	}
+	return b, s.end(int64(n)), nil
 }
 
 func (s *Share) readAll(r io.Reader, length, limit int64) ([]byte, error) {
@@ -33,7 +37,7 @@ func (s *Share) readAll(r io.Reader, length, limit int64) ([]byte, error) {
 	size := int(min(length, math.MaxInt-1)) + 1 // so that the end is met without growing
 	buf := s.alloc(size)
 	for {
-		end := min(cap(buf), len(buf)+window(len(buf)))
+		end := min(cap(buf), len(buf)+min(max(len(buf), smallBody+1), 1<<20))
 		if err := s.reach(int64(end)); err != nil {
 			return nil, err
 		}
@@ -47,12 +51,7 @@ func (s *Share) readAll(r io.Reader, length, limit int64) ([]byte, error) {
 		case err != nil:
 			return nil, err
 		case len(buf) == cap(buf):
-			grown := make([]byte, len(buf), min(size, 2*cap(buf)))
-			copy(grown, buf)
-			buf = grown
+			buf = append(make([]byte, 0, min(size, 2*cap(buf))), buf...)
 		}
 	}
 }
-
-// window is how many bytes to read at once after n bytes.
-func window(n int) int { return min(max(n, smallBody+1), 1<<20) }

@@ -7,19 +7,18 @@ import (
 	"time"
 )
 
-// region is memory for a large body, outside of Go's heap. It takes memory only where
-// something has been written: so there is room for what a client has announced before that
-// arrives, without copying as the body grows. And it is free at once, not after the next
-// garbage collection.
+// region is memory for a large body, outside of Go's heap. It takes memory only where something
+// has been written, so a body need not be copied as it grows. It is free at once, not after the
+// next garbage collection.
 type region struct {
 	bytes     []byte
 	touched   int64 // bytes that have been written, and take memory
 	idleSince time.Time
 }
 
-// regions are the idle ones, the one used last at the end. To use a region again saves the
-// kernel clearing it, which takes about as long as reading the body from the network. The
-// Ledger must be locked.
+// regions are the idle ones, the one used last at the end. The kernel need not clear a region that
+// is used again, which takes about as long as reading the body from the network. The Ledger must
+// be locked.
 type regions struct {
 	list    []*region
 	touched int64
@@ -31,9 +30,8 @@ const (
 	idleTime  = 10 * time.Second                  // after which an idle region is unmapped
 )
 
-// Without huge pages a region takes what has been written. With them it takes up to
-// hugePage more, but new memory costs a quarter of the CPU time. So only the part of a region
-// beyond smallPart may have them.
+// With huge pages a region takes up to hugePage more than what has been written, but new memory
+// costs a quarter of the CPU time. So only the part of a region beyond smallPart may have them.
 const (
 	hugePage  = 2 << 20
 	smallPart = 16 << 20
@@ -54,7 +52,12 @@ func (l *Ledger) takeRegion(n int) *region {
 		return nil
 	}
 	size := 1 << bits.Len(uint(n-1)) // few sizes, so that regions fit again
-	if r := l.idle.take(size); r != nil {
+	for i, r := range slices.Backward(l.idle.list) {
+		if len(r.bytes) != size {
+			continue
+		}
+		l.idle.list = slices.Delete(l.idle.list, i, i+1)
+		l.idle.touched -= r.touched
 		if l.Guard != nil {
 			l.Guard(r.bytes, false)
 		}
@@ -67,49 +70,35 @@ func (l *Ledger) takeRegion(n int) *region {
 	return &region{bytes: bytes}
 }
 
-// putRegion keeps a region that is not used any more for the next body.
+// putRegion keeps a region that is not used any more for the next body, and unmaps the oldest
+// ones if there are too many.
 func (l *Ledger) putRegion(r *region) {
 	if l.Guard != nil {
 		l.Guard(r.bytes, true)
 	}
-	l.idle.put(r)
-	if l.expiry == nil && len(l.idle.list) > 0 {
-		l.expiry = time.AfterFunc(idleTime, l.expire)
-	}
+	r.idleSince = time.Now()
+	l.idle.list = append(l.idle.list, r)
+	l.idle.touched += r.touched
+	l.idle.drop(maxIdle)
+	l.expireLater()
 }
 
 // expire unmaps the regions that have been idle for idleTime.
 func (l *Ledger) expire() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := &l.idle
-	for len(r.list) > 0 && time.Since(r.list[0].idleSince) >= idleTime {
+	for r := &l.idle; len(r.list) > 0 && time.Since(r.list[0].idleSince) >= idleTime; {
 		r.drop(r.touched - 1)
 	}
 	l.expiry = nil
-	if len(r.list) > 0 {
-		l.expiry = time.AfterFunc(idleTime-time.Since(r.list[0].idleSince), l.expire)
-	}
+	l.expireLater()
 }
 
-// take returns an idle region of this size, nil if there is none.
-func (r *regions) take(size int) *region {
-	for i, region := range slices.Backward(r.list) {
-		if len(region.bytes) == size {
-			r.list = slices.Delete(r.list, i, i+1)
-			r.touched -= region.touched
-			return region
-		}
+// expireLater calls expire when the oldest region has been idle for idleTime.
+func (l *Ledger) expireLater() {
+	if l.expiry == nil && len(l.idle.list) > 0 {
+		l.expiry = time.AfterFunc(idleTime-time.Since(l.idle.list[0].idleSince), l.expire)
 	}
-	return nil
-}
-
-// put adds a region, and unmaps the oldest ones if there are too many.
-func (r *regions) put(region *region) {
-	region.idleSince = time.Now()
-	r.list = append(r.list, region)
-	r.touched += region.touched
-	r.drop(maxIdle)
 }
 
 // drop unmaps regions, oldest first, until they take no more than max bytes.

@@ -9,13 +9,11 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// smallBody is the size up to which a body is in ordinary memory, and is not counted before
-// it arrives.
+// smallBody is the size up to which a body is in ordinary memory, and not counted before it arrives.
 const smallBody = 64 << 10
 
-// The length that a client announces is counted before the body arrives, so that not more
-// bodies begin than can be received: up to maxPromise bytes, and for promiseTime, because a
-// client may not send what it has announced.
+// The length that a client announces is counted before the body arrives, so that not more bodies
+// begin than can be received: up to maxPromise bytes for promiseTime, as clients may not send it.
 const (
 	maxPromise  = 16 << 20
 	promiseTime = 2 * time.Second
@@ -44,7 +42,7 @@ func (l *Ledger) Reserve(ctx context.Context, announced, limit int64) (*Share, e
 		if n > smallBody {
 			s.promised = n
 			l.promised += n
-			l.take(n)
+			l.sum += n
 		}
 	}})
 	if err != nil {
@@ -90,7 +88,7 @@ func (s *Share) hold(n int64) {
 	more := n - s.held
 	s.held = n
 	if more > 0 {
-		s.ledger.take(more - s.redeem(more))
+		s.ledger.sum += more - s.redeem(more)
 	} else {
 		s.ledger.give(-more)
 	}
@@ -116,14 +114,6 @@ func (s *Share) reach(n int64) error {
 		n = inPages(n)
 	}
 	return s.Add(n - s.held)
-}
-
-// received notes that the body is complete, in b, and returns the memory that it is in.
-func (s *Share) received(b []byte) *body.Memory {
-	if s.region == nil {
-		return s.end(int64(cap(b)))
-	}
-	return s.end(int64(len(b)))
 }
 
 // end notes that no more of the body will arrive, and that n bytes have. It returns the

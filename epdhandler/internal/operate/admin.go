@@ -1,3 +1,5 @@
+// Package operate is what operators use: metrics that are read on demand, the status, profiles, and
+// the commands epd-check and epd-proxy. It knows nothing of how requests are served.
 package operate
 
 import (
@@ -7,10 +9,18 @@ import (
 	"slices"
 
 	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
 )
+
+// Register registers the routes of the admin endpoint and the commands with Caddy. It must be
+// called once, before main.
+func Register() {
+	caddy.RegisterModule(adminAPI{})
+	caddycmd.RegisterCommand(checkCommand())
+	caddycmd.RegisterCommand(proxyCommand())
+}
 
 // adminAPI is the part of Caddy's admin endpoint that is for epd_proxy:
 //
@@ -19,6 +29,8 @@ import (
 // `GET /epd/status` | the health, load and latency of every pool and instance are returned, as JSON, or for a browser as a page
 // `POST /epd/start_profile`, `/epd/stop_profile` | the request is sent to every instance of every pool of every handler
 type adminAPI struct{}
+
+var _ caddy.AdminRouter = adminAPI{}
 
 // CaddyModule returns the Caddy module information.
 func (adminAPI) CaddyModule() caddy.ModuleInfo {
@@ -48,25 +60,15 @@ func only(method string, serve caddy.AdminHandlerFunc) caddy.AdminHandlerFunc {
 	}
 }
 
-// profileAll sends a request to profile to all engines. Operators may see the addresses of
-// engines, and errors with them.
+// profileAll sends a request to profile to all engines.
 func profileAll(path string) caddy.AdminHandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		var pools []*engine.Pool
-		for _, s := range slices.Backward(process.Current().Sites()) { // while a reload goes on, the new one first
-			pools = append(pools, s.Pools()...)
-		}
+		pools := process.Current().Pools()
+		slices.Reverse(pools) // while a reload goes on, the new ones first
 		if len(pools) == 0 {
 			return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("there is no epd_proxy in the configuration")}
 		}
-		p := Profile(r.Context(), ProfileQuestion(r, path), engine.Target.Address, pools...)
-		for _, said := range p {
-			for i := range said {
-				if err := said[i].err; err != nil {
-					said[i].Result = err.Error()
-				}
-			}
-		}
+		p := Profile(r.Context(), ProfileQuestion(r, path), false, pools...)
 		status := http.StatusOK
 		if !p.Some() {
 			status = http.StatusServiceUnavailable
@@ -75,6 +77,3 @@ func profileAll(path string) caddy.AdminHandlerFunc {
 		return nil
 	}
 }
-
-// Interface guard
-var _ caddy.AdminRouter = adminAPI{}

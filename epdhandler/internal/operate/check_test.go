@@ -22,11 +22,11 @@ func TestMismatches(t *testing.T) {
 		"all the same":       {[]string{"encode e1 m 1", "encode e2 m 1", "decode d1 m 1"}, nil},
 		"one is down":        {[]string{"encode e1 m 1", "encode e2 - -", "decode d1 m 1"}, nil},
 		"a pool is down":     {[]string{"encode e1 - -", "prefill p1 m 1", "decode d1 m 1"}, nil},
-		"models in a pool":   {[]string{"encode e1 m 1", "encode e2 n 1", "encode e3 m 1", "decode d1 m 1"}, []string{"the instances of encode serve different models: m (e1 e3), n (e2)"}},
-		"versions in a pool": {[]string{"encode e1 m 1", "decode d1 m 1", "decode d2 m 2"}, []string{"the instances of decode run different versions of vLLM: 1 (d1), 2 (d2)"}},
+		"models in a pool":   {[]string{"encode e1 m 1", "encode e2 n 1", "encode e3 m 1", "decode d1 m 1"}, []string{"engines serve different models: m (e1 e3 d1), n (e2)"}},
+		"versions in a pool": {[]string{"encode e1 m 1", "decode d1 m 1", "decode d2 m 2"}, []string{"engines run different versions of vLLM: 1 (e1 d1), 2 (d2)"}},
 		"unknown version":    {[]string{"encode e1 m 1", "decode d1 m 1", "decode d2 m -"}, nil},
-		"versions of pools":  {[]string{"encode e1 m 1", "encode e2 m -", "decode d1 m 2"}, []string{"the pools run different versions of vLLM: 1 (encode), 2 (decode)"}},
-		"models of pools":    {[]string{"encode e1 m 1", "prefill p1 n 1", "decode d1 m 1"}, []string{"the pools serve different models: m (encode decode), n (prefill)"}},
+		"versions of pools":  {[]string{"encode e1 m 1", "encode e2 m -", "decode d1 m 2"}, []string{"engines run different versions of vLLM: 1 (e1), 2 (d1)"}},
+		"models of pools":    {[]string{"encode e1 m 1", "prefill p1 n 1", "decode d1 m 1"}, []string{"engines serve different models: m (e1 d1), n (p1)"}},
 		"too old": {[]string{"encode e1 m 0.9.2", "decode d1 m 0.9.2"}, []string{
 			"encode e1 runs vLLM 0.9.2, which knows no encoders: 0.11.1 is the first",
 			"decode d1 runs vLLM 0.9.2, which knows no encoders: 0.11.1 is the first",
@@ -41,9 +41,8 @@ func TestMismatches(t *testing.T) {
 		}},
 		"nobody in two pools": {[]string{"encode - - -", "decode - - -"}, nil},
 		"everything": {[]string{"encode e1 m 1", "encode e2 n 2", "prefill p1 m 1", "decode d1 n 1"}, []string{
-			"the instances of encode serve different models: m (e1), n (e2)",
-			"the pools serve different models: m (prefill), n (decode)",
-			"the instances of encode run different versions of vLLM: 1 (e1), 2 (e2)",
+			"engines serve different models: m (e1 p1), n (e2 d1)",
+			"engines run different versions of vLLM: 1 (e1 p1 d1), 2 (e2)",
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -74,7 +73,8 @@ func TestModelNames(t *testing.T) {
 		`<html>`:                                           "",
 		`{"data":[{"id":1}]`:                               "",
 	} {
-		assert.Equal(t, want, modelNames([]byte(answer)), answer)
+		_, got := modelNames([]byte(answer))
+		assert.Equal(t, want, got, answer)
 	}
 }
 

@@ -76,8 +76,8 @@ func occupy(t *testing.T, p *engine.Pool, turn *dispatch.Turn) {
 func values(t *testing.T, p *process.Process) map[string]float64 {
 	t.Helper()
 	registry := prometheus.NewRegistry()
-	require.NoError(t, registry.Register(NewGauges(p)))
-	assert.ErrorAs(t, registry.Register(NewGauges(p)), new(prometheus.AlreadyRegisteredError), "of another handler")
+	require.NoError(t, registry.Register(Gauges{p}))
+	assert.ErrorAs(t, registry.Register(Gauges{p}), new(prometheus.AlreadyRegisteredError), "of another handler")
 	families, err := registry.Gather()
 	require.NoError(t, err)
 	got := make(map[string]float64)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -20,8 +19,8 @@ import (
 // writes its whole profile.
 const profileTimeout = 30 * time.Minute
 
-// Profiles are the answers of instances to a request to profile, by stage.
-type Profiles map[string][]profiled
+// Profiles are the answers of instances to a request to profile.
+type Profiles []profiled
 
 // profiled is the answer of one instance.
 type profiled struct {
@@ -37,25 +36,25 @@ const profileOK = "ok"
 
 // ProfileQuestion returns the question for the instances, with the credentials of a request.
 func ProfileQuestion(r *http.Request, path string) engine.Question {
-	q := engine.Question{Method: r.Method, Path: path, Header: make(http.Header), Timeout: profileTimeout}
-	if key := r.Header["Authorization"]; key != nil {
-		q.Header["Authorization"] = key
-	}
-	return q
+	header := http.Header{"Authorization": r.Header["Authorization"]}
+	return engine.Question{Method: r.Method, Path: path, Header: header, Timeout: profileTimeout}
 }
 
-// Profile sends a question to every instance of the pools. The answers call them by their names.
-func Profile(ctx context.Context, q engine.Question, name func(engine.Target) string, pools ...*engine.Pool) Profiles {
+// Profile sends a question to every instance of the pools. If everybody may read the answers, they
+// have no addresses.
+func Profile(ctx context.Context, q engine.Question, public bool, pools ...*engine.Pool) Profiles {
 	all := engine.Targets(ctx, pools...)
-	said := make([]profiled, len(all))
+	p := make(Profiles, len(all))
 	engine.AskAll(all, func(i int, t engine.Target) {
 		r := t.Ask(ctx, q)
-		said[i] = profiled{name(t), r.Status, result(t.Pool.Stage, r), t, r.Err}
+		p[i] = profiled{t.Place(), r.Status, result(t.Pool.Stage, r), t, r.Err}
+		if !public {
+			p[i].Upstream = t.Address()
+			if r.Err != nil {
+				p[i].Result = r.Err.Error()
+			}
+		}
 	})
-	p := make(Profiles)
-	for _, s := range said {
-		p[s.target.Pool.Stage] = append(p[s.target.Pool.Stage], s)
-	}
 	return p
 }
 
@@ -72,27 +71,26 @@ func result(stage string, r engine.Reply) string {
 	return cmp.Or(engine.ErrorOf(r.Status, r.Body).Message, fmt.Sprintf("the %s stage answered with status %d", stage, r.Status))
 }
 
-// all returns the answers of all stages.
-func (p Profiles) all() []profiled {
-	return slices.Concat(slices.Collect(maps.Values(p))...)
-}
-
 // Some reports whether any instance has done it.
 func (p Profiles) Some() bool {
-	return slices.ContainsFunc(p.all(), func(s profiled) bool { return s.Result == profileOK })
+	return slices.ContainsFunc(p, func(s profiled) bool { return s.Result == profileOK })
 }
 
-// Write sends the answers as JSON.
+// Write sends the answers as JSON, by stage.
 func (p Profiles) Write(w http.ResponseWriter, status int) {
+	stages := make(map[string]Profiles)
+	for _, s := range p {
+		stages[s.target.Pool.Stage] = append(stages[s.target.Pool.Stage], s)
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(p)
+	_ = json.NewEncoder(w).Encode(stages)
 }
 
 // Log logs the instances that have not done it.
 func (p Profiles) Log(logger *zap.Logger, requestID string) {
-	for _, s := range p.all() {
+	for _, s := range p {
 		if s.Result == profileOK {
 			continue
 		}
@@ -109,7 +107,7 @@ func (p Profiles) Log(logger *zap.Logger, requestID string) {
 // String lists the instances that have not done it, in one line.
 func (p Profiles) String() string {
 	var failed []string
-	for _, s := range p.all() {
+	for _, s := range p {
 		if s.Result != profileOK {
 			failed = append(failed, strings.TrimSpace(s.Upstream+" "+s.Result))
 		}
@@ -121,14 +119,10 @@ func (p Profiles) String() string {
 // FromHere reports whether a request does not come from a page of another site. Browsers send a
 // POST without a body to any site without asking it first (CORS), but with the Origin of the page.
 func FromHere(r *http.Request) bool {
-	origins := r.Header["Origin"]
-	if len(origins) == 0 {
-		return true
-	}
-	scheme, port := "http", ":80"
+	here := "http://" + strings.TrimSuffix(r.Host, ":80")
 	if r.TLS != nil {
-		scheme, port = "https", ":443"
+		here = "https://" + strings.TrimSuffix(r.Host, ":443")
 	}
-	here := scheme + "://" + strings.TrimSuffix(r.Host, port)
-	return len(origins) == 1 && strings.EqualFold(origins[0], here)
+	origins := r.Header["Origin"]
+	return len(origins) == 0 || len(origins) == 1 && strings.EqualFold(origins[0], here)
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -11,7 +12,6 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
 )
 
@@ -34,7 +34,7 @@ func TestProfiles(t *testing.T) {
 	r.Header.Set("Authorization", "Bearer secret")
 	r.Header.Set("X-Other", "y")
 
-	all := Profile(t.Context(), ProfileQuestion(r, "/start_profile"), engine.Target.Place, encode, decode)
+	all := Profile(t.Context(), ProfileQuestion(r, "/start_profile"), true, encode, decode)
 	assert.False(t, all.Some())
 	assert.Equal(t, "decode#1 the disk is full, decode#2 the decode stage answered with status 502, "+
 		"decode#3 the decode stage answered with status 307, encode#1 not available, encode#2 no answer", all.String())
@@ -50,13 +50,14 @@ func TestProfiles(t *testing.T) {
 	require.Len(t, failed, 1)
 	assert.Equal(t, "dial tcp encode#2: connect: connection refused", failed[0].ContextMap()["error"])
 
-	all = Profile(t.Context(), ProfileQuestion(r, "/stop_profile"), engine.Target.Address, newPool(t, p, "encode", upstreams(dead)), newPool(t, p, "decode", upstreams(says(200, ""))))
+	all = Profile(t.Context(), ProfileQuestion(r, "/stop_profile"), false, newPool(t, p, "encode", upstreams(dead)), newPool(t, p, "decode", upstreams(says(200, ""))))
 	assert.True(t, all.Some())
-	assert.Equal(t, dead+" no answer", all.String())
+	refused := dead + " dial tcp " + dead + ": connect: connection refused"
+	assert.Equal(t, refused, all.String())
 	w := httptest.NewRecorder()
 	all.Write(w, http.StatusOK)
 	assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
-	assert.JSONEq(t, `{"encode":[{"upstream":"`+dead+`","result":"no answer"}],"decode":[{"upstream":"`+all["decode"][0].Upstream+`","status":200,"result":"ok"}]}`, w.Body.String())
+	assert.JSONEq(t, `{"encode":[{"upstream":"`+dead+`","result":"`+strings.TrimPrefix(refused, dead+" ")+`"}],"decode":[{"upstream":"`+all[1].Upstream+`","status":200,"result":"ok"}]}`, w.Body.String())
 }
 
 func TestFromHere(t *testing.T) {

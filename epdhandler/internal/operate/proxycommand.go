@@ -1,6 +1,7 @@
 package operate
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,7 +17,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
@@ -47,7 +47,6 @@ only a port, such as :8000, over plain HTTP.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
 			addProxyFlags(cmd)
-			cmd.Args = noMoreAddresses
 			cmd.RunE = caddycmd.WrapCommandFuncForCobra(cmdProxy)
 		},
 	}
@@ -67,16 +66,11 @@ func addProxyFlags(cmd *cobra.Command) {
 	f.BoolP("debug", "v", false, "Enable verbose debug logs")
 }
 
-// noMoreAddresses refuses arguments, which are most likely upstreams after a space.
-func noMoreAddresses(_ *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return fmt.Errorf("unexpected argument '%s'; the addresses of a pool are separated by commas, as in --encode e1:8001,e2:8001", args[0])
-	}
-	return nil
-}
-
 func cmdProxy(fs caddycmd.Flags) (int, error) {
 	caddy.TrapSignals()
+	if extra := fs.Arg(0); extra != "" {
+		return caddy.ExitCodeFailedStartup, fmt.Errorf("unexpected argument '%s'; the addresses of a pool are separated by commas, as in --encode e1:8001,e2:8001", extra)
+	}
 	handler, err := proxyHandler(fs)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
@@ -88,20 +82,8 @@ func cmdProxy(fs caddycmd.Flags) (int, error) {
 	if err := caddy.Run(proxyConfig(fs, server)); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	caddy.Log().Info("epd_proxy is serving", append(upstreamFields(handler), zap.String("address", address))...)
+	caddy.Log().Info("epd_proxy is serving", zap.String("address", address), zap.Any("handler", handler))
 	select {}
-}
-
-// upstreamFields returns the upstreams of the pools for the log.
-func upstreamFields(handler json.RawMessage) (fields []zap.Field) {
-	var config struct{ Encode, Prefill, Decode reverseproxy.Handler }
-	_ = json.Unmarshal(handler, &config) // it was made from these types
-	for i, pool := range []reverseproxy.Handler{config.Encode, config.Prefill, config.Decode} {
-		if pool.Upstreams != nil {
-			fields = append(fields, zap.Stringers(telemetry.Stages()[i], pool.Upstreams))
-		}
-	}
-	return fields
 }
 
 // proxyHandler returns the JSON of the handler. The parser of the directive reads the flags as
@@ -134,17 +116,14 @@ func proxyHandler(fs caddycmd.Flags) (json.RawMessage, error) {
 // poolTokens returns the line of a pool with its block, nil if the pool has no upstreams.
 func poolTokens(fs caddycmd.Flags, stage string) ([]caddyfile.Token, error) {
 	flag, long := stage, stage+"-servers-urls"
-	switch {
-	case fs.Changed(flag) && fs.Changed(long):
-		return nil, fmt.Errorf("--%s and --%s are the same; give one of them", flag, long)
-	case fs.Changed(long):
+	if fs.Changed(long) {
+		if fs.Changed(stage) {
+			return nil, fmt.Errorf("--%s and --%s are the same; give one of them", stage, long)
+		}
 		flag = long
 	}
-	values, err := fs.GetStringArray(flag)
-	if err != nil {
-		return nil, err
-	}
-	upstreams := strings.FieldsFunc(strings.Join(values, ","), func(r rune) bool { return strings.ContainsRune(", \t\n", r) })
+	values, _ := fs.GetStringArray(flag) // never fails
+	upstreams := strings.Fields(strings.ReplaceAll(strings.Join(values, " "), ",", " "))
 	switch {
 	case len(upstreams) == 0 && stage == telemetry.Prefill:
 		return nil, nil
@@ -198,57 +177,38 @@ func takePath(upstreams []string) (path string, err error) {
 // proxyServer returns a server for the handler at the address of the flags, and that as a site
 // address.
 func proxyServer(fs caddycmd.Flags, handler json.RawMessage) (*caddyhttp.Server, string, error) {
-	if fs.Changed("listen") && (fs.Changed("host") || fs.Changed("port")) {
-		return nil, "", errors.New("--listen is for --host and --port together; give either that or these")
+	site := httpcaddyfile.Address{Scheme: "http", Host: fs.String("host"), Port: fs.String("port")}
+	on := site.Host // the interface
+	if fs.Changed("listen") {
+		if fs.Changed("host") || fs.Changed("port") {
+			return nil, "", errors.New("--listen is for --host and --port together; give either that or these")
+		}
+		var err error
+		if site, err = siteAddress(fs.String("listen")); err != nil {
+			return nil, "", fmt.Errorf("invalid address '%s' for --listen: %w", fs.String("listen"), err)
+		}
+		on = site.Host
+		if _, err := netip.ParseAddr(on); err != nil && on != "localhost" {
+			on = "" // a name is served on all interfaces
+		}
 	}
 	route := caddyhttp.Route{HandlersRaw: []json.RawMessage{handler}}
-	server := new(caddyhttp.Server)
+	if site.Host != on || site.Host != "" && site.Scheme == "https" {
+		route.MatcherSetsRaw = []caddy.ModuleMap{{"host": caddyconfig.JSON(caddyhttp.MatchHost{site.Host}, nil)}}
+	}
+	server := &caddyhttp.Server{Listen: []string{net.JoinHostPort(on, site.Port)}, Routes: caddyhttp.RouteList{route}}
+	if site.Scheme == "http" {
+		server.AutoHTTPS = &caddyhttp.AutoHTTPSConfig{Disabled: true}
+	}
 	if fs.Bool("access-log") {
 		server.Logs = new(caddyhttp.ServerLogConfig)
 	}
-	address := "http://" + net.JoinHostPort(fs.String("host"), fs.String("port"))
-	if !fs.Changed("listen") {
-		server.Listen = []string{strings.TrimPrefix(address, "http://")}
-		server.AutoHTTPS = &caddyhttp.AutoHTTPSConfig{Disabled: true}
-	} else {
-		site, err := siteAddress(fs.String("listen"))
-		if err != nil {
-			return nil, "", err
-		}
-		address = site.String()
-		server.Listen = []string{net.JoinHostPort(interfaceOf(site.Host), site.Port)}
-		if site.Scheme == "http" {
-			server.AutoHTTPS = &caddyhttp.AutoHTTPSConfig{Disabled: true}
-		}
-		if site.Host != "" && (site.Scheme == "https" || interfaceOf(site.Host) == "") {
-			route.MatcherSetsRaw = []caddy.ModuleMap{{"host": caddyconfig.JSON(caddyhttp.MatchHost{site.Host}, nil)}}
-		}
-	}
-	server.Routes = caddyhttp.RouteList{route}
-	return server, address, nil
-}
-
-// interfaceOf returns the interface that a site listens on: an IP address or localhost is served
-// there, any other name on all interfaces, which is empty.
-func interfaceOf(host string) string {
-	if _, err := netip.ParseAddr(host); err == nil || host == "localhost" {
-		return host
-	}
-	return ""
+	return server, site.String(), nil
 }
 
 // siteAddress parses an address, and completes it as 'caddy reverse-proxy' does.
 func siteAddress(listen string) (httpcaddyfile.Address, error) {
-	if listen != "" && strings.Trim(listen, "0123456789") == "" {
-		return httpcaddyfile.Address{}, fmt.Errorf("invalid address '%s' for --listen: it would be taken for the name of a host; write ':%s'", listen, listen)
-	}
 	site, err := httpcaddyfile.ParseAddress(listen)
-	if err != nil {
-		return site, fmt.Errorf("invalid address '%s' for --listen: %w", listen, err)
-	}
-	if site.Path != "" {
-		return site, fmt.Errorf("invalid address '%s' for --listen: it has a path", listen)
-	}
 	ports := map[string]string{"http": strconv.Itoa(caddyhttp.DefaultHTTPPort), "https": strconv.Itoa(caddyhttp.DefaultHTTPSPort)}
 	if site.Scheme == "" {
 		site.Scheme = "https"
@@ -256,27 +216,28 @@ func siteAddress(listen string) (httpcaddyfile.Address, error) {
 			site.Scheme = "http"
 		}
 	}
-	if ports[site.Scheme] == "" {
-		return site, fmt.Errorf("invalid address '%s' for --listen: write http:// or https://", listen)
+	site.Port = cmp.Or(site.Port, ports[site.Scheme])
+	switch {
+	case err != nil:
+	case listen != "" && strings.Trim(listen, "0123456789") == "":
+		err = fmt.Errorf("it would be taken for the name of a host; write ':%s'", listen)
+	case site.Path != "":
+		err = errors.New("it has a path")
+	case ports[site.Scheme] == "":
+		err = errors.New("write http:// or https://")
+	case site.Scheme == "https" && site.Host == "":
+		err = errors.New("a certificate is for a host; write one such as https://localhost:8443")
 	}
-	if site.Scheme == "https" && site.Host == "" {
-		return site, fmt.Errorf("invalid address '%s' for --listen: a certificate is for a host; write one such as https://localhost:8443", listen)
-	}
-	if site.Port == "" {
-		site.Port = ports[site.Scheme]
-	}
-	return site, nil
+	return site, err
 }
 
 // proxyConfig returns the configuration. It has no admin endpoint, because only the flags configure
 // this proxy.
 func proxyConfig(fs caddycmd.Flags, server *caddyhttp.Server) *caddy.Config {
-	persist := false
+	app := caddyhttp.App{Servers: map[string]*caddyhttp.Server{"epd_proxy": server}}
 	config := &caddy.Config{
-		Admin: &caddy.AdminConfig{Disabled: true, Config: &caddy.ConfigSettings{Persist: &persist}},
-		AppsRaw: caddy.ModuleMap{
-			"http": caddyconfig.JSON(caddyhttp.App{Servers: map[string]*caddyhttp.Server{"epd_proxy": server}}, nil),
-		},
+		Admin:   &caddy.AdminConfig{Disabled: true, Config: &caddy.ConfigSettings{Persist: new(false)}},
+		AppsRaw: caddy.ModuleMap{"http": caddyconfig.JSON(app, nil)},
 	}
 	if fs.Bool("debug") {
 		config.Logging = &caddy.Logging{Logs: map[string]*caddy.CustomLog{

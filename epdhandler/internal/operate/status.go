@@ -18,7 +18,10 @@ import (
 // Status is what the handlers of a process do at the moment. Times are in seconds.
 type Status struct {
 	Handlers []siteStatus `json:"handlers"`
-	Memory   memoryStatus `json:"memory"`
+	Memory   struct {
+		Held  int64 `json:"held"`
+		Limit int64 `json:"limit"`
+	} `json:"memory"`
 }
 
 type siteStatus struct {
@@ -43,30 +46,11 @@ type upstreamStatus struct {
 	InFlight int    `json:"in_flight"`
 	Answers  int    `json:"answers"` // since Caddy was started
 
-	FirstByte      firstByteStatus   `json:"time_to_first_byte"` // of the last answers
-	RecentFailures int               `json:"recent_failures"`    // in the last five minutes, 100 at most
-	LastFailure    *dispatch.Failure `json:"last_failure,omitempty"`
-	HandOvers      *handOverStatus   `json:"handoffs,omitempty"` // of prefill
+	FirstByte      map[string]float64 `json:"time_to_first_byte"` // of the last answers
+	RecentFailures int                `json:"recent_failures"`    // in the last five minutes, 100 at most
+	LastFailure    *dispatch.Failure  `json:"last_failure,omitempty"`
+	HandOvers      map[string]int     `json:"handoffs,omitempty"` // answers of prefill with and without KV blocks
 }
-
-type firstByteStatus struct {
-	Median float64 `json:"p50"`
-	P95    float64 `json:"p95"`
-}
-
-// handOverStatus is how many answers of an instance of prefill had KV blocks for decode.
-type handOverStatus struct {
-	Blocks int `json:"blocks"`
-	None   int `json:"none"`
-}
-
-type memoryStatus struct {
-	Held  int64 `json:"held"`
-	Limit int64 `json:"limit"`
-}
-
-// recently is the age up to which failures count as recent.
-const recently = 5 * time.Minute
 
 // StatusOf returns the status of a process. No engine is contacted, but the source of a dynamic
 // pool may be asked for its instances.
@@ -88,13 +72,7 @@ func StatusOf(ctx context.Context, p *process.Process) Status {
 }
 
 func statusOf(ctx context.Context, p *engine.Pool) poolStatus {
-	s := poolStatus{
-		Stage:     p.Stage,
-		Health:    p.Health(),
-		Limit:     p.Limit,
-		Waiting:   p.Waiting(),
-		Upstreams: []upstreamStatus{},
-	}
+	s := poolStatus{Stage: p.Stage, Health: p.Health(), Limit: p.Limit, Waiting: p.Waiting(), Upstreams: []upstreamStatus{}}
 	if p.Limit > 0 {
 		s.QueueSize = p.QueueSize
 	}
@@ -111,10 +89,10 @@ func statusOf(ctx context.Context, p *engine.Pool) poolStatus {
 
 func upstreamStatusOf(p *engine.Pool, u *reverseproxy.Upstream) upstreamStatus {
 	at := p.Instance(u.Dial)
-	did := at.Summary(recently)
+	did := at.Summary(5 * time.Minute)
 	s := upstreamStatus{
 		Name: p.Place(at.Address), Address: at.Address, Ejected: did.Ejected, InFlight: at.InFlight(), Answers: did.Answers,
-		FirstByte:      firstByteStatus{did.Median.Seconds(), did.P95.Seconds()},
+		FirstByte:      map[string]float64{"p50": did.Median.Seconds(), "p95": did.P95.Seconds()},
 		RecentFailures: did.Recent,
 		LastFailure:    did.Last,
 	}
@@ -123,7 +101,7 @@ func upstreamStatusOf(p *engine.Pool, u *reverseproxy.Upstream) upstreamStatus {
 		s.Healthy = &up
 	}
 	if did.Blocks+did.None > 0 {
-		s.HandOvers = &handOverStatus{did.Blocks, did.None}
+		s.HandOvers = map[string]int{"blocks": did.Blocks, "none": did.None}
 	}
 	return s
 }

@@ -16,8 +16,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// Process is the state of a process. Requests of a configuration that has been replaced still
-// count in it.
+// Process is the state of a process. Requests of replaced configurations count in it too.
 type Process struct {
 	Metrics   *telemetry.Metrics
 	Instances *dispatch.Instances
@@ -50,17 +49,17 @@ func New() *Process {
 // Destruct implements caddy.Destructor.
 func (*Process) Destruct() error { return nil }
 
-// only holds the state of this process, for as long as there is a handler.
-var only = caddy.NewUsagePool()
+// states holds the state of this process, for as long as there is a handler.
+var states = caddy.NewUsagePool()
 
 const key = "epd_proxy"
 
 func use() *Process {
-	p, _, _ := only.LoadOrNew(key, func() (caddy.Destructor, error) { return New(), nil }) // never fails
+	p, _, _ := states.LoadOrNew(key, func() (caddy.Destructor, error) { return New(), nil }) // never fails
 	return p.(*Process)
 }
 
-func leave() { _, _ = only.Delete(key) }
+func leave() { _, _ = states.Delete(key) }
 
 // Current returns the state of this process, an empty one if there is no handler.
 func Current() *Process {
@@ -101,8 +100,7 @@ func (p *Process) Enlist(s *Site) {
 	p.renew()
 }
 
-// Delist notes that another configuration has taken over from the site. Its last requests may
-// go on.
+// Delist notes that a site serves no more. Its last requests may go on.
 func (p *Process) Delist(s *Site) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -119,6 +117,14 @@ func (p *Process) renew() {
 		}
 	}
 	p.Instances.PutInForce(serving)
+}
+
+// Pools are those of all handlers that serve, of the newest one last.
+func (p *Process) Pools() (all []*engine.Pool) {
+	for _, s := range p.Sites() {
+		all = append(all, s.Pools()...)
+	}
+	return all
 }
 
 // Sites are the handlers that serve, the newest one last.

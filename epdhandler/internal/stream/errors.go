@@ -26,19 +26,12 @@ func errorStatus(before, piece []byte) int {
 	if at < 0 {
 		return 0
 	}
-	if a := errorAnswer(firstEvent(piece[at:])[len("data:"):]); a != nil {
+	var event json.RawMessage // only the first one
+	_ = json.NewDecoder(bytes.NewReader(piece[at+len("data:"):])).Decode(&event)
+	if a := errorAnswer(event); a != nil {
 		return a.Status
 	}
 	return http.StatusInternalServerError
-}
-
-// firstEvent returns the first event of several.
-func firstEvent(events []byte) []byte {
-	event, _, ok := bytes.Cut(events, []byte("\n\n"))
-	if !ok {
-		event, _, _ = bytes.Cut(events, []byte("\r\n\r\n"))
-	}
-	return event
 }
 
 // errorAnswer returns the answer that an error event would be outside of a stream, nil if it

@@ -7,8 +7,8 @@ import "bytes"
 const maxOpening = 64 << 10
 
 // firstEvents are the events of a stream that are held back while they have no content. vLLM
-// gives a stream the status 200 before it has begun to work on the request. If that fails, the
-// first event is the error; or, in a chat, the second one, after an event with the role.
+// gives a stream the status 200 before it works on the request. If that fails, the first event is
+// the error; or, in a chat, the second one, after an event with the role.
 type firstEvents struct {
 	bytes    []byte  // all that has come
 	complete int     // how many events are complete

@@ -6,9 +6,8 @@ import (
 	"time"
 )
 
-// Keepalive sends comments to the client of a stream until the engine answers. Without them,
-// a proxy or firewall in between may close the connection because it is idle. The first
-// comment gives the client the status 200.
+// Keepalive sends comments to the client of a stream until the engine answers, so that no proxy
+// or firewall closes an idle connection. The first comment gives the client the status 200.
 type Keepalive struct {
 	mu        sync.Mutex // held while anything is sent
 	client    http.ResponseWriter
@@ -44,10 +43,7 @@ func (k *Keepalive) comment() {
 		k.client.WriteHeader(http.StatusOK)
 	}
 	_, err := k.client.Write([]byte(": keep-alive\n\n"))
-	if err == nil {
-		err = http.NewResponseController(k.client).Flush()
-	}
-	if err == nil {
+	if err == nil && http.NewResponseController(k.client).Flush() == nil {
 		k.timer.Reset(k.every)
 	}
 }

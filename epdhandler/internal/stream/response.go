@@ -1,3 +1,6 @@
+// Package stream passes the answer of an engine on to the client, as server-sent events or
+// whole, and limits how long the engine may be silent. It must not know stages, instances,
+// retries, or what the proxy does when an answer fails.
 package stream
 
 import (
@@ -7,8 +10,8 @@ import (
 )
 
 // Response is an http.ResponseWriter that passes the answer of an engine on to the client
-// as it comes, but not before it is worth it: an answer that is not passed on can be asked
-// for again elsewhere. It is always in one of three states:
+// as it comes, but not before it is worth it: what is not passed on can be asked for again
+// elsewhere. It is always in one of three states:
 //
 //   - held: the client has nothing. The header has not come, or its status is not accepted,
 //     or the first byte of the body has not come.
@@ -20,7 +23,7 @@ import (
 // any state. Informational answers (1xx) are dropped.
 type Response struct {
 	config Config
-	state  state
+	state
 }
 
 // Config is what a Response needs.
@@ -54,10 +57,8 @@ type Config struct {
 
 // state is what a Response does with what comes from the engine.
 type state interface {
-	Header() http.Header
-	WriteHeader(status int)
-	Write(p []byte) (int, error)
-	FlushError() error
+	http.ResponseWriter
+	FlushError() error // for http.ResponseController
 	end(e Ending) Result
 }
 
@@ -91,21 +92,9 @@ func NewResponse(c Config) *Response {
 	return r
 }
 
-// Header implements http.ResponseWriter.
-func (r *Response) Header() http.Header { return r.state.Header() }
-
-// WriteHeader implements http.ResponseWriter.
-func (r *Response) WriteHeader(status int) { r.state.WriteHeader(status) }
-
-// Write implements http.ResponseWriter.
-func (r *Response) Write(p []byte) (int, error) { return r.state.Write(p) }
-
-// FlushError implements the Flush of http.ResponseController.
-func (r *Response) FlushError() error { return r.state.FlushError() }
-
 // End ends the answer, and returns what has become of it. A complete answer that was held
 // for its first byte, or for its first content, goes to the client.
-func (r *Response) End(e Ending) Result { return r.state.end(e) }
+func (r *Response) End(e Ending) Result { return r.end(e) }
 
 // Abort follows End for an answer that broke off. It ends a stream with an event that has
 // this object. The caller then breaks the connection.

@@ -14,21 +14,16 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// tracerName is what spans say of who has made them.
-const tracerName = "github.com/caddy-epd/caddy-epd/epdhandler"
-
-// propagators write what tells an engine which span its own belong to, in the formats in
-// which Caddy's tracing does.
+// propagators tell an engine which span its own belong to, in the formats of Caddy's tracing.
 var propagators = sync.OnceValue(func() propagation.TextMapPropagator { return autoprop.NewTextMapPropagator() })
 
-// StartSpan begins a span below that of ctx. Without Caddy's tracing there is none, and
-// it does nothing.
+// StartSpan begins a span below that of ctx. Without Caddy's tracing it does nothing.
 func StartSpan(ctx context.Context, name string, kind trace.SpanKind) (context.Context, trace.Span) {
 	parent := trace.SpanFromContext(ctx)
 	if !parent.SpanContext().IsValid() {
 		return ctx, parent
 	}
-	return parent.TracerProvider().Tracer(tracerName).Start(ctx, name, trace.WithSpanKind(kind))
+	return parent.TracerProvider().Tracer("github.com/caddy-epd/caddy-epd/epdhandler").Start(ctx, name, trace.WithSpanKind(kind))
 }
 
 // Inject tells an engine the span of ctx.

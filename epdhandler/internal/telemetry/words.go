@@ -28,19 +28,6 @@ const (
 	Rejected    Reason = "rejected"    // 4xx: the request's own fault
 )
 
-// reasons are those that are counted. Cancellation and expiry are nobody's failure.
-func reasons() []Reason {
-	return []Reason{TimedOut, Unavailable, Overloaded, Refused, Broken, BadStatus, Rejected}
-}
-
-// ReasonOf is the reason of an answer that is not 2xx.
-func ReasonOf(status int) Reason {
-	if status/100 == 4 {
-		return Rejected
-	}
-	return BadStatus
-}
-
 // An Outcome is what became of a request.
 type Outcome string
 
@@ -52,8 +39,6 @@ const (
 	BrokeOff     Outcome = "broke_off"     // decode broke off in the middle of the answer
 	ClientClosed Outcome = "client_closed" // the client left
 )
-
-func outcomes() []Outcome { return []Outcome{OK, Turned, Failed, BrokeOff, ClientClosed} }
 
 // StatusClientClosed is, by convention, the status in logs of a request whose client left.
 const StatusClientClosed = 499
