@@ -106,7 +106,7 @@ func (it *part) member(s *body.Scanner, m body.Member, null bool) error {
 		it.typ = body.Range{Start: start, End: s.Pos()}
 		v := s.Slice(it.typ)
 		if it.odd = err == nil && v[0] != '"'; err == nil && !it.odd && len(v) <= maxType+2 {
-			it.text = string(body.Unescape(v[1 : len(v)-1]))
+			it.text = text(v)
 		}
 		return err
 	case "detail":
@@ -136,12 +136,12 @@ func (it *part) read(s *body.Scanner) (err error) {
 		case name == payload && c == '"':
 			it.payload, err = s.Text()
 			return err
-		case name == payload, name == "format" && it.kind == inputAudio:
-			it.bad = it.bad || c != 'n' && (name == payload || c != '"')
+		case name == payload:
+			it.bad = it.bad || c != 'n'
+		case name == "format" && it.kind == inputAudio:
+			it.bad = it.bad || c != 'n' && c != '"'
 			err = s.Value()
-			if name == "format" {
-				it.format = body.Range{Start: start, End: s.Pos()}
-			}
+			it.format = body.Range{Start: start, End: s.Pos()}
 			return err
 		}
 		return s.Value()

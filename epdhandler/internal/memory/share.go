@@ -5,8 +5,6 @@ import (
 	"runtime"
 	"sync"
 	"time"
-
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // smallBody is the size up to which a body is in ordinary memory, and is not counted before
@@ -119,7 +117,7 @@ func (s *Share) reach(n int64) error {
 }
 
 // received notes that the body is complete, in b, and returns the memory that it is in.
-func (s *Share) received(b []byte) *body.Memory {
+func (s *Share) received(b []byte) *Buffer {
 	if s.region == nil {
 		return s.end(int64(cap(b)))
 	}
@@ -128,7 +126,7 @@ func (s *Share) received(b []byte) *body.Memory {
 
 // end notes that no more of the body will arrive, and that n bytes have. It returns the
 // memory that they are in; when that is released, the share gives everything back.
-func (s *Share) end(n int64) *body.Memory {
+func (s *Share) end(n int64) *Buffer {
 	if s.timer != nil {
 		s.timer.Stop()
 	}
@@ -141,7 +139,7 @@ func (s *Share) end(n int64) *body.Memory {
 	s.hold(n)
 	s.ledger.give(s.redeem(s.promised))
 	giveBack := sync.OnceFunc(s.giveBack)
-	m := body.NewMemory(giveBack)
+	m := newBuffer(giveBack)
 	// a reader that is never closed must not hold the memory forever
 	runtime.AddCleanup(m, func(giveBack func()) { giveBack() }, giveBack)
 	return m

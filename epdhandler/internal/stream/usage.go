@@ -162,13 +162,13 @@ func (e *usageEdit) structure(c byte) {
 
 // edit corrects the object that has the number, which keeps its length.
 func (e *usageEdit) edit(object []byte) []byte {
-	entries, err := body.Entries(object)
+	entries, err := body.MembersOf(object)
 	if err != nil || len(object) > maxHeld {
 		return object
 	}
 	begin := func(part []byte) int { return cap(object) - cap(part) } // it is a part of the object
 	for i, entry := range entries {
-		if !body.IsString(entry.Name, "cached_tokens") || body.IsNull(entry.Value) {
+		if !body.IsString(entry.Name, "cached_tokens") || !body.Given(entry.Value) {
 			continue
 		}
 		from, to := begin(entry.Value), begin(entry.Value)+len(entry.Value)
