@@ -111,13 +111,12 @@ func text(quoted []byte) string { return string(body.Unescape(quoted[1 : len(quo
 func (p *parser) members(s *body.Scanner, it *part) error {
 	p.blanks = p.blanks[:0]
 	return s.Object(func(m body.Member) error {
-		null := s.Peek() == 'n'
 		kind, modality := carrier(m.Name)
-		if kind != "" && !null {
+		if kind != "" && s.Peek() != 'n' {
 			return it.carries(s, m, kind, modality)
 		}
 		it.nulls = it.nulls || kind != ""
-		err := it.member(s, m, null)
+		err := it.member(s, m)
 		if kind != "" || string(m.Name) == "uuid" && !p.set.trusted {
 			s.Peek() // steps to the delimiter behind the member
 			p.blanks = append(p.blanks, body.Range{Start: m.Before, End: s.Pos()})

@@ -4,20 +4,12 @@ import "sync/atomic"
 
 // Buffer is the memory that a body is in.
 type Buffer struct {
-	free  func()
-	holds atomic.Int64 // 0: it is free
+	free  func() // is called when nothing holds it any more, possibly by any goroutine
+	holds atomic.Int64
 }
 
-// newBuffer returns a Buffer that is held once. free is called when it is not held any
-// more, once and possibly by any goroutine.
-func newBuffer(free func()) *Buffer {
-	b := &Buffer{free: free}
-	b.holds.Store(1)
-	return b
-}
-
-// Hold keeps the memory as it is until Release is called. It reports false if it is
-// free already.
+// Hold keeps the memory as it is until Release is called. It reports false if
+// nothing held it any more.
 func (b *Buffer) Hold() bool {
 	for {
 		n := b.holds.Load()

@@ -139,7 +139,8 @@ func (s *Share) end(n int64) *Buffer {
 	s.hold(n)
 	s.ledger.give(s.redeem(s.promised))
 	giveBack := sync.OnceFunc(s.giveBack)
-	m := newBuffer(giveBack)
+	m := &Buffer{free: giveBack}
+	m.holds.Store(1)
 	// a reader that is never closed must not hold the memory forever
 	runtime.AddCleanup(m, func(giveBack func()) { giveBack() }, giveBack)
 	return m
