@@ -281,13 +281,15 @@ func (s *Scanner) Text() (Range, error) {
 
 func (s *Scanner) escape() error {
 	rest := s.b[s.i:]
-	switch {
-	case len(rest) < 2, rest[1] == 'u' && len(rest) < 6:
+	if len(rest) < 2 || rest[1] == 'u' && len(rest) < 6 {
 		s.i = len(s.b)
-	case strings.IndexByte(`"\/bfnrt`, rest[1]) >= 0:
+		return s.syntaxError("")
+	}
+	switch rest[1] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
 		s.i += 2
 		return nil
-	case rest[1] == 'u':
+	case 'u':
 		if _, ok := hex4(rest[2:]); ok {
 			s.i += 6
 			return nil

@@ -2,11 +2,10 @@ package media
 
 import "github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 
-// What follows is how vLLM 0.32 reads a content part (renderers/chat_utils.py). A part that
-// has a uuid, or no type, is read by the first of these members that it has, null or not,
-// in an order of vLLM's own; any other part by its type. A part is accepted here only if
-// both ways lead to the same media: it has one media member that is not null, those that
-// are null are blanked, and its type fits.
+// vLLM 0.32 reads a content part (renderers/chat_utils.py) by the first of the media members that
+// it has, null or not, in an order of vLLM's own, if it has a uuid or no type; else by its type.
+// A part is accepted here only if both ways lead to the same media: it has one media member that
+// is not null, those that are null are blanked, and its type fits.
 
 // The modalities of media for encoders.
 const (

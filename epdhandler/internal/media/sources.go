@@ -28,8 +28,8 @@ func ParseSource(s string) (Source, error) {
 	return Source{scheme, host}, nil
 }
 
-// isName reports whether a host is a name of non-empty labels, or an IPv4 address: what
-// every parser, resolver and client takes for the same host. In lower case.
+// isName reports whether a host, in lower case, is a name of non-empty labels or an IPv4 address,
+// which all parsers, resolvers and clients take for the same host.
 func isName(host string) bool {
 	for label := range strings.SplitSeq(host, ".") {
 		if label == "" || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
@@ -77,9 +77,9 @@ func (from Source) within(allowed Source) bool {
 		(allowed.host == from.host || strings.HasPrefix(allowed.host, "*.") && strings.HasSuffix(from.host, allowed.host[1:])))
 }
 
-// sourceOf returns where a URL points to, or why that cannot be told. It knows only URLs that
-// no two parsers can read differently: vLLM's is another one. Of one that is not whole it knows only that
-// it is data: how its host goes on, and whether it is the host, comes later.
+// sourceOf returns where a URL points to, or why that cannot be told. It accepts only URLs that
+// no two parsers can read differently, because vLLM has another one. Of those that are not whole it
+// accepts only data: what is cut off may change the host.
 func sourceOf(raw string, whole bool) (from Source, problem string) {
 	scheme, _, ok := strings.Cut(raw, ":")
 	if scheme = strings.ToLower(scheme); ok && scheme == "data" {
