@@ -46,14 +46,11 @@ func (f *failure) byReference() bool {
 	return f.brought.references && f.Reached && (f.Reason == telemetry.Broken || f.Lost || f.lacks())
 }
 
-// carry sets a field to what an engine answered for it. A client's own value could make engines
+// carry sets a member to what an engine answered for it. A client's own value could make engines
 // read from any host.
-func (g *generation) carry(f body.Field, params []byte) body.Edit {
-	if params == nil && g.h.TrustClients && g.in.body.Has(f) {
-		return body.Set(f, g.in.body.Value(f))
+func (g *generation) carry(name string, params []byte) body.Edit {
+	if params == nil && g.h.TrustClients {
+		params = g.in.body.Value(name)
 	}
-	if params == nil {
-		return body.Remove(f)
-	}
-	return body.Set(f, params)
+	return body.Set(name, params)
 }

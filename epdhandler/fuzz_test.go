@@ -48,7 +48,7 @@ func FuzzStages(f *testing.F) {
 		}
 
 		for i, item := range set.Items() { // the part is in TestAppendAlone
-			require.Equal(t, media.Batch{i}, plan.Batches[i])
+			require.Equal(t, []int{i}, plan.Batches[i])
 			request, _ := plan.Request(i, "")
 			got := decoded(t, request.Bytes())
 			parts := got["messages"].([]any)[0].(map[string]any)["content"].([]any)
@@ -119,7 +119,7 @@ func params(answer []byte, name string) (m map[string]any, fit bool) {
 	if json.Unmarshal(bytes.TrimPrefix(answer, []byte("\ufeff")), &top) != nil {
 		return nil, false
 	}
-	if v := top[name]; v != nil && !body.IsNull(v) && !body.IsObject(v) {
+	if v := top[name]; body.Given(v) && !body.IsObject(v) {
 		return nil, false
 	}
 	_ = json.Unmarshal(top[name], &m)

@@ -10,7 +10,7 @@ import (
 type input struct {
 	body    *body.Body // nil when no engine needs it any more
 	media   *media.Set // in the body
-	memory  *body.Memory
+	memory  *memory.Buffer
 	room    *memory.Share // of the memory of all
 	chat    bool
 	streams bool   // the client wants a stream

@@ -89,7 +89,7 @@ func (h *Handler) noteHandOver(a *engine.Attempt, handedOver bool, answer []byte
 		result = telemetry.HandOverNone
 	}
 	h.process.Metrics.HandOvers.WithLabelValues(result).Inc()
-	if !a.Instance().HandedOver(handedOver, handedOver || !handover.EndedByStop(answer)) {
+	if !a.Instance().HandedOver(handedOver, handedOver || handover.FinishReason(answer) != "stop") {
 		return
 	}
 	p := h.site.Prefill

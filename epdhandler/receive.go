@@ -33,9 +33,9 @@ func (x *exchange) readInput(parse bodyParser) (*input, *apiError) {
 		return in, mediaError(invalid)
 	}
 	in.body.Memory = in.memory
-	stream := in.body.Value(body.Stream)
-	if stream != nil && !body.IsNull(stream) && !body.IsBool(stream) {
-		return in, invalidBody(body.Stream.String(), "'stream' must be true, false or null")
+	stream := in.body.Value("stream")
+	if body.Given(stream) && !body.IsBool(stream) {
+		return in, invalidBody("stream", "'stream' must be true, false or null")
 	}
 	in.streams = string(stream) == "true"
 	x.report.received(in)
@@ -132,16 +132,16 @@ func (h *Handler) check(in *input) *apiError {
 		return mediaError(e)
 	}
 	switch {
-	case h.consumers != nil && in.body.Option(body.ECTransferParams, "ec_items") != nil && h.TrustClients:
+	case h.consumers != nil && in.body.Members(body.ECTransferParams).Value("ec_items") != nil && h.TrustClients:
 		return invalidBody("ec_transfer_params.ec_items", "ec_items cannot be sent to a proxy that makes its own (ec_consumers)")
 	case h.TrustClients:
 		return nil
-	case !in.chat && in.body.Has(body.PromptEmbeds) && !body.IsNull(in.body.Value(body.PromptEmbeds)):
+	case !in.chat && body.Given(in.body.Value("prompt_embeds")):
 		return invalidBody("prompt_embeds", "prompt_embeds is for trusted clients only; send a prompt")
 	}
 	// vLLM looks here next for the transfer parameters that clients must not give
-	for _, name := range []body.Field{body.KVTransferParams, body.ECTransferParams} {
-		if in.body.Option(body.VLLMXArgs, name.String()) != nil {
+	for _, name := range []string{body.KVTransferParams, body.ECTransferParams} {
+		if in.body.Members(body.VLLMXArgs).Value(name) != nil {
 			return invalidBody("vllm_xargs", "vllm_xargs must not have kv_transfer_params or ec_transfer_params")
 		}
 	}

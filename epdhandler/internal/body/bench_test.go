@@ -41,7 +41,7 @@ func BenchmarkRewrite(b *testing.B) {
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				parsed.Rewrite(Set(Stream, "false"), Set(MaxTokens, "1"), Set(KVTransferParams, "{}"), Remove(StreamOptions))
+				parsed.Rewrite(Set("stream", "false"), Set("max_tokens", "1"), Set(KVTransferParams, "{}"), Remove("stream_options"))
 			}
 		})
 	}

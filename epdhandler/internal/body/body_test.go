@@ -39,11 +39,11 @@ func TestParseAccepts(t *testing.T) {
 
 // What is made of a body has no byte order mark, whatever is changed.
 func TestByteOrderMarkIsLeftOut(t *testing.T) {
-	for _, edits := range [][]Edit{nil, {Set(Stream, "false")}, {Remove(Model)}, {Set(MaxTokens, "1"), Remove(Stream)}} {
+	for _, edits := range [][]Edit{nil, {Set("stream", "false")}, {Remove("model")}, {Set("max_tokens", "1"), Remove("stream")}} {
 		b, err := Parse([]byte("\ufeff" + ` {"model":"m","stream":true} `))
 		require.NoError(t, err)
 		assert.Equal(t, "{", string(b.Rewrite(edits...).Bytes()[:1]))
-		assert.Equal(t, "true", string(b.Value(Stream)))
+		assert.Equal(t, "true", string(b.Value("stream")))
 	}
 }
 
@@ -171,8 +171,8 @@ func TestScanTakesLittleMemory(t *testing.T) {
 			runtime.ReadMemStats(&before)
 			b, err := Parse(in)
 			if err == nil {
-				b.Rewrite(Set(MaxTokens, "1"))
-				IsString(b.Value(ToolChoice), "required")
+				b.Rewrite(Set("max_tokens", "1"))
+				IsString(b.Value("tool_choice"), "required")
 			}
 			runtime.ReadMemStats(&after)
 			assert.Less(t, after.TotalAlloc-before.TotalAlloc, tc.most)
@@ -188,15 +188,15 @@ func TestScanTakesLittleMemory(t *testing.T) {
 func TestFields(t *testing.T) {
 	b, err := Parse([]byte(`{"m\u006fdel" : "x" , "stream":true,"max_tokens": 1e2 ,"unknown":{"model":"y"}}`))
 	require.NoError(t, err)
-	assert.Equal(t, `"x"`, string(b.Value(Model)))
-	assert.Equal(t, `true`, string(b.Value(Stream)))
-	assert.Equal(t, `1e2`, string(b.Value(MaxTokens)))
-	assert.False(t, b.Has(Messages))
-	assert.Nil(t, b.Value(Messages))
+	assert.Equal(t, `"x"`, string(b.Value("model")))
+	assert.Equal(t, `true`, string(b.Value("stream")))
+	assert.Equal(t, `1e2`, string(b.Value("max_tokens")))
+	assert.Nil(t, b.Value("Model"))
+	assert.Nil(t, b.Value("messages"))
 }
 
 func TestEntries(t *testing.T) {
-	e, err := Entries([]byte(` {"a" : {"x": [1, 2]}, "b\u0062":"<&>" } `))
+	e, err := MembersOf([]byte(` {"a" : {"x": [1, 2]}, "b\u0062":"<&>" } `))
 	require.NoError(t, err)
 	require.Len(t, e, 2)
 	assert.Equal(t, `"a"`, string(e[0].Name))
@@ -204,7 +204,7 @@ func TestEntries(t *testing.T) {
 	assert.Equal(t, `"b\u0062"`, string(e[1].Name))
 	assert.Equal(t, `"<&>"`, string(e[1].Value))
 	for _, bad := range []string{``, `null`, `[]`, `{"a":1,"a":2}`, `{"a":1} x`} {
-		_, err := Entries([]byte(bad))
+		_, err := MembersOf([]byte(bad))
 		assert.Error(t, err, bad)
 	}
 }

@@ -52,7 +52,7 @@ func TestHooks(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, []string{"x", "text"}, texts)
 		assert.Equal(t, tc.want, string(b.Rewrite().Bytes()))
-		assert.Equal(t, `"m"`, string(b.Value(Model)))
+		assert.Equal(t, `"m"`, string(b.Value("model")))
 	}
 }
 

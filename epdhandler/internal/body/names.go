@@ -3,6 +3,7 @@ package body
 import (
 	"bytes"
 	"fmt"
+	"strings"
 )
 
 // maxMembers and maxNames are how many members an object may have that is checked
@@ -13,49 +14,50 @@ const (
 	maxNames   = 1 << 20
 )
 
-// names is the set of member names seen in one object. Objects have few
-// members, unless somebody means harm: then the map keeps the check linear.
+// names is the set of member names seen in one object. Objects have few members, unless
+// somebody means harm: then the map keeps the check linear.
 type names struct {
-	few  [16][]byte
-	n    int
-	many map[string]struct{}
-	size int // of all, as written
+	few   [16][]byte
+	more  map[string]bool
+	count int
+	size  int // in bytes, as written
 }
 
-// check refuses the name at a range if there may be no more.
-func (s *names) check(r Range) error {
-	if len(s.many) >= maxMembers {
-		return &Error{Message: fmt.Sprintf("an object has more than %d members, at byte %d", maxMembers, r.Start)}
+// add adds the name at a range, and returns it unescaped. It is an error if the name is not new,
+// or if there may be no more.
+func (n *names) add(s *Scanner, raw Range) ([]byte, error) {
+	if n.size += raw.End - raw.Start; n.size > maxNames {
+		return nil, &Error{Message: fmt.Sprintf("the names of an object's members have more than %d bytes, at byte %d", maxNames, raw.Start)}
 	}
-	if s.size += r.End - r.Start; s.size > maxNames {
-		return &Error{Message: fmt.Sprintf("the names of an object's members have more than %d bytes, at byte %d", maxNames, r.Start)}
+	if n.count == maxMembers {
+		return nil, &Error{Message: fmt.Sprintf("an object has more than %d members, at byte %d", maxMembers, raw.Start)}
 	}
-	return nil
-}
-
-// add reports whether name is new.
-func (s *names) add(name []byte) bool {
-	if s.many != nil {
-		if _, ok := s.many[string(name)]; ok {
-			return false
-		}
-		s.many[string(name)] = struct{}{}
-		return true
-	}
-	for _, have := range s.few[:s.n] {
+	name := Unescape(s.b[raw.Start+1 : raw.End-1])
+	for _, have := range n.few[:min(n.count, len(n.few))] {
 		if bytes.Equal(have, name) {
-			return false
+			return nil, duplicate(name, raw.Start)
 		}
 	}
-	if s.n < len(s.few) {
-		s.few[s.n] = name
-		s.n++
-		return true
+	switch {
+	case n.count < len(n.few):
+		n.few[n.count] = name
+	case n.more[string(name)]:
+		return nil, duplicate(name, raw.Start)
+	case n.more == nil:
+		n.more = map[string]bool{string(name): true}
+	default:
+		n.more[string(name)] = true
 	}
-	s.many = make(map[string]struct{}, 2*len(s.few))
-	for _, have := range s.few {
-		s.many[string(have)] = struct{}{}
+	n.count++
+	return name, nil
+}
+
+// duplicate names the member if its name looks like one of a protocol: anything
+// else may be content, which does not belong in an error.
+func duplicate(name []byte, at int) error {
+	member := "member"
+	if len(name) <= 32 && strings.Trim(string(name), "abcdefghijklmnopqrstuvwxyz_") == "" {
+		member = "member '" + string(name) + "'"
 	}
-	s.many[string(name)] = struct{}{}
-	return true
+	return &Error{Message: fmt.Sprintf("the %s at byte %d is given twice in one object", member, at)}
 }

@@ -10,9 +10,8 @@ import (
 // Nearly all bytes of a body are base64 inside strings, so what follows decides what
 // indexing costs.
 
-// plain returns the first position from i on that is not a plain ASCII character
-// of a string: a quote, a backslash, a control character, a byte beyond ASCII,
-// or the end.
+// plain returns the first position from i on of a quote, a backslash, a control character
+// or a byte beyond ASCII, or the end.
 func plain(b []byte, i int) int {
 	for far := i + longRun; i+32 <= len(b); i += 32 {
 		w := special(load(b[i:])) | special(load(b[i+8:])) | special(load(b[i+16:])) | special(load(b[i+24:]))
@@ -55,18 +54,18 @@ func plainLong(b []byte, i int) int {
 		}
 		n := textOnly(run)
 		i += n
-		if n < len(run) {
+		switch {
+		case n < len(run):
 			return plain(b, i) // which is near
-		}
-		if n < whole {
+		case n < whole:
 			return i
 		}
 	}
 	return i
 }
 
-// textOnly returns how many bytes b begins with, in steps of 64, that are neither
-// control characters nor beyond ASCII. All of them if there is none.
+// textOnly returns how many bytes b begins with that are neither control characters nor
+// beyond ASCII, in steps of 64 unless it is all of b.
 func textOnly(b []byte) int {
 	i := 0
 	for ; i+64 <= len(b); i += 64 {
@@ -95,8 +94,8 @@ func load(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 // odd sets a high bit if one of the bytes of w is a control character or beyond ASCII.
 func odd(w uint64) uint64 { return w | (w - lows*0x20) }
 
-// special sets the high bit of bytes of w that are not plain. Only the lowest
-// one set is sure to be right, because a borrow may mark its neighbour as well.
+// special sets the high bit of bytes of w that are not plain. Only the lowest one is sure to
+// be right: a borrow may set its neighbour's.
 func special(w uint64) uint64 {
 	quote := (w ^ lows*'"') - lows
 	backslash := (w ^ lows*'\\') - lows

@@ -10,7 +10,7 @@ import (
 // MaxDepth is how deep objects and lists may be nested.
 const MaxDepth = 1000
 
-// Range is where a value stands in a body: the bytes [Start, End).
+// Range is where something stands in a body: the bytes [Start, End).
 type Range struct{ Start, End int }
 
 // Empty reports whether there is nothing in the range.
@@ -53,7 +53,7 @@ func (s *Scanner) Blank(around Range) {
 
 func (s *Scanner) syntaxError(what string) error {
 	if s.i >= len(s.b) {
-		return &Error{Message: fmt.Sprintf("the body is not valid JSON: it ends early, at byte %d", len(s.b))}
+		what = "it ends early,"
 	}
 	return &Error{Message: fmt.Sprintf("the body is not valid JSON: %s at byte %d", what, s.i)}
 }
@@ -71,7 +71,7 @@ func (s *Scanner) encoding() error {
 	return nil
 }
 
-// Peek steps over white space and returns the next byte without stepping over it; 0 at the end.
+// Peek steps over white space and returns the next byte, which it leaves; 0 at the end.
 func (s *Scanner) Peek() byte {
 	for s.i < len(s.b) {
 		switch c := s.b[s.i]; c {
@@ -99,7 +99,7 @@ func (s *Scanner) Value() error {
 	case '{':
 		return s.object(nil, func(Member) error { return s.Value() })
 	case '[':
-		return s.List(func(int) error { return s.Value() })
+		return s.sequence(']', s.Value)
 	case '"':
 		_, err := s.Text()
 		return err
@@ -130,32 +130,20 @@ func (s *Scanner) Object(visit func(Member) error) error {
 // object is Object if there is a set of names. Without one, names are neither
 // unescaped nor compared.
 func (s *Scanner) object(seen *names, visit func(Member) error) error {
-	if err := s.descend(); err != nil {
-		return err
-	}
 	m := Member{Before: s.i}
-	s.i++
-	if s.Peek() == '}' {
-		s.i++
-		s.depth--
-		return nil
-	}
-	for {
+	return s.sequence('}', func() error {
 		if s.Peek() != '"' {
 			return s.syntaxError("expected the name of a member")
 		}
 		m.Raw.Start = s.i
-		name, err := s.Text()
-		if err != nil {
+		if _, err := s.Text(); err != nil {
 			return err
 		}
 		m.Raw.End = s.i
 		if seen != nil {
-			if err := seen.check(m.Raw); err != nil {
+			var err error
+			if m.Name, err = seen.add(s, m.Raw); err != nil {
 				return err
-			}
-			if m.Name = Unescape(s.b[name.Start:name.End]); !seen.add(m.Name) {
-				return duplicate(m)
 			}
 		}
 		if s.Peek() != ':' {
@@ -163,72 +151,49 @@ func (s *Scanner) object(seen *names, visit func(Member) error) error {
 		}
 		s.i++
 		s.Peek()
-		if err := visit(m); err != nil {
-			return err
-		}
-		switch s.Peek() {
-		case ',':
-			m.Before = s.i
-			s.i++
-		case '}':
-			s.i++
-			s.depth--
-			return nil
-		default:
-			return s.syntaxError("expected ',' or '}'")
-		}
-	}
-}
-
-// duplicate names the member if its name looks like one of a protocol: anything
-// else may be content, which does not belong in an error.
-func duplicate(m Member) error {
-	for _, c := range m.Name {
-		if c != '_' && (c < 'a' || c > 'z') || len(m.Name) > 32 {
-			return &Error{Message: fmt.Sprintf("the member at byte %d is given twice in one object", m.Raw.Start)}
-		}
-	}
-	return &Error{Message: fmt.Sprintf("the member '%s' at byte %d is given twice in one object", m.Name, m.Raw.Start)}
+		err := visit(m)
+		s.Peek()
+		m.Before = s.i
+		return err
+	})
 }
 
 // List steps over a list. visit must step over each element.
 func (s *Scanner) List(visit func(index int) error) error {
-	if err := s.descend(); err != nil {
-		return err
+	n := -1
+	return s.sequence(']', func() error {
+		n++
+		s.Peek()
+		return visit(n)
+	})
+}
+
+// sequence steps over an object or a list, which ends with this byte.
+func (s *Scanner) sequence(end byte, element func() error) error {
+	if s.depth++; s.depth > MaxDepth {
+		return &Error{Message: fmt.Sprintf("the body is nested deeper than %d levels, at byte %d", MaxDepth, s.i)}
 	}
 	s.i++
-	if s.Peek() == ']' {
-		s.i++
-		s.depth--
-		return nil
-	}
-	for n := 0; ; n++ {
-		s.Peek()
-		if err := visit(n); err != nil {
+	for more := s.Peek() != end; more; {
+		if err := element(); err != nil {
 			return err
 		}
 		switch s.Peek() {
 		case ',':
 			s.i++
-		case ']':
-			s.i++
-			s.depth--
-			return nil
+		case end:
+			more = false
 		default:
-			return s.syntaxError("expected ',' or ']'")
+			return s.syntaxError(fmt.Sprintf("expected ',' or '%c'", end))
 		}
 	}
-}
-
-func (s *Scanner) descend() error {
-	if s.depth++; s.depth > MaxDepth {
-		return &Error{Message: fmt.Sprintf("the body is nested deeper than %d levels, at byte %d", MaxDepth, s.i)}
-	}
+	s.i++
+	s.depth--
 	return nil
 }
 
 func (s *Scanner) literal(l string) error {
-	if len(s.b)-s.i < len(l) || string(s.b[s.i:s.i+len(l)]) != l {
+	if !bytes.HasPrefix(s.b[s.i:], []byte(l)) {
 		return s.syntaxError("unexpected literal")
 	}
 	s.i += len(l)
@@ -240,51 +205,47 @@ func (s *Scanner) literal(l string) error {
 const maxDigits = 4300
 
 func (s *Scanner) number() error {
-	start, digits := s.i, 1
-	if s.at('-') {
-		s.i++
+	start := s.i
+	s.accept('-')
+	first := s.i
+	ok, whole := s.accept('0') || s.digits(), true
+	if s.i == start {
+		return s.syntaxError("unexpected character")
+	}
+	length := s.i - first
+	if ok && s.accept('.') {
+		ok, whole = s.digits(), false
+	}
+	if ok && (s.accept('e') || s.accept('E')) {
+		_ = s.accept('+') || s.accept('-')
+		ok, whole = s.digits(), false
 	}
 	switch {
-	case s.at('0'):
-		s.i++
-	default:
-		digits = s.digits()
-	}
-	if digits == 0 {
-		if s.i == start {
-			return s.syntaxError("unexpected character")
-		}
+	case !ok:
 		return s.syntaxError("malformed number")
-	}
-	if digits > maxDigits && !s.at('.') && !s.at('e') && !s.at('E') {
+	case whole && length > maxDigits:
 		return &Error{Message: fmt.Sprintf("the integer at byte %d has more than %d digits", start, maxDigits)}
-	}
-	if s.at('.') {
-		s.i++
-		if s.digits() == 0 {
-			return s.syntaxError("malformed number")
-		}
-	}
-	if s.at('e') || s.at('E') {
-		s.i++
-		if s.at('+') || s.at('-') {
-			s.i++
-		}
-		if s.digits() == 0 {
-			return s.syntaxError("malformed number")
-		}
 	}
 	return nil
 }
 
-func (s *Scanner) at(c byte) bool { return s.i < len(s.b) && s.b[s.i] == c }
-
-func (s *Scanner) digits() (n int) {
-	for s.i < len(s.b) && '0' <= s.b[s.i] && s.b[s.i] <= '9' {
+// accept steps over the next byte if it is this one.
+func (s *Scanner) accept(c byte) bool {
+	ok := s.i < len(s.b) && s.b[s.i] == c
+	if ok {
 		s.i++
-		n++
 	}
-	return n
+	return ok
+}
+
+// digits steps over digits, and reports whether there are any.
+func (s *Scanner) digits() bool {
+	start, end := s.i, s.i
+	for end < len(s.b) && '0' <= s.b[end] && s.b[end] <= '9' {
+		end++
+	}
+	s.i = end
+	return end > start
 }
 
 // Text steps over a string and returns the range between its quotes.
@@ -319,20 +280,17 @@ func (s *Scanner) Text() (Range, error) {
 }
 
 func (s *Scanner) escape() error {
-	if s.i+1 >= len(s.b) {
+	rest := s.b[s.i:]
+	if len(rest) < 2 || rest[1] == 'u' && len(rest) < 6 {
 		s.i = len(s.b)
 		return s.syntaxError("")
 	}
-	switch s.b[s.i+1] {
+	switch rest[1] {
 	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
 		s.i += 2
 		return nil
 	case 'u':
-		if s.i+6 > len(s.b) {
-			s.i = len(s.b)
-			return s.syntaxError("")
-		}
-		if _, ok := hex4(s.b[s.i+2 : s.i+6]); ok {
+		if _, ok := hex4(rest[2:]); ok {
 			s.i += 6
 			return nil
 		}

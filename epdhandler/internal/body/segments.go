@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 )
 
@@ -16,13 +17,22 @@ const smallBody = 32 << 10
 // readers of the standard library and sends them together with the header.
 const tinyBody = 2 << 10
 
+// Memory is what the bytes of a body are in, if it is used for something else when nothing
+// holds it any more.
+type Memory interface {
+	// Hold keeps the memory as it is until Release is called. It reports false if it is
+	// used for something else already.
+	Hold() bool
+	Release()
+}
+
 // Segments is a body made of slices of memory: of the client's body, mostly. It
 // can be read any number of times, also at the same time. The memory must stay
 // as it is while anything reads it.
 type Segments struct {
 	parts  [][]byte
 	size   int64
-	memory *Memory // that the parts are in; nil if they are nothing special
+	memory Memory // that the parts are in; nil if it is Go's heap
 }
 
 // Join makes a body of parts.
@@ -52,24 +62,24 @@ func (s *Segments) Len() int64 { return s.size }
 // Bytes returns a copy of the body in one piece.
 func (s *Segments) Bytes() []byte { return bytes.Join(s.parts, nil) }
 
-// Reader returns a reader of the whole body. It holds the memory from when it is
-// first read until it has been read to its end or closed.
+// Reader returns a reader of the whole body, which is a *[Reader] unless the body is tiny. It
+// holds the memory from when it is first read until it has been read to its end or closed.
 func (s *Segments) Reader() io.ReadCloser {
 	if s.size <= tinyBody {
 		return io.NopCloser(bytes.NewReader(s.parts[0]))
 	}
-	return &Reader{memory: s.memory, rest: s.parts, left: s.size}
+	rest := append(make(net.Buffers, 0, len(s.parts)+1), s.parts...) // with room for the head
+	return &Reader{memory: s.memory, rest: rest, left: s.size}
 }
 
 // Reader reads a body.
 type Reader struct {
-	memory *Memory
+	memory Memory
 
 	mu           sync.Mutex // for open and closed: readers are closed while they are being read
 	open, closed bool
 
-	rest [][]byte
-	pos  int   // in rest[0]
+	rest net.Buffers
 	left int64 // bytes
 }
 
@@ -82,6 +92,8 @@ func (r *Reader) use() (done func(), err error) {
 	switch {
 	case r.closed:
 		return nil, io.EOF
+	case r.memory == nil:
+		return func() {}, nil
 	case !r.memory.Hold():
 		return nil, errReleased
 	case !r.open:
@@ -109,35 +121,22 @@ func (r *Reader) Read(p []byte) (n int, err error) {
 		return 0, err
 	}
 	defer done()
-	for len(r.rest) > 0 && n < len(p) {
-		m := copy(p[n:], r.rest[0][r.pos:])
-		n += m
-		r.skip(m)
-	}
-	if n == 0 && len(p) > 0 {
+	n, err = r.rest.Read(p)
+	r.left -= int64(n)
+	if err != nil {
 		_ = r.Close()
-		return 0, io.EOF
 	}
-	return n, nil
+	return n, err
 }
 
 // Len is how many bytes have not been read yet.
 func (r *Reader) Len() int64 { return r.left }
 
-// skip steps over n bytes of the first part.
-func (r *Reader) skip(n int) {
-	r.left -= int64(n)
-	if r.pos += n; r.pos == len(r.rest[0]) {
-		r.rest, r.pos = r.rest[1:], 0
-	}
-}
-
-// WriteTo implements io.WriterTo. To a TCP connection all segments go at once, by
-// vectored writes.
+// WriteTo implements io.WriterTo.
 func (r *Reader) WriteTo(w io.Writer) (int64, error) { return r.WriteAfter(nil, w) }
 
-// WriteAfter writes head and then what has not been read. It returns how much of the body
-// it has written.
+// WriteAfter writes head and then what has not been read, to a TCP connection all at once by
+// vectored writes. It returns how much of the body it has written.
 func (r *Reader) WriteAfter(head []byte, w io.Writer) (int64, error) {
 	done, err := r.use()
 	if err == io.EOF {
@@ -148,19 +147,11 @@ func (r *Reader) WriteAfter(head []byte, w io.Writer) (int64, error) {
 		return 0, err
 	}
 	defer done()
-	buffers := append(make(net.Buffers, 0, 1+len(r.rest)), head)
-	buffers = append(buffers, r.rest...) // which WriteTo consumes
-	if len(r.rest) > 0 {
-		buffers[1] = buffers[1][r.pos:]
-	}
-	n, err := buffers.WriteTo(w)
+	r.rest = slices.Insert(r.rest, 0, head)
+	n, err := r.rest.WriteTo(w)
 	n = max(0, n-int64(len(head)))
-	for left := n; left > 0; {
-		m := min(left, int64(len(r.rest[0])-r.pos))
-		r.skip(int(m))
-		left -= m
-	}
-	if len(r.rest) == 0 {
+	r.left -= n
+	if err == nil {
 		_ = r.Close()
 	}
 	return n, err

@@ -41,7 +41,7 @@ func ErrorOf(status int, answer []byte) (e APIError) {
 		}
 	}
 	for name, to := range map[string]*json.RawMessage{"param": &e.Param, "code": &e.Code} {
-		if v := detail[name]; v != nil && len(v) <= maxName && !body.IsNull(v) && !body.IsObject(v) {
+		if v := detail[name]; len(v) <= maxName && body.Given(v) && !body.IsObject(v) {
 			*to = v
 		}
 	}

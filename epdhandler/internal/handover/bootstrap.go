@@ -20,7 +20,7 @@ type Bootstrap struct {
 	last *bootstrapQuery
 }
 
-// bootstrapQuery is a question for the engine's id, which those share who need it.
+// bootstrapQuery is a question for the engine's id, whose answer requests share.
 type bootstrapQuery struct {
 	asked time.Time
 	done  chan struct{}
@@ -34,10 +34,9 @@ const (
 )
 
 // engineID returns the id of the engine that has answered what it was sent at this time, or
-// later. The server is a part of the engine, so that an answer of its own since then is of the
-// same engine: a new one takes longer to start than the server may take to answer. Whoever has
-// been sent something before the server was asked shares its answer, so it is asked once, and
-// not once for each request, while many are at prefill.
+// later. The server is a part of the engine, and a new engine takes longer to start than the
+// server may take to answer, so an answer of the server since then is of the same engine. It is
+// not asked for each request: those sent something before it was asked share its answer.
 func (b *Bootstrap) engineID(ctx context.Context, since time.Time) (string, error) {
 	b.mu.Lock()
 	q := b.last
@@ -55,18 +54,18 @@ func (b *Bootstrap) engineID(ctx context.Context, since time.Time) (string, erro
 	}
 }
 
-// answer answers a question. It belongs to no request: others may wait for it too.
+// answer answers a query. It does not end with a request, because others may wait for it too.
 func (b *Bootstrap) answer(q *bootstrapQuery) {
 	q.id, q.err = b.Ask(context.Background())
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if q.err != nil && b.last == q {
-		b.last = nil // the next one may have more luck
+		b.last = nil // a failure is not kept
 	}
 	close(q.done)
 }
 
-// bootstraps are asked over connections of their own, which go to whoever listens now.
+// bootstrapClient uses a new connection each time, which goes to whoever listens now.
 var bootstrapClient = &http.Client{
 	Transport:     &http.Transport{DisableKeepAlives: true, MaxResponseHeaderBytes: maxBootstrap},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

@@ -4,7 +4,6 @@
 package handover
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,9 +43,19 @@ func (NIXL) Request(prompt *body.Body, embeddings body.Edit) (*body.Segments, Re
 }
 
 func readNIXL(_ context.Context, answer []byte, _ string, _ time.Time) (Blocks, error) {
-	made := time.Now()
-	params, cached, err := transferParams(answer)
-	return Blocks{params, made, cached}, err
+	blocks := Blocks{Made: time.Now(), Cached: -1}
+	b, err := body.Parse(answer)
+	if err != nil {
+		return blocks, err
+	}
+	params := b.Value(body.KVTransferParams)
+	switch {
+	case body.Given(params) && !body.IsObject(params):
+		return blocks, errors.New("kv_transfer_params is no object")
+	case len(b.Members(body.KVTransferParams)) > 0:
+		blocks.Params, blocks.Cached = params, cachedTokens(b)
+	}
+	return blocks, nil
 }
 
 // Probe returns a request for a completion of a prompt that hands its blocks over. [Answers] tells
@@ -54,82 +63,58 @@ func readNIXL(_ context.Context, answer []byte, _ string, _ time.Time) (Blocks, 
 func Probe(model, prompt string) []byte {
 	text, _ := json.Marshal(map[string]any{ // strings and numbers
 		"model": model, "prompt": prompt, "max_tokens": 1, "ignore_eos": true, "stream": false,
-		body.KVTransferParams.String(): json.RawMessage(stub),
+		body.KVTransferParams: json.RawMessage(stub),
 	})
 	return text
 }
 
 // Answers reports whether an answer of prefill has KV blocks for decode.
 func Answers(answer []byte) bool {
-	params, _, err := transferParams(answer)
-	return err == nil && params != nil
+	blocks, _ := readNIXL(context.Background(), answer, "", time.Time{})
+	return blocks.Params != nil
 }
 
 // request is the client's body for a prefill engine: the whole prompt, one token, no stream,
 // and what the connectors want.
 func request(b *body.Body, connectors ...body.Edit) *body.Segments {
 	edits := append([]body.Edit{
-		body.Set(body.Stream, "false"),
-		body.Remove(body.StreamOptions),
-		body.Remove(body.MinTokens), // vLLM refuses a request that must have more tokens than it may have
-		body.Set(body.MaxTokens, "1"),
+		body.Set("stream", "false"),
+		body.Remove("stream_options"),
+		body.Remove("min_tokens"), // vLLM refuses a request that must have more tokens than it may have
+		body.Set("max_tokens", "1"),
 	}, connectors...)
-	for _, f := range []body.Field{body.MaxCompletionTokens, body.N} {
-		if b.Has(f) {
-			edits = append(edits, body.Set(f, "1"))
+	for _, name := range []string{"max_completion_tokens", "n"} {
+		if b.Value(name) != nil {
+			edits = append(edits, body.Set(name, "1"))
 		}
 	}
 	// a call of a tool does not fit in one token, and vLLM fails instead of stopping
-	if v := b.Value(body.ToolChoice); body.IsObject(v) || body.IsString(v, "required") {
-		edits = append(edits, body.Set(body.ToolChoice, `"none"`))
+	if v := b.Value("tool_choice"); body.IsObject(v) || body.IsString(v, "required") {
+		edits = append(edits, body.Set("tool_choice", `"none"`))
 	}
 	return b.Rewrite(edits...)
 }
 
-// transferParams returns the kv_transfer_params of a prefill's answer, nil if
-// there are none, and how many tokens of the prompt it had cached, -1 if it does not say.
-func transferParams(answer []byte) (params []byte, cached int, err error) {
-	b, err := body.Parse(answer)
-	if err != nil {
-		return nil, -1, err
-	}
-	params = b.Value(body.KVTransferParams)
-	switch {
-	case params == nil || body.IsNull(params):
-		return nil, -1, nil
-	case !body.IsObject(params):
-		return nil, -1, errors.New("kv_transfer_params is no object")
-	case len(bytes.TrimSpace(params[1:len(params)-1])) == 0:
-		return nil, -1, nil
-	}
-	return params, cachedTokens(b, params), nil
-}
-
 // cachedTokens returns how many tokens of the prompt prefill had cached, -1 if it does not say.
-func cachedTokens(answer *body.Body, kv []byte) int {
+func cachedTokens(answer *body.Body) int {
 	var usage struct {
 		Details struct {
 			Cached *int `json:"cached_tokens"`
 		} `json:"prompt_tokens_details"`
 	}
-	var params struct {
-		Cached *int `json:"remote_prefill_cached_tokens"` // from vLLM 0.32 on
-	}
-	if json.Unmarshal(answer.Value(body.Usage), &usage) == nil && usage.Details.Cached != nil {
+	if json.Unmarshal(answer.Value("usage"), &usage) == nil && usage.Details.Cached != nil {
 		return *usage.Details.Cached
 	}
-	if json.Unmarshal(kv, &params) == nil && params.Cached != nil {
-		return *params.Cached
+	var cached *int // from vLLM 0.32 on
+	if json.Unmarshal(answer.Members(body.KVTransferParams).Value("remote_prefill_cached_tokens"), &cached) == nil && cached != nil {
+		return *cached
 	}
 	return -1
 }
 
-// EndedByStop reports whether the token that an answer has is the last one for another reason than
-// that it may have no more. Before 0.32, vLLM hands over only what ends by max_tokens.
-func EndedByStop(answer []byte) bool { return finishReason(answer) == "stop" }
-
-// finishReason is why an answer ended.
-func finishReason(answer []byte) string {
+// FinishReason returns why an answer ended, empty if it does not say. Before 0.32, vLLM hands over
+// only what ends by max_tokens: "length".
+func FinishReason(answer []byte) string {
 	var a struct {
 		Choices []struct {
 			FinishReason string `json:"finish_reason"`

@@ -27,10 +27,10 @@ func TestCachedTokens(t *testing.T) {
 		if strings.Contains(answer, "kv_") || answer == "{}" {
 			full = strings.Replace(answer, "{}", `{"kv_transfer_params":{"a":1}}`, 1)
 		}
-		kv, cached, err := transferParams([]byte(full))
+		blocks, err := readNIXL(t.Context(), []byte(full), "", time.Time{})
 		require.NoError(t, err)
-		assert.NotNil(t, kv)
-		assert.Equal(t, want, cached, answer)
+		assert.NotNil(t, blocks.Params)
+		assert.Equal(t, want, blocks.Cached, answer)
 	}
 }
 
@@ -76,7 +76,7 @@ func TestProbe(t *testing.T) {
 	assert.Equal(t, true, got["kv_transfer_params"].(map[string]any)["do_remote_decode"])
 }
 
-func TestEndedByStop(t *testing.T) {
+func TestFinishReason(t *testing.T) {
 	t.Parallel()
 	for answer, want := range map[string]bool{
 		`{"choices":[{"finish_reason":"stop"}]}`:   true,
@@ -85,6 +85,6 @@ func TestEndedByStop(t *testing.T) {
 		`{"choices":[]}`:                           false,
 		`[]`:                                       false,
 	} {
-		assert.Equal(t, want, EndedByStop([]byte(answer)), answer)
+		assert.Equal(t, want, FinishReason([]byte(answer)) == "stop", answer)
 	}
 }

@@ -13,8 +13,8 @@ import (
 // Errors are of type *[Error].
 func ParseChat(b []byte, maxItems int, trusted bool) (*body.Body, *Set, error) {
 	p := &parser{set: &Set{trusted: trusted}, max: maxItems}
-	parsed, err := p.set.parse(b, body.Hook{Name: body.Messages.String(), Read: p.messages})
-	if err == nil && !parsed.Has(body.Messages) {
+	parsed, err := p.set.parse(b, body.Hook{Name: "messages", Read: p.messages})
+	if err == nil && parsed.Value("messages") == nil {
 		err = invalid("messages", "'messages' is missing")
 	}
 	if err != nil {
@@ -92,41 +92,35 @@ func (p *parser) part(s *body.Scanner, message, index int) error {
 	if len(p.set.items) == p.max {
 		return invalid("messages", "the request has more than %d media items", p.max)
 	}
-	item := Item{
-		Message: message, Part: index, Range: body.Range{Start: start, End: s.Pos()},
-		Kind: it.kind, Inline: it.kind == inputAudio, spans: it.spans, typ: it.typ,
-	}
+	item := Item{Message: message, Part: index, Range: body.Range{Start: start, End: s.Pos()}, Kind: it.kind, spans: it.spans, typ: it.typ}
 	if p.set.trusted {
 		item.uuid = it.uuid
-		if v := s.Slice(it.uuid); len(v) > 0 && v[0] == '"' {
-			item.UUID = string(body.Unescape(v[1 : len(v)-1]))
+		if it.texted {
+			item.UUID = text(s.Slice(it.uuid))
 		}
 	}
 	p.set.items = append(p.set.items, item)
 	return nil
 }
 
-// members reads the members of a content part, and notes which of them are to be blanked.
+// text is what a JSON string stands for.
+func text(quoted []byte) string { return string(body.Unescape(quoted[1 : len(quoted)-1])) }
+
+// members reads the members of a content part, and notes which of them are to be blanked: uuids,
+// unless the client is trusted, and media members that are null.
 func (p *parser) members(s *body.Scanner, it *part) error {
-	unfinished := false // the end of the last blank is not known
 	p.blanks = p.blanks[:0]
-	err := s.Object(func(m body.Member) error {
-		if unfinished {
-			p.blanks[len(p.blanks)-1].End = m.Before
-		}
-		null := s.Peek() == 'n'
+	return s.Object(func(m body.Member) error {
 		kind, modality := carrier(m.Name)
-		if unfinished = kind != "" && null || string(m.Name) == "uuid" && !p.set.trusted; unfinished {
-			p.blanks = append(p.blanks, body.Range{Start: m.Before})
-		}
-		if kind != "" && !null {
+		if kind != "" && s.Peek() != 'n' {
 			return it.carries(s, m, kind, modality)
 		}
 		it.nulls = it.nulls || kind != ""
-		return it.member(s, m, null)
+		err := it.member(s, m)
+		if kind != "" || string(m.Name) == "uuid" && !p.set.trusted {
+			s.Peek() // steps to the delimiter behind the member
+			p.blanks = append(p.blanks, body.Range{Start: m.Before, End: s.Pos()})
+		}
+		return err
 	})
-	if unfinished {
-		p.blanks[len(p.blanks)-1].End = s.Pos() - 1
-	}
-	return err
 }

@@ -1,12 +1,9 @@
 package media
 
 import (
-	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
-	"fmt"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
@@ -21,154 +18,160 @@ import (
 // Request returns the request that has a batch encoded. If embeddings are pushed, consumer is the
 // control address of the instance that gets them, and ids are those of the transfers. They are
 // new ones each time, because none may be used twice.
+//
+// What decides how media are processed goes along: with other options on both sides the consumer
+// would not find the embeddings. So does the template of a chat, which a model may not have itself.
 func (p *Plan) Request(batch int, consumer string) (request *body.Segments, ids []string) {
-	var push []byte
-	b := p.Batches[batch]
-	if consumer != "" {
-		ids, push = p.transfers(b, consumer)
+	b := p.set.body
+	parts := append(make([][]byte, 0, 24+8*len(p.Batches[batch])), []byte("{"))
+	if model := b.Value("model"); model != nil {
+		parts = append(parts, []byte(`"model":`), model, []byte(","))
 	}
-	return p.set.request(p.content(b), push), ids
-}
-
-// content returns the content parts of a batch.
-func (p *Plan) content(b Batch) (parts [][]byte) {
-	for n, i := range b {
+	parts = append(parts, []byte(`"messages":[{"role":"user","content":[`))
+	for n, i := range p.Batches[batch] {
 		if n > 0 {
 			parts = append(parts, []byte(","))
 		}
 		parts = p.set.appendAlone(parts, p.set.items[i], p.quotedUUID(i))
 	}
-	return parts
-}
-
-// request is the request to an encoder. What decides how media are processed goes along: with
-// other options on both sides the consumer would not find the embeddings. So does the template of
-// a chat, which a model may not have itself.
-func (s *Set) request(content [][]byte, push []byte) *body.Segments {
-	b := s.body
-	parts := make([][]byte, 0, 16+len(content))
-	parts = append(parts, []byte("{"))
-	if model := b.Value(body.Model); model != nil {
-		parts = append(parts, []byte(`"model":`), model, []byte(","))
-	}
-	parts = append(parts, []byte(`"messages":[{"role":"user","content":[`))
-	parts = append(parts, content...)
 	parts = append(parts, []byte(`]}],"max_tokens":1,"stream":false`))
-	for _, f := range []body.Field{body.MMProcessorKwargs, body.MediaIOKwargs, body.ChatTemplate, body.ChatTemplateKwargs, body.Priority, body.SessionID} {
-		if v := b.Value(f); v != nil {
-			parts = append(parts, []byte(`,"`+f.String()+`":`), v)
+	for _, name := range []string{body.MMProcessorKwargs, body.MediaIOKwargs, "chat_template", "chat_template_kwargs", "priority", "session_id"} {
+		if v := b.Value(name); v != nil {
+			parts = append(parts, []byte(`,"`+name+`":`), v)
 		}
 	}
-	if push != nil {
+	if consumer != "" {
+		var push []byte
+		ids, push = p.transfers(p.Batches[batch], consumer)
 		parts = append(parts, []byte(`,"ec_transfer_params":`), push)
 	}
-	return b.Join(append(parts, []byte("}"))...)
+	return b.Join(append(parts, []byte("}"))...), ids
 }
 
 // A transfer is one embedding on its way to the consumer.
 type transfer struct {
-	Hash json.RawMessage `json:"mm_hash"` // the encoder's name for it
+	Hash json.RawMessage `json:"mm_hash,omitempty"` // the encoder's name for it
 	ID   string          `json:"transfer_id"`
 }
 
 // transfers returns what an encoder needs to push the embeddings of a batch, and the
 // ids in it: one for each embedding.
-func (p *Plan) transfers(b Batch, consumer string) (ids []string, params []byte) {
-	type transfer struct {
-		ID string `json:"transfer_id"`
+func (p *Plan) transfers(batch []int, consumer string) (ids []string, params []byte) {
+	items := make([]transfer, len(batch), len(batch)+1)
+	if p.set.withSound(p.set.items[batch[0]]) { // which is alone in its batch
+		items = append(items, transfer{})
 	}
-	var items []transfer
-	add := func() {
+	for n := range items {
 		var id [16]byte
 		_, _ = rand.Read(id[:]) // never fails
-		ids = append(ids, hex.EncodeToString(id[:]))
-		items = append(items, transfer{ids[len(ids)-1]})
-	}
-	for _, i := range b {
-		if add(); p.set.withSound(p.set.items[i]) {
-			add()
-		}
+		items[n].ID = hex.EncodeToString(id[:])
+		ids = append(ids, items[n].ID)
 	}
 	params, _ = json.Marshal(map[string]any{"consumer_zmq": consumer, "ec_items": items}) // strings
 	return ids, params
 }
 
-// ecItems tells the consumer which transfers are for it, in the order of the media items.
-func ecItems(items []embedding) []body.Entry {
-	var list []transfer
-	for _, item := range items {
-		list = append(list, item.transfers...)
-	}
-	if list == nil {
-		return nil
-	}
-	value, _ := json.Marshal(list) // strings
-	return []body.Entry{{Name: []byte(`"ec_items"`), Value: value}}
+// Encoded is what consumers of the embeddings get, when all media of a request have been encoded.
+type Encoded struct {
+	// Body is the request for consumers: with references to the embeddings, or with the uuids by
+	// which the media were encoded, or as the client sent it.
+	Body *body.Body
+
+	Refers  bool   // there are references in Body
+	Handles []byte // the ec_transfer_params for consumers, nil if encoders gave none
+
+	plan *Plan
 }
 
-// An Answer is what an encoder says of a batch.
-type Answer struct {
-	entries []body.Entry // of ec_transfer_params
-	items   []embedding  // of the batch; nil if engines do not get to know uuids
-}
-
-// Read reads an encoder's answer to a [Plan.Request] with these ids.
-func (p *Plan) Read(batch int, answer []byte, ids []string) (Answer, error) {
-	entries, err := transferEntries(answer)
-	if err != nil || p.uuids == nil {
-		return Answer{entries: entries}, err
+// Encoded returns what the answers of the encoders make, one for each batch. A trusted client's
+// own ec_transfer_params are added to theirs.
+//
+// There are references if encoders have told what each item needs. Else media stay as they are and
+// get the uuid by which they were encoded, or engines would not find the embeddings. No request
+// has both: an engine takes no references beside media of one modality, and a model whose processor
+// takes all media at once none at all (seen with Qwen2.5-Omni of vLLM 0.32.0).
+func (p *Plan) Encoded(answers []Answer) Encoded {
+	items := make([]embedding, len(p.set.items))
+	var handles body.Members
+	if p.set.trusted {
+		handles = append(handles, p.set.body.Members(body.ECTransferParams)...)
 	}
-	items, err := p.embeddings(p.Batches[batch], entries, ids)
-	return Answer{entries, items}, err
-}
-
-// transferEntries returns the entries of an encoder's ec_transfer_params. There need not
-// be any.
-func transferEntries(answer []byte) ([]body.Entry, error) {
-	b, err := body.Parse(answer)
-	if err != nil {
-		return nil, fmt.Errorf("reading the answer: %w", err)
-	}
-	params := b.Value(body.ECTransferParams)
-	if params == nil || body.IsNull(params) {
-		return nil, nil
-	}
-	if !body.IsObject(params) {
-		return nil, errors.New("ec_transfer_params is no object")
-	}
-	return b.Options(body.ECTransferParams), nil
-}
-
-// mergeEntries makes one object of the entries of all items, nil if there are
-// none. Items with the same media share an entry, the last one's.
-func mergeEntries(items [][]body.Entry) []byte {
-	var merged []body.Entry
-	at := make(map[string]int)
-	for _, entries := range items {
-		for _, e := range entries {
-			if i, ok := at[string(e.Name)]; ok {
-				merged[i] = e
-				continue
-			}
-			at[string(e.Name)] = len(merged)
-			merged = append(merged, e)
+	for i, a := range answers {
+		handles = append(handles, a.entries...)
+		for n, item := range a.items {
+			items[p.Batches[i][n]] = item
 		}
 	}
-	if merged == nil {
-		return nil
+	var transfers []transfer // in the order of the media items
+	for _, item := range items {
+		transfers = append(transfers, item.transfers...)
 	}
-	return object(merged)
+	if transfers != nil {
+		value, _ := json.Marshal(transfers) // strings
+		handles = append(handles, body.Entry{Name: []byte(`"ec_items"`), Value: value})
+	}
+	e := Encoded{Body: p.set.body, Refers: p.references, Handles: object(handles), plan: p}
+	for _, original := range p.original {
+		e.Refers = e.Refers && items[original].reference != nil
+	}
+	switch {
+	case e.Refers:
+		e.Body = p.patched(items)
+	case p.uuids != nil:
+		e.Body = p.patched(nil)
+	}
+	return e
 }
 
-// object is a JSON object of entries.
-func object(entries []body.Entry) []byte {
-	var out bytes.Buffer
-	for i, e := range entries {
-		out.WriteByte("{,"[min(i, 1)])
-		out.Write(e.Name)
-		out.WriteByte(':')
-		out.Write(e.Value)
+// WithoutReferences returns the same with media in the place of references, and the uuids by which
+// the media were encoded.
+func (e Encoded) WithoutReferences() Encoded {
+	if e.Refers {
+		e.Body, e.Refers = e.plan.patched(nil), false
 	}
-	out.WriteByte('}')
-	return out.Bytes()
+	return e
+}
+
+// patched returns the client's body with the uuids by which the media are encoded, and with
+// references to the embeddings, if there are any.
+func (p *Plan) patched(items []embedding) *body.Body {
+	var patches []body.Patch
+	for i, item := range p.set.items {
+		if items != nil {
+			patches = append(patches, item.refer(items[p.original[i]].reference)...)
+		}
+		if item.UUID == "" {
+			patches = append(patches, item.setUUID(p.quotedUUID(i)))
+		}
+	}
+	return p.set.body.Patched(patches)
+}
+
+// quotedUUID is the hash of an item that has no uuid of the client, as JSON, nil if engines do not
+// get to know it.
+func (p *Plan) quotedUUID(i int) []byte {
+	if p.uuids == nil {
+		return nil
+	}
+	return []byte(`"` + p.uuids[i] + `"`)
+}
+
+// object returns a JSON object of these members, nil if there are none. Of several with the same
+// name, which equal media have, it has the last one.
+func object(members body.Members) []byte {
+	last := make(map[string]int)
+	for i, m := range members {
+		last[string(m.Name)] = i
+	}
+	var out []byte
+	for i, m := range members {
+		if last[string(m.Name)] == i {
+			out = append(append(append(append(out, ','), m.Name...), ':'), m.Value...)
+		}
+	}
+	if out == nil {
+		return nil
+	}
+	out[0] = '{'
+	return append(out, '}')
 }

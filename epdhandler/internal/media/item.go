@@ -28,6 +28,9 @@ func (i Item) refer(members []byte) []body.Patch {
 	return []body.Patch{{Range: i.typ, With: typ}, {Range: i.member, With: members}}
 }
 
+// maxFormat is the longest format of input_audio that is looked at.
+const maxFormat = 64
+
 // embeds is the member and the type of a part with a reference to media of a modality.
 func embeds(modality string) string { return modality + "_embeds" }
 
@@ -61,9 +64,6 @@ func (s *Set) appendAlone(pieces [][]byte, i Item, uuid []byte) [][]byte {
 	return append(pieces, []byte("}"))
 }
 
-// maxFormat is the longest format of input_audio that is looked at.
-const maxFormat = 64
-
 // formatText is how vLLM writes the format of input_audio into a URL, as the inside of a
 // JSON string.
 func formatText(format []byte) []byte {
@@ -87,23 +87,18 @@ func (s *Set) url(i Item, max int) (url string, whole bool) {
 // writeMedia writes all that vLLM reads of the media of an item, as fields: the kind, the
 // format of audio, and the URL or data, unescaped. Two items that write the same are the same media.
 func (s *Set) writeMedia(w io.Writer, i Item) {
-	writeField(w, i.Kind)
+	writeString(w, []byte(i.Kind))
 	if i.Kind == inputAudio {
-		format := s.body.Slice(i.format)
-		if text := formatText(format); len(format) > 0 && format[0] == '"' {
-			writeString(w, text)
-		} else {
-			writeField(w, text)
-		}
+		writeString(w, formatText(s.body.Slice(i.format)))
 	}
 	writeString(w, s.body.Slice(i.payload))
 }
 
 // writeField writes a field of what is hashed: its length comes first, so that no two
 // lists of fields look the same.
-func writeField[T string | []byte](w io.Writer, field T) {
+func writeField(w io.Writer, field []byte) {
 	writeLength(w, len(field))
-	_, _ = w.Write([]byte(field))
+	_, _ = w.Write(field)
 }
 
 // writeString writes the inside of a string, unescaped, as a field.

@@ -21,7 +21,7 @@ func TestURL(t *testing.T) {
 	url, whole = set.url(set.items[1], 10)
 	assert.Equal(t, "data:video", url)
 	assert.False(t, whole)
-	assert.Equal(t, []bool{false, false, true}, []bool{set.items[0].Inline, set.items[1].Inline, set.items[2].Inline})
+	assert.Equal(t, []bool{false, false, true}, []bool{set.items[0].Kind == inputAudio, set.items[1].Kind == inputAudio, set.items[2].Kind == inputAudio})
 }
 
 // A URL can be cut at any place but in an escape.

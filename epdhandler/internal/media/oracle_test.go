@@ -178,7 +178,7 @@ func assertLoads(t *testing.T, set *Set, got reading, part string) {
 	}
 	i := set.items[0]
 	url, _ := set.url(i, 1<<20)
-	if i.Inline {
+	if i.Kind == inputAudio {
 		url = fmt.Sprintf("data:audio/%s;base64,%s", formatText(set.body.Slice(i.format)), url)
 	}
 	want := map[string]string{"image_url": "image", "audio_url": "audio", "input_audio": "audio", "video_url": "video"}[i.Kind]

@@ -2,11 +2,10 @@ package media
 
 import "github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 
-// What follows is how vLLM 0.32 reads a content part (renderers/chat_utils.py). A part that
-// has a uuid, or no type, is read by the first of these members that it has, null or not,
-// in an order of vLLM's own; any other part by its type. A part is accepted here only if
-// both ways lead to the same media: it has one media member that is not null, those that
-// are null are blanked, and its type fits.
+// vLLM 0.32 reads a content part (renderers/chat_utils.py) by the first of the media members that
+// it has, null or not, in an order of vLLM's own, if it has a uuid or no type; else by its type.
+// A part is accepted here only if both ways lead to the same media: it has one media member that
+// is not null, those that are null are blanked, and its type fits.
 
 // The modalities of media for encoders.
 const (
@@ -93,26 +92,22 @@ func (it *part) carries(s *body.Scanner, m body.Member, kind, modality string) (
 }
 
 // member reads any other member.
-func (it *part) member(s *body.Scanner, m body.Member, null bool) error {
-	start := s.Pos()
+func (it *part) member(s *body.Scanner, m body.Member) error {
+	start, first := s.Pos(), s.Peek()
+	err := s.Value()
+	value := body.Range{Start: start, End: s.Pos()}
 	switch string(m.Name) {
 	case "uuid":
-		it.texted = s.Peek() == '"'
-		err := s.Value()
-		it.uuid, it.named = body.Range{Start: start, End: s.Pos()}, !null
-		return err
+		it.uuid, it.named, it.texted = value, first != 'n', first == '"'
 	case "type":
-		err := s.Value()
-		it.typ = body.Range{Start: start, End: s.Pos()}
-		v := s.Slice(it.typ)
-		if it.odd = err == nil && v[0] != '"'; err == nil && !it.odd && len(v) <= maxType+2 {
-			it.text = string(body.Unescape(v[1 : len(v)-1]))
+		it.typ, it.odd = value, first != '"'
+		if v := s.Slice(value); err == nil && !it.odd && len(v) <= maxType+2 {
+			it.text = text(v)
 		}
-		return err
 	case "detail":
-		it.detail = s.Peek() == '"'
+		it.detail = first == '"'
 	}
-	return s.Value()
+	return err
 }
 
 // read steps over the value of a media member for encoders. vLLM knows {"url": "…"}, also
@@ -131,17 +126,17 @@ func (it *part) read(s *body.Scanner) (err error) {
 		return s.Value()
 	}
 	return s.Object(func(m body.Member) (err error) {
-		start, c := s.Pos(), s.Peek()
+		start, first := s.Pos(), s.Peek()
 		switch name := string(m.Name); {
-		case name == payload && c == '"':
+		case name == payload && first == '"':
 			it.payload, err = s.Text()
 			return err
-		case name == payload, name == "format" && it.kind == inputAudio:
-			it.bad = it.bad || c != 'n' && (name == payload || c != '"')
+		case name == payload:
+			it.bad = it.bad || first != 'n'
+		case name == "format" && it.kind == inputAudio:
+			it.bad = it.bad || first != 'n' && first != '"'
 			err = s.Value()
-			if name == "format" {
-				it.format = body.Range{Start: start, End: s.Pos()}
-			}
+			it.format = body.Range{Start: start, End: s.Pos()}
 			return err
 		}
 		return s.Value()

@@ -1,30 +1,30 @@
 package media
 
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
+)
+
 // Options says how the media of a request are to be encoded.
 type Options struct {
-	// References is whether consumers are to get references to the embeddings instead of media.
-	References bool
-
-	// Pushed is whether encoders push the embeddings to a consumer.
-	Pushed bool
-
-	// Salt goes into the uuids of media.
-	Salt string
-
-	// BatchSize is how many images an encoder may get in one request.
-	BatchSize int
-
-	// Encoders is how many instances the images are spread over; 0 if that is not known.
-	Encoders int
+	References bool   // consumers are to get references to the embeddings instead of media
+	Pushed     bool   // encoders push the embeddings to a consumer
+	Salt       string // goes into the uuids of media
+	BatchSize  int    // how many images an encoder may get in one request
+	Encoders   int    // how many instances the images are spread over; 0 if that is not known
 }
-
-// A Batch is the media items that go to an encoder in one request, by their positions.
-type Batch []int
 
 // A Plan says which media items are encoded, and which of them together: with uuids, equal
 // ones once; images in batches, others alone.
 type Plan struct {
-	Batches []Batch
+	// Batches are the items that go to an encoder in one request, by their positions.
+	Batches [][]int
 
 	set        *Set
 	references bool
@@ -34,7 +34,7 @@ type Plan struct {
 
 // Plan makes the plan.
 func (s *Set) Plan(options Options) *Plan {
-	p := &Plan{set: s, references: options.References, original: make([]int, len(s.Items()))}
+	p := &Plan{set: s, references: options.References, original: make([]int, len(s.items))}
 	if options.References || options.Pushed {
 		p.uuids = s.identify(options.Salt)
 	}
@@ -47,7 +47,7 @@ func (s *Set) Plan(options Options) *Plan {
 // has a transfer. Items that have a uuid of the client are not equal to others: it may be wrong.
 func (p *Plan) findEqual(pushed bool) {
 	seen := make(map[string]int)
-	for i, item := range p.set.Items() {
+	for i, item := range p.set.items {
 		p.original[i] = i
 		if p.uuids == nil || pushed || item.UUID != "" {
 			continue
@@ -62,12 +62,12 @@ func (p *Plan) findEqual(pushed bool) {
 
 // divide divides the items that are encoded into batches.
 func (p *Plan) divide(size int) {
-	var images Batch
-	for i, item := range p.set.Items() {
+	var images []int
+	for i, item := range p.set.items {
 		switch {
 		case p.original[i] != i:
 		case item.Kind != imageURL:
-			p.Batches = append(p.Batches, Batch{i})
+			p.Batches = append(p.Batches, []int{i})
 		default:
 			if images = append(images, i); len(images) == size {
 				p.Batches = append(p.Batches, images)
@@ -83,11 +83,45 @@ func (p *Plan) divide(size int) {
 // batchSize spreads the images of a request over the encoders.
 func (s *Set) batchSize(options Options) int {
 	images := 0
-	for _, item := range s.Items() {
+	for _, item := range s.items {
 		if item.Kind == imageURL {
 			images++
 		}
 	}
 	encoders := max(1, options.Encoders)
 	return max(1, min(options.BatchSize, (images+encoders-1)/encoders))
+}
+
+// identify returns the uuids by which engines know the media items: the client's own if it
+// is trusted, else a hash of the media, the options that decide how they are processed, and the
+// salt. Equal media have equal uuids. The hash must be a cryptographic one: whoever finds other
+// media with the same uuid gets, or replaces, the embedding of somebody else.
+func (s *Set) identify(salt string) []string {
+	uuids := make([]string, len(s.items))
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i, item := range s.items {
+		if uuids[i] = item.UUID; item.UUID != "" {
+			continue
+		}
+		group.Go(func() error {
+			uuids[i] = s.hash(item, salt)
+			return nil
+		})
+	}
+	_ = group.Wait() // no function fails
+	return uuids
+}
+
+func (s *Set) hash(i Item, salt string) string {
+	h := hmac.New(sha256.New, []byte(salt))
+	for _, options := range []string{body.MMProcessorKwargs, body.MediaIOKwargs} {
+		v := s.body.Value(options)
+		if !body.Given(v) || string(v) == "{}" {
+			v = nil // which is the same
+		}
+		writeField(h, v)
+	}
+	s.writeMedia(h, i)
+	return hex.EncodeToString(h.Sum(nil))
 }

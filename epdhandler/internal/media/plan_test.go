@@ -15,16 +15,16 @@ func TestPlan(t *testing.T) {
 	for name, tc := range map[string]struct {
 		parts   []string
 		options Options
-		want    []Batch
+		want    [][]int
 	}{
-		"one by one":                {[]string{a, b, a}, Options{}, []Batch{{0}, {1}, {2}}},
-		"together":                  {[]string{a, b, c}, Options{BatchSize: 2}, []Batch{{0, 1}, {2}}},
-		"others alone":              {[]string{a, video, b}, Options{BatchSize: 8}, []Batch{{1}, {0, 2}}},
-		"over encoders":             {[]string{a, b, c}, Options{BatchSize: 8, Encoders: 3}, []Batch{{0}, {1}, {2}}},
-		"over few encoders":         {[]string{a, b, c}, Options{BatchSize: 8, Encoders: 2}, []Batch{{0, 1}, {2}}},
-		"equal ones once":           {[]string{a, b, again, video, video}, Options{References: true}, []Batch{{0}, {1}, {3}}},
-		"equal ones twice, pushed":  {[]string{a, again}, Options{References: true, Pushed: true}, []Batch{{0}, {1}}},
-		"a client may name equally": {[]string{a, named, named}, Options{References: true}, []Batch{{0}, {1}, {2}}},
+		"one by one":                {[]string{a, b, a}, Options{}, [][]int{{0}, {1}, {2}}},
+		"together":                  {[]string{a, b, c}, Options{BatchSize: 2}, [][]int{{0, 1}, {2}}},
+		"others alone":              {[]string{a, video, b}, Options{BatchSize: 8}, [][]int{{1}, {0, 2}}},
+		"over encoders":             {[]string{a, b, c}, Options{BatchSize: 8, Encoders: 3}, [][]int{{0}, {1}, {2}}},
+		"over few encoders":         {[]string{a, b, c}, Options{BatchSize: 8, Encoders: 2}, [][]int{{0, 1}, {2}}},
+		"equal ones once":           {[]string{a, b, again, video, video}, Options{References: true}, [][]int{{0}, {1}, {3}}},
+		"equal ones twice, pushed":  {[]string{a, again}, Options{References: true, Pushed: true}, [][]int{{0}, {1}}},
+		"a client may name equally": {[]string{a, named, named}, Options{References: true}, [][]int{{0}, {1}, {2}}},
 		"nothing":                   {nil, Options{References: true}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,7 +22,7 @@ func planned(t *testing.T, in string, trusted bool) *Plan {
 	for i := range set.items {
 		p.uuids = append(p.uuids, fmt.Sprint("u", i))
 		p.original = append(p.original, i)
-		p.Batches = append(p.Batches, Batch{i})
+		p.Batches = append(p.Batches, []int{i})
 	}
 	return p
 }
@@ -56,7 +56,7 @@ func TestFlatten(t *testing.T) {
 		`{"a":[1],"b":{"c":1}}`:                "",
 		`{"image_grid_thw":[[1,44,80]],"x":["y"]}`: "",
 	} {
-		assert.Equal(t, want, string(flatten([]byte(in))), in)
+		assert.Equal(t, want, string(object(flatten([]byte(in)))), in)
 	}
 }
 
@@ -67,35 +67,35 @@ func TestTold(t *testing.T) {
 	bare := func(entry string) string { return fmt.Sprintf(entry, "") }
 	const one, two = `"image_embeds":{"s":[1]}`, `"image_embeds":{"s":[2]}`
 	for name, tc := range map[string]struct {
-		batch   Batch
+		batch   []int
 		entries string
 		want    []string // nil: an error
 	}{
-		"positions":           {Batch{0, 1}, `{"x":` + at(a, "[1]") + `,"y":` + at(b, "[0]") + `}`, []string{two, one}},
-		"one for both":        {Batch{0, 1}, `{"x":` + at(a, "[0,1]") + `}`, []string{one, one}},
-		"uuids":               {Batch{0, 1}, `{"u1":` + bare(a) + `,"u0":` + bare(b) + `}`, []string{two, one}},
-		"the only one":        {Batch{1}, `{"x":` + bare(a) + `}`, []string{one}},
-		"nothing of one":      {Batch{0, 1}, `{"x":` + at(a, "[1]") + `}`, []string{"", one}},
-		"nothing":             {Batch{0}, `{}`, []string{""}},
-		"no shape":            {Batch{0}, `{"x":{"metadata":{}}}`, []string{""}},
-		"another modality":    {Batch{0}, `{"x":` + fmt.Sprintf(a, `,"modality":"video"`) + `}`, []string{""}},
-		"the same modality":   {Batch{0}, `{"x":` + fmt.Sprintf(a, `,"modality":"image"`) + `}`, []string{one}},
-		"two for one":         {Batch{0}, `{"x":` + bare(a) + `,"y":` + bare(b) + `}`, []string{""}},
-		"two of one":          {Batch{0}, `{"x":` + at(a, "[0]") + `,"y":` + at(b, "[1]") + `}`, []string{""}},
-		"null is no position": {Batch{0}, `{"x":` + at(a, "null") + `}`, []string{one}},
-		"of another":          {Batch{0, 1}, `{"x":` + at(a, "[2]") + `}`, nil},
-		"negative":            {Batch{0}, `{"x":` + at(a, "[-1]") + `}`, nil},
-		"given twice":         {Batch{0, 1}, `{"x":` + at(a, "[0]") + `,"y":` + at(b, "[0]") + `}`, nil},
-		"twice in one":        {Batch{0, 1}, `{"x":` + at(a, "[0,0]") + `}`, nil},
-		"ambiguous":           {Batch{0, 1}, `{"x":` + bare(a) + `,"y":` + bare(b) + `}`, nil},
-		"one of two":          {Batch{0, 1}, `{"x":` + bare(a) + `}`, nil},
-		"no list":             {Batch{0}, `{"x":` + at(a, `"0"`) + `}`, nil},
-		"a fraction":          {Batch{0}, `{"x":` + at(a, `[0.5]`) + `}`, nil},
-		"an entry as a list":  {Batch{0}, `{"x":[]}`, nil},
+		"positions":           {[]int{0, 1}, `{"x":` + at(a, "[1]") + `,"y":` + at(b, "[0]") + `}`, []string{two, one}},
+		"one for both":        {[]int{0, 1}, `{"x":` + at(a, "[0,1]") + `}`, []string{one, one}},
+		"uuids":               {[]int{0, 1}, `{"u1":` + bare(a) + `,"u0":` + bare(b) + `}`, []string{two, one}},
+		"the only one":        {[]int{1}, `{"x":` + bare(a) + `}`, []string{one}},
+		"nothing of one":      {[]int{0, 1}, `{"x":` + at(a, "[1]") + `}`, []string{"", one}},
+		"nothing":             {[]int{0}, `{}`, []string{""}},
+		"no shape":            {[]int{0}, `{"x":{"metadata":{}}}`, []string{""}},
+		"another modality":    {[]int{0}, `{"x":` + fmt.Sprintf(a, `,"modality":"video"`) + `}`, []string{""}},
+		"the same modality":   {[]int{0}, `{"x":` + fmt.Sprintf(a, `,"modality":"image"`) + `}`, []string{one}},
+		"two for one":         {[]int{0}, `{"x":` + bare(a) + `,"y":` + bare(b) + `}`, []string{""}},
+		"two of one":          {[]int{0}, `{"x":` + at(a, "[0]") + `,"y":` + at(b, "[1]") + `}`, []string{""}},
+		"null is no position": {[]int{0}, `{"x":` + at(a, "null") + `}`, []string{one}},
+		"of another":          {[]int{0, 1}, `{"x":` + at(a, "[2]") + `}`, nil},
+		"negative":            {[]int{0}, `{"x":` + at(a, "[-1]") + `}`, nil},
+		"given twice":         {[]int{0, 1}, `{"x":` + at(a, "[0]") + `,"y":` + at(b, "[0]") + `}`, nil},
+		"twice in one":        {[]int{0, 1}, `{"x":` + at(a, "[0,0]") + `}`, nil},
+		"ambiguous":           {[]int{0, 1}, `{"x":` + bare(a) + `,"y":` + bare(b) + `}`, nil},
+		"one of two":          {[]int{0, 1}, `{"x":` + bare(a) + `}`, nil},
+		"no list":             {[]int{0}, `{"x":` + at(a, `"0"`) + `}`, nil},
+		"a fraction":          {[]int{0}, `{"x":` + at(a, `[0.5]`) + `}`, nil},
+		"an entry as a list":  {[]int{0}, `{"x":[]}`, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := planned(t, `{"messages":[{"content":[{"image_url":"a"},{"image_url":"b"}]}]}`, false)
-			entries, err := body.Entries([]byte(tc.entries))
+			entries, err := body.MembersOf([]byte(tc.entries))
 			require.NoError(t, err)
 			items, err := p.embeddings(tc.batch, entries, nil)
 			if tc.want == nil {
@@ -142,12 +142,12 @@ func TestToldOfVideos(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := planned(t, fmt.Sprintf(`{"messages":[{"content":[{"video_url":"a"}]}],"mm_processor_kwargs":{"use_audio_in_video":%v}}`, tc.sound), false)
-			ids, push := p.transfers(Batch{0}, "tcp://x:1")
+			ids, push := p.transfers([]int{0}, "tcp://x:1")
 			assert.Equal(t, len(ids), strings.Count(string(push), "transfer_id"))
 			assert.Len(t, ids, map[bool]int{false: 1, true: 2}[tc.sound])
-			entries, err := body.Entries([]byte("{" + tc.entries + "}"))
+			entries, err := body.MembersOf([]byte("{" + tc.entries + "}"))
 			require.NoError(t, err)
-			items, err := p.embeddings(Batch{0}, entries, ids)
+			items, err := p.embeddings([]int{0}, entries, ids)
 			require.NoError(t, err)
 			assert.Equal(t, tc.want, string(items[0].reference))
 			var got []string
@@ -199,7 +199,7 @@ func TestRefer(t *testing.T) {
 			assert.Equal(t, request(tc.want), string(encoded.Body.Rewrite().Bytes()))
 			assert.Equal(t, len(tc.told) == len(tc.parts), encoded.Refers)
 			media := encoded.WithoutReferences()
-			assert.Equal(t, string(p.withUUIDs().Rewrite().Bytes()), string(media.Body.Rewrite().Bytes()), "an engine may have died of them")
+			assert.Equal(t, string(p.patched(nil).Rewrite().Bytes()), string(media.Body.Rewrite().Bytes()), "an engine may have died of them")
 			assert.False(t, media.Refers)
 		})
 	}

@@ -1,3 +1,17 @@
+// Package media finds the media items of a request, and makes the requests that have them
+// encoded and the bodies that refer to the embeddings. It knows how vLLM reads content parts
+// and what its encoders answer, but it must not know instances, connections, or what is done
+// when a request fails.
+//
+// A request takes these steps, each of which makes a value of the one before:
+//
+//	b, set, err := media.ParseChat(bytes, 128, false) // *Set: the items
+//	plan := set.Plan(options)                         // *Plan: which of them are encoded together
+//	request, ids := plan.Request(0, "")               // for an encoder
+//	answer, err := plan.Read(0, bytes, ids)           // Answer: what the encoder says
+//	encoded := plan.Encoded(answers)                  // Encoded: what consumers get
+//
+// Each API has a parser in a file of its own: chat.go. The other files are for all of them.
 package media
 
 import (
@@ -23,8 +37,8 @@ func ParseText(b []byte) (*body.Body, *Set, error) {
 	return parsed, set, err
 }
 
-func (s *Set) parse(b []byte, hooks ...body.Hook) (*body.Body, error) {
-	parsed, err := body.Parse(b, hooks...)
+func (s *Set) parse(b []byte, hooks ...body.Hook) (parsed *body.Body, err error) {
+	parsed, err = body.Parse(b, hooks...)
 	if e, ok := errors.AsType[*body.Error](err); ok {
 		return nil, invalid("", "%s", e.Message)
 	}
@@ -43,23 +57,14 @@ func (s *Set) Items() []Item {
 // Item is a media item: one part of a message's content that an encoder turns
 // into embeddings.
 type Item struct {
-	Message, Part int // position in messages, and in that message's content
-
-	// Range is the whole part, from brace to brace.
-	Range body.Range
-
-	// Kind is the member that carries the media, such as "image_url".
-	Kind string
-
-	// Inline is whether the media are in the request as data, not by a URL.
-	Inline bool
-
-	// UUID is the client's, unescaped, if it is kept; empty if there is none.
-	UUID string
+	Message, Part int        // position in messages, and in that message's content
+	Range         body.Range // of the whole part, with the braces
+	Kind          string     // the member that carries the media, such as "image_url"
+	UUID          string     // the client's, unescaped; empty if there is none, or the client is not trusted
 
 	spans
 	typ  body.Range // of the value of the type; empty if there is none
-	uuid body.Range // of the value of the client's uuid, if it is kept
+	uuid body.Range // of the value of a trusted client's uuid, also if that is no string
 }
 
 // Path is where the item stands in the request, such as "messages[0].content[2]".
@@ -81,15 +86,9 @@ func (i Item) Size() int { return i.Range.End - i.Range.Start }
 // An Error says why the media of a request are not accepted, in words that are fit for the
 // client: they have no content.
 type Error struct {
-	// Code is "media_url" or "media_source" if the error is about where media come from, else
-	// "invalid_body".
-	Code string
-
+	Code    string // "media_url" or "media_source" if it is about where media come from, else "invalid_body"
 	Message string
-
-	// Param is the path of the offending value, such as
-	// "messages[0].content[2].image_url"; empty if there is none.
-	Param string
+	Param   string // the path of the offending value, such as "messages[0].content[2].image_url"; may be empty
 }
 
 func (e *Error) Error() string { return e.Message }

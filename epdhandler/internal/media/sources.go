@@ -1,10 +1,13 @@
 package media
 
 import (
+	"bytes"
 	"fmt"
 	"net/url"
 	"slices"
 	"strings"
+
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // A Source is where media may come from: a scheme and, unless it is empty, a host,
@@ -25,8 +28,8 @@ func ParseSource(s string) (Source, error) {
 	return Source{scheme, host}, nil
 }
 
-// isName reports whether a host is a name of non-empty labels, or an IPv4 address: what
-// every parser, resolver and client takes for the same host. In lower case.
+// isName reports whether a host, in lower case, is a name of non-empty labels or an IPv4 address,
+// which all parsers, resolvers and clients take for the same host.
 func isName(host string) bool {
 	for label := range strings.SplitSeq(host, ".") {
 		if label == "" || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
@@ -56,7 +59,7 @@ func (s *Set) CheckSources(allowed []Source) *Error {
 
 func (s *Set) checkSource(item Item, allowed []Source) *Error {
 	from := Source{scheme: "data"}
-	if !item.Inline {
+	if item.Kind != inputAudio {
 		var problem string
 		if from, problem = sourceOf(s.url(item, maxURL)); problem != "" {
 			return &Error{Code: "media_url", Message: fmt.Sprintf("the URL in part %d of message %d %s", item.Part, item.Message, problem)}
@@ -74,9 +77,9 @@ func (from Source) within(allowed Source) bool {
 		(allowed.host == from.host || strings.HasPrefix(allowed.host, "*.") && strings.HasSuffix(from.host, allowed.host[1:])))
 }
 
-// sourceOf returns where a URL points to, or why that cannot be told. It knows only URLs that
-// no two parsers can read differently: vLLM's is another one. Of one that is not whole it knows only that
-// it is data: how its host goes on, and whether it is the host, comes later.
+// sourceOf returns where a URL points to, or why that cannot be told. It accepts only URLs that
+// no two parsers can read differently, because vLLM has another one. Of those that are not whole it
+// accepts only data: what is cut off may change the host.
 func sourceOf(raw string, whole bool) (from Source, problem string) {
 	scheme, _, ok := strings.Cut(raw, ":")
 	if scheme = strings.ToLower(scheme); ok && scheme == "data" {
@@ -94,4 +97,42 @@ func sourceOf(raw string, whole bool) (from Source, problem string) {
 		return Source{}, "must not have a user name"
 	}
 	return Source{strings.ToLower(u.Scheme), strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")}, ""
+}
+
+// soundOption makes of a video two media for an engine: the video and its sound.
+const soundOption = "use_audio_in_video"
+
+// CheckOptions refuses options for the processing of media that the proxy and an engine could
+// read differently, or with which a client that is not trusted could have an engine fetch something.
+func CheckOptions(b *body.Body, trusted bool) *Error {
+	sound := b.Members(body.MMProcessorKwargs).Value(soundOption)
+	switch {
+	case body.Given(sound) && !body.IsBool(sound):
+		return invalid("mm_processor_kwargs."+soundOption, "%s must be true, false or null", soundOption)
+	case !trusted && namesMedia(b):
+		return invalid("mm_processor_kwargs", "mm_processor_kwargs may hold numbers, booleans and objects of those: text, and options that name media or files, are for trusted clients only")
+	}
+	return nil
+}
+
+// fetching are options that engines take for media, or hand on to what loads the model's files.
+var fetching = []string{
+	"text", "image", "images", "audio", "audios", "video", "videos",
+	"cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "resume_download",
+	"revision", "subfolder", "token", "trust_remote_code", "use_auth_token",
+}
+
+// namesMedia reports whether mm_processor_kwargs could make an engine fetch anything. vLLM hands
+// them to a processor of Hugging Face's, which takes any text that it finds among media for a URL or
+// a file. Engines since 0.31 refuse all of them, unless they are told to trust them.
+func namesMedia(b *body.Body) bool {
+	return slices.ContainsFunc(b.Members(body.MMProcessorKwargs), func(e body.Entry) bool {
+		return body.HoldsText(e.Value) || bytes.HasPrefix(e.Name, []byte(`"_`)) ||
+			slices.ContainsFunc(fetching, func(name string) bool { return body.IsString(e.Name, name) })
+	})
+}
+
+// withSound reports whether an item is a video whose sound is media of its own.
+func (s *Set) withSound(i Item) bool {
+	return i.Kind == videoURL && string(s.body.Members(body.MMProcessorKwargs).Value(soundOption)) == "true"
 }

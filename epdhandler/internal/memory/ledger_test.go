@@ -10,8 +10,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 const (
@@ -47,7 +45,7 @@ func eventually(t *testing.T, message string, what func() bool) {
 }
 
 // receive takes memory for n bytes that a client has announced and sent.
-func (l *Ledger) receive(t *testing.T, n int, limit int64) (*body.Memory, error) {
+func (l *Ledger) receive(t *testing.T, n int, limit int64) (*Buffer, error) {
 	t.Helper()
 	s, err := l.Reserve(t.Context(), int64(n), limit)
 	if err != nil {
@@ -68,7 +66,7 @@ func (l *Ledger) receive(t *testing.T, n int, limit int64) (*body.Memory, error)
 func TestMemoryIsBounded(t *testing.T) {
 	t.Parallel()
 	l := newLedger()
-	var bodies []*body.Memory
+	var bodies []*Buffer
 	for range 8 {
 		m, err := l.receive(t, miB, 8*miB)
 		require.NoError(t, err)
@@ -256,7 +254,7 @@ func TestRegions(t *testing.T) {
 	assert.Zero(t, n, "its memory was needed")
 	m.Release()
 
-	var all []*body.Memory
+	var all []*Buffer
 	for range 40 {
 		m, err := l.receive(t, 2*miB, 1<<30)
 		require.NoError(t, err)

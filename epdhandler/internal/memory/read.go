@@ -4,8 +4,6 @@ import (
 	"errors"
 	"io"
 	"math"
-
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // ErrTooLarge is the error of a body that is larger than its limit.
@@ -14,7 +12,7 @@ var ErrTooLarge = errors.New("body too large")
 // ReadBody reads a body of length bytes (-1: unknown), at most limit, and returns it with
 // the memory that it is in. It takes memory as the body arrives, not as it was announced. On
 // an error, or if the reader panics, the share gives everything back. It is called once.
-func (s *Share) ReadBody(r io.Reader, length, limit int64) (b []byte, m *body.Memory, err error) {
+func (s *Share) ReadBody(r io.Reader, length, limit int64) (b []byte, m *Buffer, err error) {
 	defer func() {
 		if m == nil {
 			s.end(s.held).Release()

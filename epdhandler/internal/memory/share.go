@@ -5,8 +5,6 @@ import (
 	"runtime"
 	"sync"
 	"time"
-
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
 // smallBody is the size up to which a body is in ordinary memory, and not counted before it arrives.
@@ -118,7 +116,7 @@ func (s *Share) reach(n int64) error {
 
 // end notes that no more of the body will arrive, and that n bytes have. It returns the
 // memory that they are in; when that is released, the share gives everything back.
-func (s *Share) end(n int64) *body.Memory {
+func (s *Share) end(n int64) *Buffer {
 	if s.timer != nil {
 		s.timer.Stop()
 	}
@@ -131,7 +129,8 @@ func (s *Share) end(n int64) *body.Memory {
 	s.hold(n)
 	s.ledger.give(s.redeem(s.promised))
 	giveBack := sync.OnceFunc(s.giveBack)
-	m := body.NewMemory(giveBack)
+	m := &Buffer{free: giveBack}
+	m.holds.Store(1)
 	// a reader that is never closed must not hold the memory forever
 	runtime.AddCleanup(m, func(giveBack func()) { giveBack() }, giveBack)
 	return m

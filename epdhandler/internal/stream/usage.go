@@ -119,14 +119,14 @@ func (e *usageEdit) edit(usage []byte) {
 	if len(usage) > maxHeld {
 		return
 	}
-	members, _ := body.Entries(usage)
+	members, _ := body.MembersOf(usage)
 	i := slices.IndexFunc(members, isNamed("prompt_tokens_details"))
 	if i < 0 {
 		return
 	}
-	details, _ := body.Entries(members[i].Value)
+	details, _ := body.MembersOf(members[i].Value)
 	i = slices.IndexFunc(details, isNamed("cached_tokens"))
-	if i < 0 || body.IsNull(details[i].Value) {
+	if i < 0 || !body.Given(details[i].Value) {
 		return
 	}
 	number := details[i]
