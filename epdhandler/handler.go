@@ -30,7 +30,7 @@ func init() {
 // `POST /start_profile`, `/stop_profile` | with `profiling`: sent to every instance of every pool
 //
 // Each pool is configured as a `reverse_proxy` handler, with all its options.
-// Where the configuration of a pool says nothing, these defaults apply, which suit
+// For options that a pool does not set, these defaults apply, which suit
 // vLLM: `round_robin` load balancing; active health checks of `/health` every 5s,
 // with a timeout of 5s, 3 fails and 1 pass; up to 1024 idle connections to each
 // instance, kept for 2.5s, because vLLM closes them after 5s. An empty object at

@@ -123,7 +123,7 @@ func TestHandleErrorsWithoutRoutes(t *testing.T) {
 	assertAnswer(t, chat("", image("AAAA")), c.post(t, chat("", image("AAAA"))))
 }
 
-// A stream that has begun ends with an event that is the error, whatever handle_errors says.
+// A stream that has begun ends with an error event, also with handle_errors.
 func TestHandleErrorsOfStreams(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)

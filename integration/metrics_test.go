@@ -70,7 +70,7 @@ func TestMetrics(t *testing.T) {
 	for _, engine := range e.encode {
 		engine.SetFault(fault{Kind: fakevllm.Status, Code: 500, Message: "broken", Times: 1})
 	}
-	c.post(t, chat("", image("CCCC"))) // fails at both
+	c.post(t, chat("", image("CCCC"))) // fails at both encoders
 	setFault(fault{Kind: fakevllm.Status, Code: 400, Message: "too small"}, e.decode...)
 	c.post(t, chat("", text("y")))
 

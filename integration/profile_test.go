@@ -107,7 +107,7 @@ func TestProfileWhereSomeCannot(t *testing.T) {
 		"decode":  {e.decode[0].Addr() + " 200 ok"},
 	}, said(t, r))
 
-	// none can any more
+	// now no instance can profile
 	e.decode[0].SetFault(fakevllm.Fault{Kind: fakevllm.Status, Code: 500, Message: "the disk is full"})
 	r = c.do(t, http.MethodPost, "/stop_profile", "{}")
 	assert.Equal(t, http.StatusServiceUnavailable, r.StatusCode)

@@ -86,7 +86,7 @@ func (p *prometheus) get(path string, v any) error {
 	return json.Unmarshal(answer.Data, v)
 }
 
-// has reports whether an expression has a value now that is a number.
+// has reports whether an expression currently has a value that is a number.
 func (p *prometheus) has(expr string) bool {
 	var data struct {
 		Result []struct{ Value [2]any }

@@ -244,7 +244,7 @@ func TestDecodeHasEmbeddings(t *testing.T) {
 }
 
 // An engine without the embedding crashes on a reference to it. The next attempt sends the
-// media, so that a request crashes at most one instance. An answer of 500 is treated alike.
+// media, so that a request crashes at most one instance. An answer of 500 is handled in the same way.
 func TestConsumerLacksAnEmbedding(t *testing.T) {
 	t.Parallel()
 	for topology, n := range map[string][3]int{"E+PD": {1, 0, 3}, "E+P+D": {1, 3, 1}} {

@@ -39,7 +39,7 @@ var typical = map[string]struct {
 	"multibyte":    {chatPath, chat(`,"user":"Jürgen 🙂"`, text("größe 你好 👋🏽 \u2028"), image("AAAA")), 1},
 }
 
-// stream makes a request one for a stream.
+// stream returns the request with "stream": true.
 func stream(body string) string {
 	return body[:len(body)-1] + `,"stream":true,"stream_options":{"include_usage":true}}`
 }

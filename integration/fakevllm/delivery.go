@@ -11,7 +11,7 @@ import (
 // transferID names one delivery of one embedding.
 var transferID = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
-// target is where an encode request wants its embeddings delivered.
+// target is where the embeddings of an encode request are delivered.
 type target struct {
 	consumer string
 	ids      []string // of the transfers, one for each item

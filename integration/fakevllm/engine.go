@@ -169,7 +169,7 @@ type Engine struct {
 
 	mu     sync.Mutex // guards what follows
 	life   *life
-	server *bootstrap // nil: there is none
+	server *bootstrap // nil without Mooncake
 	closed bool
 }
 

@@ -63,7 +63,7 @@ func (x *exchange) checkMooncakeDecode() error {
 	return nil
 }
 
-// transfer returns what is known of a transfer id, nil if it was never used.
+// transfer returns the work of a transfer id, nil if the id was never used.
 func (c *Cluster) transfer(id string) *transferWork {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -25,11 +25,11 @@ const (
 var differences = []deliberate{
 	{
 		names: `^(a schema that cannot be|a broken regex|logit_bias out of range|allowed_token_ids empty) \(stream\)$`, single: failedLate, proxy: badRequest,
-		reason: "vLLM has begun the stream when it finds the error; the proxy waits for the first event, and can give the true status",
+		reason: "vLLM finds the error after it has begun the stream; the proxy waits for the first event, and can send the real status",
 	},
 	{
 		names: `^a list$`, where: `^0\.(11|24)\.`, single: "500", proxy: badRequest,
-		reason: "older vLLM fails at a body that is no object",
+		reason: "older vLLM fails on a body that is not an object",
 	},
 }
 

@@ -24,7 +24,7 @@ func (s *suite) asked(r release, m model) []requests.Request {
 
 // reference asks a single engine that runs all stages.
 func (s *suite) reference(ctx context.Context, f *fleet, all []requests.Request) (map[string]answer, error) {
-	say("%d requests to one engine that does it all", len(all))
+	say("%d requests to a single engine that runs all stages", len(all))
 	answers := map[string]answer{}
 	for _, q := range all {
 		a, err := s.ask(ctx, nil, f.engines["single"].url(), q)
@@ -59,7 +59,7 @@ func (s *suite) judgeReference(f *fleet, all []requests.Request, answers map[str
 		}
 	}
 	if len(failed) > len(all)/20 {
-		s.report.failed(f, "one engine", fmt.Sprintf("it fails at %q", failed))
+		s.report.failed(f, "one engine", fmt.Sprintf("it fails %q", failed))
 	}
 	for name, other := range map[string]string{"one image": "another image", "two images": "two images, swapped", "one audio": "another audio"} {
 		a, asked := answers[name]

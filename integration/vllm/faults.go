@@ -112,7 +112,7 @@ func oneDies(name string, allowed int) func(context.Context, *trial) error {
 			return err
 		}
 		if err := load.more(ctx, 20); err != nil {
-			return fmt.Errorf("after %s was there again: %w", name, err)
+			return fmt.Errorf("after the restart of %s: %w", name, err)
 		}
 		load.stop()
 		if err := t.works(ctx, name); err != nil {
@@ -141,7 +141,7 @@ func onlyOneDies(name string) func(context.Context, *trial) error {
 			return err
 		}
 		if right, _, _ := t.kinds(ctx, t.fleet, load.since(before)); right > clients {
-			return fmt.Errorf("%d answers without %s", right, name)
+			return fmt.Errorf("%d right answers while %s was dead", right, name)
 		}
 		if err := t.restart(ctx, name); err != nil {
 			return err
@@ -171,7 +171,7 @@ func onePauses(name string, allowed int) func(context.Context, *trial) error {
 			return fmt.Errorf("while %s was paused: %w", name, err)
 		}
 		if err := load.more(ctx, 20); err != nil {
-			return fmt.Errorf("after %s went on: %w", name, err)
+			return fmt.Errorf("after %s was resumed: %w", name, err)
 		}
 		load.stop()
 		return t.judge(ctx, load.since(0), allowed)
@@ -190,7 +190,7 @@ func (t *trial) judge(ctx context.Context, list []exchange, allowed int) error {
 	case len(wrong) > 0:
 		return fmt.Errorf("%d answers are wrong, the first: %s", len(wrong), wrong[0])
 	case sum > allowed:
-		return fmt.Errorf("%v errors, not at most %d", failed, allowed)
+		return fmt.Errorf("%v errors, want at most %d", failed, allowed)
 	case right == 0:
 		return errors.New("no answer is right")
 	}
@@ -236,7 +236,7 @@ func filesAreDeleted(deaths int) func(context.Context, *trial) error {
 			return err
 		}
 		if a, err := t.ask(ctx, t.proxy, t.proxy.url(), r.Spoilt()); err != nil || a.Status != http.StatusBadRequest {
-			return errors.Join(err, fmt.Errorf("a request that engines refuse: %s", outcome(a)))
+			return errors.Join(err, fmt.Errorf("want status 400 for an invalid request: %s", outcome(a)))
 		}
 		if err := empty(t.fleet.storage); err != nil {
 			return err
@@ -250,7 +250,7 @@ func filesAreDeleted(deaths int) func(context.Context, *trial) error {
 		}
 		time.Sleep(dying)
 		if dead := t.fleet.dead(); len(dead) != deaths {
-			return fmt.Errorf("%v have ended, not %d", dead, deaths)
+			return fmt.Errorf("%v have ended, want %d", dead, deaths)
 		}
 		return nil
 	}

@@ -53,7 +53,7 @@ func (s *suite) imagesAreBatched(ctx context.Context, f *fleet, t topology, p *p
 	}
 	after, err := f.sum(ctx, t.encode, answered)
 	if asked := after - before; err == nil && asked != float64(len(t.encode)) {
-		err = fmt.Errorf("encoders were asked %v times for six images, not once each", asked)
+		err = fmt.Errorf("encoders got %v requests for six images, want one each", asked)
 	}
 	return err
 }
@@ -78,7 +78,7 @@ func (s *suite) embeddingsAreUsed(ctx context.Context, f *fleet, p *proxy, r req
 		return err
 	}
 	if refused, err := s.ask(ctx, p, p.url(), r.Spoilt()); err != nil || refused.Status != http.StatusBadRequest {
-		return errors.Join(err, fmt.Errorf("a request that engines refuse: %s", outcome(refused)))
+		return errors.Join(err, fmt.Errorf("want status 400 for an invalid request: %s", outcome(refused)))
 	}
 	files, err := f.embeddings()
 	if err != nil {
@@ -100,7 +100,7 @@ func (s *suite) embeddingsAreUsed(ctx context.Context, f *fleet, p *proxy, r req
 	case got.Status != http.StatusOK:
 		return fmt.Errorf("media whose embedding was changed: %s: %s", outcome(got), brief(got.Body))
 	case difference(want, got) == "":
-		return errors.New("the consumer has not used the embedding, but made its own")
+		return errors.New("the consumer has not used the embedding, but computed its own")
 	}
 	return nil
 }
@@ -119,7 +119,7 @@ func negate(path string) error {
 	}
 	const length = 8
 	if len(data) < length || binary.LittleEndian.Uint64(data) > uint64(len(data)-length) {
-		return fmt.Errorf("%s is no safetensors file", path)
+		return fmt.Errorf("%s is not a safetensors file", path)
 	}
 	numbers := data[length+int(binary.LittleEndian.Uint64(data)):]
 	for i := 3; i < len(numbers); i += 4 {

@@ -104,7 +104,7 @@ func (t *trial) calm(ctx context.Context) error {
 		}
 	}
 	if before != after {
-		return fmt.Errorf("%v tokens more", after-before)
+		return fmt.Errorf("generated %v more tokens", after-before)
 	}
 	return nil
 }

@@ -72,7 +72,7 @@ func execute(ctx context.Context) error {
 	case err != nil:
 		return err
 	case len(s.report.unexplained) > 0:
-		return errors.New("there are differences without an explanation")
+		return errors.New("there are unexplained differences")
 	case len(s.report.rows) == 0:
 		return errors.New("nothing was compared: no topology, request or fault of these releases matches")
 	}

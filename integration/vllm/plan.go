@@ -43,14 +43,14 @@ func plan(ctx context.Context, args []string) (*suite, error) {
 		return nil, err
 	}
 	flags := flag.NewFlagSet("vllm", flag.ContinueOnError)
-	all := flags.Bool("all", false, "all models, topologies and parts that are not named otherwise")
+	all := flags.Bool("all", false, "all models, topologies and parts, unless other flags select some")
 	names := map[string]*string{}
 	for name, list := range map[string][]string{"releases": texts(releases), "models": modelNames(models), "parts": parts} {
 		names[name] = flags.String(name, "", fmt.Sprintf("`list` of: %s, or all (default %s)", strings.Join(list, ", "), list[0]))
 	}
-	topology := flags.String("topologies", "", "regular `expression` for names of topologies, of the part differential (default E+PD and E+P+D)")
+	topology := flags.String("topologies", "", "regular `expression` for names of topologies (differential; default E+PD and E+P+D)")
 	request := flags.String("requests", "", "regular `expression` for names of requests (differential) and faults")
-	flags.StringVar(&s.dir, "dir", filepath.Join(cache, "epd_proxy-vllm"), "where installations, models and logs are kept")
+	flags.StringVar(&s.dir, "dir", filepath.Join(cache, "epd_proxy-vllm"), "directory for installations, models and logs")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}

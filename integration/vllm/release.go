@@ -110,7 +110,7 @@ func (r release) alias(venv string) error {
 			return os.WriteFile(path, []byte(strings.Join(lines, "\n")), 0o644)
 		}
 	}
-	return fmt.Errorf("%s: no end of the headers", path)
+	return fmt.Errorf("%s: the headers have no end", path)
 }
 
 // run runs a command to its end; its output is shown only if it fails.
