@@ -15,7 +15,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
-// apiError is an error as the OpenAI API words it.
+// apiError is an error in the form of the OpenAI API.
 type apiError struct {
 	status int
 	header http.Header // further headers; may be nil
@@ -30,27 +30,27 @@ func serverError(status int, code, format string, args ...any) apiError {
 	return apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "server_error", Code: code}
 }
 
-// noMemoryError is for requests that did not get the memory that they need.
+// noMemoryError is for requests for which there is not enough memory.
 func noMemoryError() apiError {
 	e := serverError(http.StatusServiceUnavailable, "overloaded", "%s; try again later", memory.ErrExhausted)
 	e.header = retryLater()
 	return e
 }
 
-// overloadedError is for requests that found no room. It is 503, not 429: the engines have
-// too much to do, whoever it comes from.
+// overloadedError is for requests that would exceed a limit or a queue. The status is 503, not
+// 429, because the cause is the load of the engines and not the client's rate of requests.
 func overloadedError(stage string) apiError {
 	e := serverError(http.StatusServiceUnavailable, stage+"_overloaded", "all instances of the %s stage are busy; try again later", stage)
 	e.header = retryLater()
 	return e
 }
 
-// retryLater says when, in seconds: not to all the same.
+// retryLater returns a Retry-After of some seconds, random so that clients do not return all at once.
 func retryLater() http.Header {
 	return http.Header{"Retry-After": {strconv.Itoa(1 + rand.IntN(5))}}
 }
 
-// badRequest is an error that the client can mend.
+// badRequest is an error that the client can correct.
 func badRequest(status int, code, format string, args ...any) *apiError {
 	return &apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "invalid_request_error", Code: code}
 }
@@ -62,7 +62,7 @@ func invalidBody(param, format string, args ...any) *apiError {
 	return e
 }
 
-// mediaError is what the client is told about a request that package media refuses.
+// mediaError converts an error of package media for the client.
 func mediaError(invalid *media.Error) *apiError {
 	e := badRequest(http.StatusBadRequest, invalid.Code, "%s", invalid.Message)
 	if invalid.Param != "" {
@@ -101,11 +101,11 @@ func (e apiError) encode() []byte {
 	return line.Bytes()
 }
 
-// engineError passes on the status and the words of an engine. There may be no answer, only its
+// engineError passes on the status and the message of an engine. There may be only a
 // status.
 func engineError(stage string, status int, a *stream.Answer) apiError {
 	e := serverError(status, stage+"_failed", "the %s stage answered with status %d", stage, status)
-	if status < 400 { // an engine does not redirect
+	if status < 400 { // engines do not redirect
 		e.status = http.StatusBadGateway
 		return e
 	}

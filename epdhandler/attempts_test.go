@@ -14,14 +14,14 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// failsAt is a failed attempt of encode at an instance.
+// failsAt returns a failed attempt at an instance.
 func failsAt(a *attempts, at string, why telemetry.Reason, status int) *failure {
 	by := a.pool.NotSent(why, assert.AnError)
 	by.Chosen, by.Status, by.HasBody, by.Reached = []string{at}, status, true, why != telemetry.Refused
 	return newFailure(by, nil)
 }
 
-// succeedsAt has an attempt succeed at an instance.
+// succeedsAt makes an attempt at an instance succeed.
 func (a *attempts) succeedsAt(at string) {
 	a.attempt = a.pool.NotSent("", nil)
 	a.attempt.Chosen, a.attempt.HasBody, a.attempt.Selected = []string{at}, true, time.Now()
@@ -34,7 +34,7 @@ func ofEncoders(t *testing.T, options string, encoders ...string) *exchange {
 	return &exchange{h: h, id: "test"}
 }
 
-// What pays for a further attempt: one that fails as well, at an engine.
+// Only a further attempt that fails at an engine is charged to the retry budget.
 func TestWhatTheRetryBudgetPaysFor(t *testing.T) {
 	for name, tc := range map[string]struct {
 		second telemetry.Reason
@@ -54,7 +54,7 @@ func TestWhatTheRetryBudgetPaysFor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			x := ofEncoders(t, `,"retries":9`, "a:1", "b:1", "c:1")
 			a := x.h.attempts(x.h.site.Encode)
-			for range 5 { // so that none is lost to the bound
+			for range 5 { // stay below the maximum, where refills are lost
 				a.pool.Budget.Charge(time.Now())
 			}
 			before := a.pool.Budget.Tokens(time.Now())
@@ -67,7 +67,7 @@ func TestWhatTheRetryBudgetPaysFor(t *testing.T) {
 	}
 }
 
-// A further attempt that cannot be paid for is not made.
+// If the retry budget is spent, there is no further attempt.
 func TestSpentRetryBudget(t *testing.T) {
 	x := ofEncoders(t, `,"retries":9`, "a:1", "b:1", "c:1")
 	a := x.h.attempts(x.h.site.Encode)
@@ -87,14 +87,14 @@ func TestSpentRetryBudget(t *testing.T) {
 	assert.EqualValues(t, spent+1, testutil.ToFloat64(x.h.process.Metrics.BudgetSpent.WithLabelValues("encode")))
 }
 
-// What counts against an instance: a failure of the engine, if the request then succeeds elsewhere.
+// Only failures of the engine count towards ejection, and only if the request then succeeds elsewhere.
 func TestWhatCountsAgainstAnInstance(t *testing.T) {
-	const enough = 10 // to be ejected
+	const enough = 10 // failures for an ejection
 	for name, tc := range map[string]struct {
 		reason  telemetry.Reason
 		status  int
 		counts  bool
-		nowhere bool // it does not succeed
+		nowhere bool // the request fails at all instances
 	}{
 		"500":            {reason: telemetry.BadStatus, status: 500, counts: true},
 		"503":            {reason: telemetry.BadStatus, status: 503, counts: true},
@@ -126,13 +126,13 @@ func TestWhatCountsAgainstAnInstance(t *testing.T) {
 				a := x.h.attempts(pool)
 				a.succeedsAt(bad)
 			}
-			assert.False(t, pool.Instance(bad).IsEjected(), "it has worked")
+			assert.False(t, pool.Instance(bad).IsEjected(), "an instance that has served requests since")
 		})
 	}
 }
 
-// An answer of prefill without blocks is news once, and again when there are some, unless it
-// says nothing of the instance.
+// The first prefill answer without blocks is logged, and the first one with blocks after that.
+// Answers that do not show whether the instance hands blocks over do not count.
 func TestNoteHandOver(t *testing.T) {
 	h := loadAlone(t, `{"encode":{"upstreams":[{"dial":"a:1"}],"health_checks":{"active":{}}},"prefill":{"upstreams":[{"dial":"p:1"}],"health_checks":{"active":{}}},"decode":{"upstreams":[{"dial":"d:1"}],"health_checks":{"active":{}}}}`)
 	logs := observe(h)
@@ -149,7 +149,7 @@ func TestNoteHandOver(t *testing.T) {
 	}
 }
 
-// Ids of attempts are new ones only if an engine may know the one before.
+// An attempt has a new id only if an engine may have received the previous one.
 func TestAttemptIDs(t *testing.T) {
 	t.Parallel()
 	a := &attempts{attempt: new(engine.Attempt)}

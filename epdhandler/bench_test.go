@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// BenchmarkRequest is a whole request through Caddy, by E+P+D with two encoders, over
-// plain HTTP/1.1 on loopback. Client and engines are in the same process and take part
-// of the time: compare, and profile.
+// BenchmarkRequest measures a whole request through Caddy, by E+P+D with two encoders, over
+// plain HTTP/1.1 on loopback. Client and engines run in the same process and add to the
+// time: use the results for comparisons and profiles.
 func BenchmarkRequest(b *testing.B) {
 	fake := func() string {
 		return fakeEngine(b, func(w http.ResponseWriter, r *http.Request) {

@@ -18,8 +18,8 @@ import (
 // pools are the addresses of the engines of each stage.
 type pools map[string][]string
 
-// serve has Caddy run in this process, on a port of loopback over plain HTTP, with these
-// options of the handler and engines, whatever it ran with before.
+// serve runs Caddy in this process, on a port of loopback over plain HTTP, with these options of
+// the handler and engines. It replaces the previous configuration.
 func serve(t testing.TB, port int, options string, engines pools) {
 	t.Helper()
 	for stage, addresses := range engines {
@@ -46,17 +46,17 @@ func freePort(t testing.TB) int {
 	return port
 }
 
-// fakeEngine starts a server that answers as it is told to, and returns its address.
+// fakeEngine starts a server with this handler, and returns its address.
 func fakeEngine(t testing.TB, answer http.HandlerFunc) string {
 	s := httptest.NewServer(answer)
 	t.Cleanup(s.Close)
 	return s.Listener.Addr().String()
 }
 
-// testProcess is what the handlers of all tests share: it is there before and after each of them.
+// testProcess is the state that handlers share; it outlives every test.
 var testProcess = new(process.Users).Use()
 
-// newGeneration is a request of a client, as Caddy's server hands it to a handler.
+// newGeneration makes a request of a client, as Caddy's server passes it to a handler.
 func newGeneration(h *Handler, r *http.Request, in *input) *generation {
 	w := httptest.NewRecorder()
 	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server))

@@ -17,7 +17,7 @@ func init() {
 	httpcaddyfile.RegisterDirectiveOrder("epd_proxy", httpcaddyfile.Before, "reverse_proxy")
 }
 
-// options is the one table of what can stand in the directive's block.
+// options lists everything that the directive's block can contain.
 func (h *Handler) options() caddyfile.Options {
 	return caddyfile.Options{
 		"encode":  caddyfile.Pool(&h.Encode),
@@ -118,9 +118,9 @@ func (h *Handler) UnmarshalCaddyfile(d *caddytokens.Dispenser) error {
 	if err != nil {
 		return err
 	}
-	// Caddy validates the configuration when it loads it; here errors have a line as well.
+	// Caddy validates the configuration again when it loads it; errors found here have a line number.
 	complete := *h
-	complete.MaxMemory = cmp.Or(h.MaxMemory, math.MaxInt64) // the default is that of the machine that runs it
+	complete.MaxMemory = cmp.Or(h.MaxMemory, math.MaxInt64) // the default depends on the machine that runs Caddy
 	complete.setDefaults()
 	if option, err := complete.validate(); err != nil {
 		return places.WrapErr(option, err)

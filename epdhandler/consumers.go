@@ -15,7 +15,7 @@ type ranks struct {
 	next      atomic.Uint32
 }
 
-// loadConsumers makes the ranks of ec_consumers, which fit the pool.
+// loadConsumers makes the ranks of ec_consumers, which match the pool.
 func (h *Handler) loadConsumers() {
 	if len(h.ECConsumers) == 0 {
 		return
@@ -26,9 +26,9 @@ func (h *Handler) loadConsumers() {
 	}
 }
 
-// reserveConsumer reserves the instance that consumes the embeddings, if encoders push them there:
-// it must be known before anything is encoded. The pool's own load balancing chooses it, with
-// the same health checks as for any call.
+// reserveConsumer reserves the instance that consumes the embeddings, if encoders push them:
+// it must be known before media are encoded. The pool's load balancing chooses it, with
+// the same health checks as for other requests.
 func (g *generation) reserveConsumer() (*engine.Reservation, *failure) {
 	if g.h.consumers == nil {
 		return nil, nil
@@ -36,8 +36,8 @@ func (g *generation) reserveConsumer() (*engine.Reservation, *failure) {
 	a := g.decoding
 	if g.prefills() {
 		a = g.prefilling
-		// before an instance of prefill is reserved, or those at the gate would keep it from those
-		// who have passed
+		// The gate comes before the reservation of a prefill instance. Otherwise requests at the gate
+		// would keep the instances from requests that have passed it.
 		if f := g.passGate(); f != nil {
 			return nil, f
 		}

@@ -9,13 +9,14 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 )
 
-// These are constants because an error tells whether they were changed to no effect.
+// Constants, because validation compares these options with their defaults to report changes that
+// have no effect.
 const (
 	defaultQueueSize    = 1000
 	defaultQueueTimeout = caddy.Duration(30 * time.Second)
 )
 
-// setDefaults sets what the configuration does not.
+// setDefaults sets the options that are not configured.
 func (h *Handler) setDefaults() {
 	h.Retries = cmp.Or(h.Retries, new(1))
 	h.RetryBudget = cmp.Or(h.RetryBudget, new(20))

@@ -16,7 +16,6 @@
 //
 // This package has the module's configuration (handler.go, defaults.go, validate.go, caddyfile.go),
 // its life cycle (lifecycle.go), the routes (routes.go, receive.go), and the pipeline: pipeline.go
-// has the stages encode.go, prefill.go and decode.go make values for each other, and attempts.go
-// decides whether there is another attempt. What they are made of is in the packages below
-// internal; docs/architecture.md has the picture.
+// calls the stages in encode.go, prefill.go and decode.go, and attempts.go decides whether there is
+// another attempt. The packages below internal are its parts; see docs/architecture.md.
 package epdhandler

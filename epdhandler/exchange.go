@@ -17,12 +17,12 @@ type exchange struct {
 	id     string // x-request-id, for the client
 	report *report
 
-	received bool  // the whole body has come
+	received bool  // the whole body has been received
 	err      error // for Caddy's error routes; nil: the request has been answered
 }
 
-// sendError answers the request with an error that no engine has answered with: as the API
-// words it or, if the configuration says so, by Caddy's error routes.
+// sendError answers the request with an error that does not come from an engine: in the form
+// of the API or, if so configured, by Caddy's error routes.
 func (x *exchange) sendError(e apiError) {
 	if !x.h.HandleErrors || e.status == telemetry.StatusClientClosed {
 		e.write(x.w)

@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
 )
 
-// What engines have said in their errors over the years comes out in one form.
+// The error formats of all versions of vLLM are converted to one form.
 func TestEngineErrors(t *testing.T) {
 	long := strings.Repeat("ä", 4<<10)
 	for name, tc := range map[string]struct {

@@ -15,8 +15,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
-// FuzzStages holds the bodies that the stages send against the same made with maps:
-// of any client's body, and of any answers of encoders and prefill.
+// FuzzStages compares the bodies that the stages send with bodies made from maps, for any
+// client's body and any answers of encoders and prefill.
 func FuzzStages(f *testing.F) {
 	const message = `"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"},"uuid":"u"}]}]`
 	f.Add([]byte(`{`+message+`,"model":"m","stream":true,"stream_options":{},"max_tokens":9,"ec_transfer_params":{}}`), []byte(`{"ec_transfer_params":{"h":{"a":1}}}`), []byte(`{"kv_transfer_params":{"remote_host":"h"}}`), false)
@@ -47,7 +47,7 @@ func FuzzStages(f *testing.F) {
 			require.Empty(t, handles)
 		}
 
-		for i, item := range set.Items() { // the part is in TestAppendAlone
+		for i, item := range set.Items() { // TestAppendAlone tests the part
 			require.Equal(t, []int{i}, plan.Batches[i])
 			request, _ := plan.Request(i, "")
 			got := decoded(t, request.Bytes())
@@ -73,7 +73,7 @@ func FuzzStages(f *testing.F) {
 		}
 		request, read := handover.NIXL{}.Request(b, g.carry(body.ECTransferParams, e.Handles))
 		got := decoded(t, request.Bytes())
-		for _, name := range []string{"min_tokens", "tool_choice"} { // TestCaptures knows when
+		for _, name := range []string{"min_tokens", "tool_choice"} { // TestCaptures tests when they are changed
 			if _, ok := got[name]; !ok || got[name] == "none" {
 				delete(want, name)
 				delete(got, name)
@@ -103,14 +103,14 @@ func FuzzStages(f *testing.F) {
 	})
 }
 
-// decoded is a body as encoding/json reads it.
+// decoded is a body as encoding/json decodes it.
 func decoded(t *testing.T, in []byte) (m map[string]any) {
 	require.NoError(t, json.Unmarshal(in, &m), "%s", in)
 	return m
 }
 
-// params are the transfer params in an engine's answer; they do not fit if it is none,
-// or they are no object.
+// params are the transfer parameters in an engine's answer; nil if it is not an answer or
+// they are not an object.
 func params(answer []byte, name string) (m map[string]any, fit bool) {
 	if b, err := body.Parse(answer); err != nil || b == nil {
 		return nil, false
@@ -126,7 +126,7 @@ func params(answer []byte, name string) (m map[string]any, fit bool) {
 	return m, true
 }
 
-// setParams sets what engines have given; a client's own stays only if clients are trusted.
+// setParams sets the parameters from engines; a client's own are kept only for trusted clients.
 func setParams(m map[string]any, name string, given []byte, trusted bool) {
 	switch {
 	case given != nil:

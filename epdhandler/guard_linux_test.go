@@ -2,8 +2,8 @@ package epdhandler
 
 import "syscall"
 
-// In all tests idle memory is inaccessible: a use of it faults, or gets EFAULT from the
-// system. The race detector does not look at memory outside of Go's heap.
+// In all tests, idle memory is inaccessible: an access to it faults, or a system call returns
+// EFAULT. The race detector does not check memory outside of Go's heap.
 func init() {
 	testProcess.Memory.Guard = func(region []byte, idle bool) { protect(region, idle) }
 }

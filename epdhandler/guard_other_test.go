@@ -2,4 +2,4 @@
 
 package epdhandler
 
-func protect([]byte, bool) {} // there are no regions
+func protect([]byte, bool) {} // memory is not in regions here

@@ -26,11 +26,11 @@ func init() {
 // `POST /v1/chat/completions` | each media item is sent to an encoder, then the request to prefill (if there is such a pool), then to decode
 // `POST /v1/completions` | prefill (if there is such a pool), then decode
 // `GET /v1/models`, `/v1/models/{id}` | answered by decode
-// `GET /health` | the health of the pools, as Caddy's health checks have found it
+// `GET /health` | the last results of Caddy's health checks of the pools
 // `POST /start_profile`, `/stop_profile` | with `profiling`: sent to every instance of every pool
 //
 // Each pool is configured as a `reverse_proxy` handler, with all its options.
-// Where the configuration of a pool says nothing, these defaults apply, which suit
+// For options that a pool does not set, these defaults apply, which suit
 // vLLM: `round_robin` load balancing; active health checks of `/health` every 5s,
 // with a timeout of 5s, 3 fails and 1 pass; up to 1024 idle connections to each
 // instance, kept for 2.5s, because vLLM closes them after 5s. An empty object at
@@ -72,8 +72,8 @@ type Handler struct {
 	// encoder, once. Default: 60s.
 	EncodeTimeout caddy.Duration `json:"encode_timeout,omitempty"`
 
-	// How long a prefill may take. It is not tried again after that: the engine may only be
-	// busy, and twice the work would make it worse. Default: 10m.
+	// How long a prefill may take. It is not retried after that: the engine may only be
+	// busy, and a retry would double its load. Default: 10m.
 	PrefillTimeout caddy.Duration `json:"prefill_timeout,omitempty"`
 
 	// How long prefill keeps KV blocks that decode has not asked for yet: the engines'
@@ -114,8 +114,8 @@ type Handler struct {
 	// it ends. Further requests wait for the first instance that is free. Default: no limit.
 	DecodeLimit int `json:"decode_limit,omitempty"`
 
-	// How many requests may wait for each pool that has a limit. Further requests are refused
-	// with 503 and Retry-After before any work is done for them. Default: 1000. 0: none waits.
+	// How many requests may wait for each pool that has a limit. Further requests are rejected
+	// with 503 and Retry-After before any work is done for them. Default: 1000. 0: no request waits.
 	QueueSize *int `json:"queue_size,omitempty"`
 
 	// How long a request may wait for an instance before it gets 503 with Retry-After.
@@ -129,8 +129,8 @@ type Handler struct {
 	// Default: false.
 	EncodeOptional bool `json:"encode_optional,omitempty"`
 
-	// How many images of one request may go to an encoder in one request. They are spread
-	// over the encoders first. Needs vLLM 0.31.0 or newer. Default: 1.
+	// How many images of one request may be sent to an encoder together. Images are first spread
+	// over the encoders. Needs vLLM 0.31.0 or newer. Default: 1.
 	EncodeBatch int `json:"encode_batch,omitempty"`
 
 	// Send the engines that consume embeddings (prefill if there is such a pool, else decode)
@@ -156,7 +156,7 @@ type Handler struct {
 	// effect without a prefill pool. Default: false.
 	DecodeHasEmbeddings bool `json:"decode_has_embeddings,omitempty"`
 
-	// Pass on what lets clients steer engines: `kv_transfer_params`, `ec_transfer_params`,
+	// Pass on what clients can use to control engines: `kv_transfer_params`, `ec_transfer_params`,
 	// the `uuid` of media items, and the headers that routers use for this. A client can then
 	// make an engine connect to any host, and read what other clients have sent.
 	// Default: false.
@@ -190,7 +190,7 @@ type Handler struct {
 	// How many media items a request may have. Default: 128.
 	MaxMediaItems int `json:"max_media_items,omitempty"`
 
-	// Return errors that no engine has answered with, such as those of refused requests,
+	// Return errors that do not come from an engine, such as those of rejected requests,
 	// full queues and time limits, to Caddy's error routes (`handle_errors` in a Caddyfile),
 	// where `{http.error.status_code}` and `{http.error.message}` describe them. The headers
 	// `X-Request-Id` and `Retry-After` are set. Default: false, they are written in the form of
@@ -205,7 +205,7 @@ type Handler struct {
 	consumers map[string]*ranks  // ECConsumers, nil if there are none
 	connector handover.Connector // between prefill and decode
 
-	ctx    caddy.Context // done when another configuration has taken over
+	ctx    caddy.Context // canceled when another configuration has replaced this one
 	logger *zap.Logger
 }
 

@@ -25,13 +25,13 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
 )
 
-// load provisions a handler as Caddy does, with its life cycle.
+// load provisions a handler as Caddy does, including its life cycle.
 func load(t *testing.T, config string) (*Handler, error) {
 	t.Helper()
 	ctx, err := caddy.ProvisionContext(&caddy.Config{})
 	require.NoError(t, err)
 	ctx, cancel := caddy.NewContext(ctx)
-	t.Cleanup(cancel) // cleans up what was loaded
+	t.Cleanup(cancel) // cleans up the handler
 	mod, err := ctx.LoadModuleByID("http.handlers.epd_proxy", json.RawMessage(config))
 	if err != nil {
 		return nil, err
@@ -91,7 +91,7 @@ func TestProvisionRefuses(t *testing.T) {
 		"no such JSON member": {`{"encoder":` + one + `}`, "unknown field"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			// another handler shares the hosts: a clean-up too much would show there
+			// another handler shares the hosts, so that releasing them twice is detected
 			_, err := load(t, `{"encode":`+one+`,"decode":`+one+`}`)
 			require.NoError(t, err)
 			for range 3 {
@@ -129,7 +129,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// httpTransport is the transport of a pool's handler, which is wrapped.
+// httpTransport is the wrapped transport of a pool's handler.
 func httpTransport(h *reverseproxy.Handler) *http.Transport {
 	return h.Transport.(interface{ HTTP() *http.Transport }).HTTP()
 }
@@ -167,7 +167,7 @@ func TestWhatTheUserSaysStays(t *testing.T) {
 }
 
 // The options of the directive, the JSON members of the module and the rows of the
-// documentation's tables are the same.
+// documentation's tables have the same names.
 func TestOptionsAreTheSameEverywhere(t *testing.T) {
 	options := slices.Sorted(maps.Keys(new(Handler).options()))
 	assert.Equal(t, options, slices.Sorted(maps.Keys(fields(new(Handler)))))
@@ -180,11 +180,11 @@ func TestOptionsAreTheSameEverywhere(t *testing.T) {
 	assert.Equal(t, options, rows)
 }
 
-// Who writes all the defaults that are documented has what who writes none has.
+// A configuration that contains all documented defaults equals one without them.
 func TestDefaultsAreAsDocumented(t *testing.T) {
 	const pools = "encode localhost:1\ndecode localhost:1\n"
 	silent := fromCaddyfile(t, pools)
-	written := pools + "decode_limit 1\n" // for queue_size and queue_timeout
+	written := pools + "decode_limit 1\n" // required by queue_size and queue_timeout
 	for _, o := range documented(t) {
 		value, isCode := strings.CutPrefix(o.initially, "`")
 		value, _, _ = strings.Cut(value, "`")
@@ -226,7 +226,7 @@ func documented(t *testing.T) (all []option) {
 	return all
 }
 
-// fields returns what the handler has in JSON, by name.
+// fields returns the handler's JSON members by name.
 func fields(h *Handler) map[string]any {
 	all := make(map[string]any)
 	v := reflect.ValueOf(h).Elem()

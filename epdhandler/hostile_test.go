@@ -33,19 +33,19 @@ func init() {
 	caddy.RegisterModule(new(hostileHandler))
 }
 
-// hostile is what a module of these tests does: what is set, or what a request asks for.
+// hostile is how the modules of these tests behave, unless a request asks for something else.
 var hostile struct {
 	sync.Mutex
 	source    string
 	addresses []string // of the source
 	breaker   string
 
-	hangs    chan struct{} // gets one when a module hangs
-	released chan struct{} // closed to end that
+	hangs    chan struct{} // receives a value when a module hangs
+	released chan struct{} // closed to end all hangs
 	picks    atomic.Int64
 }
 
-// beHostile makes the modules behave, until a test says otherwise.
+// beHostile resets the modules to normal behaviour.
 func beHostile(t *testing.T, addresses ...string) {
 	hostile.Lock()
 	defer hostile.Unlock()
@@ -55,7 +55,7 @@ func beHostile(t *testing.T, addresses ...string) {
 	t.Cleanup(letGo)
 }
 
-// letGo ends what hangs.
+// letGo ends all hangs.
 func letGo() {
 	select {
 	case <-hostile.released:
@@ -78,7 +78,7 @@ func hang() {
 	<-hostile.released
 }
 
-// hostilePolicy does what the header X-Do says, and else takes the first.
+// hostilePolicy behaves as the header X-Do says; by default it takes the first instance.
 type hostilePolicy struct{}
 
 func (*hostilePolicy) CaddyModule() caddy.ModuleInfo {
@@ -122,7 +122,7 @@ func (*hostilePolicy) Select(pool reverseproxy.UpstreamPool, r *http.Request, w 
 	return pool[0]
 }
 
-// hostileSource gives the addresses of the tests.
+// hostileSource returns the addresses that the test has set.
 type hostileSource struct{}
 
 func (*hostileSource) CaddyModule() caddy.ModuleInfo {
@@ -159,7 +159,7 @@ func (*hostileSource) GetUpstreams(*http.Request) ([]*reverseproxy.Upstream, err
 	return upstreams, nil
 }
 
-// hostileBreaker is closed, unless it does something else.
+// hostileBreaker is closed unless the test has set another behaviour.
 type hostileBreaker struct{}
 
 func (*hostileBreaker) CaddyModule() caddy.ModuleInfo {
@@ -181,8 +181,8 @@ func (*hostileBreaker) OK() bool {
 
 func (*hostileBreaker) RecordMetric(int, time.Duration) {}
 
-// holder is an engine that holds requests with "held" in them until it is told to let go, and
-// knows how many it has had at a time.
+// holder is an engine that holds requests with "held" in them until they are released, and
+// counts its concurrent requests.
 type holder struct {
 	address string
 	arrived chan struct{}
@@ -212,7 +212,7 @@ func newHolder(t *testing.T) *holder {
 	return h
 }
 
-// hostileDecode has Caddy run with this decode pool beside options.
+// hostileDecode runs Caddy with this decode pool and these options.
 func hostileDecode(t *testing.T, options, decode string) (port int) {
 	port = freePort(t)
 	serve(t, port, options+`,"decode":`+decode, pools{"encode": {"127.0.0.1:9"}})
@@ -221,7 +221,7 @@ func hostileDecode(t *testing.T, options, decode string) (port int) {
 
 const hostileBalancing = `"load_balancing":{"selection_policy":{"policy":"hostile"}}`
 
-// result is what came of a request.
+// result is the answer to a request.
 type result struct {
 	status int
 	header http.Header
@@ -237,13 +237,13 @@ func inBackground(t *testing.T, port int, mark string, headers ...string) <-chan
 	return results
 }
 
-// waitFor waits until so many requests are in the queue for decode.
+// waitFor waits until n requests are in the queue for decode.
 func waitFor(t *testing.T, n int) {
 	t.Helper()
 	eventually(t, "they do not wait", func() bool { return testProcess.Instances.Waiting()["decode"] == n })
 }
 
-// idle reports whether no call is in flight or waits.
+// idle reports whether no call is in flight or waiting.
 func idle() bool {
 	inFlight := 0
 	testProcess.Instances.Range(func(i *dispatch.Instance) { inFlight += i.InFlight() })
@@ -260,7 +260,7 @@ func assertNobodyHeld(t *testing.T) {
 	})
 }
 
-// assertAlive asserts that nothing of the process is held up.
+// assertAlive asserts that metrics and status do not hang.
 func assertAlive(t *testing.T) {
 	t.Helper()
 	alive := make(chan struct{})
@@ -279,8 +279,8 @@ func assertAlive(t *testing.T) {
 	}
 }
 
-// A policy that panics, or chooses what it may not, fails the request that it is asked for,
-// with and without limits, whether that waits or not.
+// A policy that panics, or makes an invalid choice, fails only the request that it was called for,
+// with and without limits, whether or not the request waits.
 func TestHostilePolicyFailsItsRequest(t *testing.T) {
 	for _, limit := range []string{"", `,"decode_limit":1`} {
 		for _, do := range []string{"panic", "stranger", "hostless", "spoiled list", "nil", "from the configuration"} {
@@ -346,7 +346,7 @@ func running(t *testing.T) *Handler {
 	return app.(*caddyhttp.App).Servers["s"].Routes[0].Handlers[0].(*Handler)
 }
 
-// observe keeps what a handler and its pools log.
+// observe collects the log of a handler and its pools.
 func observe(h *Handler) *observer.ObservedLogs {
 	core, logs := observer.New(zapcore.InfoLevel)
 	h.logger = zap.New(core)
@@ -356,7 +356,7 @@ func observe(h *Handler) *observer.ObservedLogs {
 	return logs
 }
 
-// What a policy answers by itself is no answer to the client; what it adds to the header is.
+// A response that a policy writes is not sent to the client; headers that it adds are.
 func TestPolicyThatAnswers(t *testing.T) {
 	beHostile(t)
 	a := newHolder(t)
@@ -367,8 +367,8 @@ func TestPolicyThatAnswers(t *testing.T) {
 	assert.Equal(t, []string{"a=b"}, header["Set-Cookie"])
 }
 
-// A policy that hangs holds up its request and nothing else: not another one that waits, not
-// one that comes, not the process.
+// A policy that hangs delays only its own request: no other request, waiting or new,
+// and nothing else in the process.
 func TestHostilePolicyThatHangs(t *testing.T) {
 	for _, waiting := range []bool{false, true} {
 		beHostile(t)
@@ -387,7 +387,7 @@ func TestHostilePolicyThatHangs(t *testing.T) {
 			<-hostile.hangs
 			start := time.Now()
 			assert.Equal(t, http.StatusOK, (<-next).status)
-			assert.Less(t, time.Since(start), time.Second/2, "it waited for the other one's policy")
+			assert.Less(t, time.Since(start), time.Second/2, "the request waited for another request's policy")
 		} else {
 			hung = inBackground(t, port, "x", "X-Do: hang")
 			<-hostile.hangs
@@ -399,7 +399,7 @@ func TestHostilePolicyThatHangs(t *testing.T) {
 		assertAlive(t)
 		select {
 		case <-hung:
-			assert.Fail(t, "it does not hang")
+			assert.Fail(t, "the policy did not hang")
 		default:
 		}
 		letGo()
@@ -408,8 +408,8 @@ func TestHostilePolicyThatHangs(t *testing.T) {
 	}
 }
 
-// The policy is asked once for a choice, with what the request may have, and tells the client
-// once where it goes.
+// The policy is called once for each choice, with the available instances, and its headers are
+// sent to the client once.
 func TestPolicyIsAskedOnce(t *testing.T) {
 	beHostile(t)
 	var holders []*holder
@@ -430,12 +430,12 @@ func TestPolicyIsAskedOnce(t *testing.T) {
 	assert.EqualValues(t, 1, hostile.picks.Load())
 	assert.Len(t, header["Set-Cookie"], 1)
 
-	// it may want one that is busy, and is asked again when that is not
+	// if the policy wants only a busy instance, it is called again when that is free
 	only := inBackground(t, port, "x", "X-Do: only "+addresses[0])
 	waitFor(t, 1)
 	assert.EqualValues(t, 2, hostile.picks.Load())
 	status, _, _ = post(t, port, chatPath, "x")
-	assert.Equal(t, http.StatusOK, status, "who waits for another instance holds nobody up")
+	assert.Equal(t, http.StatusOK, status, "a request that waits for another instance delays no one")
 	for i, h := range holders[:7] {
 		close(h.release)
 		assert.Equal(t, http.StatusOK, (<-held[i]).status)
@@ -444,8 +444,8 @@ func TestPolicyIsAskedOnce(t *testing.T) {
 	assertNobodyHeld(t)
 }
 
-// What a source says that makes no sense is left out, and what it does wrong fails the
-// request that it is asked for.
+// Invalid upstreams of a source are ignored, and a failure of the source fails only the
+// request that it was called for.
 func TestHostileSource(t *testing.T) {
 	beHostile(t)
 	a := newHolder(t)
@@ -462,7 +462,7 @@ func TestHostileSource(t *testing.T) {
 	<-hostile.hangs
 	var asking sync.WaitGroup
 	for range 8 {
-		asking.Go(func() { operate.StatusOf(t.Context(), testProcess) }) // which asks it as well, and gives up
+		asking.Go(func() { operate.StatusOf(t.Context(), testProcess) }) // it calls the source too, and gives up
 	}
 	asking.Wait()
 	assert.LessOrEqual(t, len(hostile.hangs), 4)
@@ -475,7 +475,7 @@ func TestHostileSource(t *testing.T) {
 	assertNobodyHeld(t)
 }
 
-// A source that has other instances each time, all dead, does not keep a request for ever.
+// A source that returns other, dead instances each time does not keep a request forever.
 func TestSourceOfDeadInstances(t *testing.T) {
 	beHostile(t)
 	setSource("always dead")
@@ -483,10 +483,10 @@ func TestSourceOfDeadInstances(t *testing.T) {
 	status, body, _ := post(t, port, chatPath, "x")
 	assert.Equal(t, http.StatusServiceUnavailable, status)
 	assert.Contains(t, body, "decode_unavailable")
-	assert.LessOrEqual(t, hostile.picks.Load(), int64(4), "look-ups: two instances, a further attempt, and what is asked beside")
+	assert.LessOrEqual(t, hostile.picks.Load(), int64(4), "look-ups: two instances, a further attempt, and one besides")
 }
 
-// The connections of an attempt that ends with a panic are closed.
+// The connections of an attempt that panics are closed.
 func TestPanicClosesTheConnection(t *testing.T) {
 	left := make(chan struct{})
 	decode := fakeEngine(t, func(w http.ResponseWriter, r *http.Request) {
@@ -505,7 +505,7 @@ func TestPanicClosesTheConnection(t *testing.T) {
 	select {
 	case <-left:
 	case <-time.After(10 * time.Second):
-		assert.Fail(t, "the engine works on")
+		assert.Fail(t, "the engine's connection was not closed")
 	}
 	assertNobodyHeld(t)
 }
@@ -521,7 +521,7 @@ func (hostileHandler) ServeHTTP(http.ResponseWriter, *http.Request, caddyhttp.Ha
 	panic("somebody else's")
 }
 
-// Those who wait see the instances that there are now.
+// Waiting requests use instances that are new, and none that were removed.
 func TestNewInstancesServeWhoWaits(t *testing.T) {
 	beHostile(t)
 	a, b := newHolder(t), newHolder(t)
@@ -534,11 +534,11 @@ func TestNewInstancesServeWhoWaits(t *testing.T) {
 	setSource("", a.address, b.address)
 	start := time.Now()
 	status, _, _ := post(t, port, chatPath, "x")
-	assert.Equal(t, http.StatusOK, status, "who comes now")
-	assert.Equal(t, http.StatusOK, (<-first).status, "who waited before")
+	assert.Equal(t, http.StatusOK, status, "a new request")
+	assert.Equal(t, http.StatusOK, (<-first).status, "a request that was waiting")
 	assert.Less(t, time.Since(start), 10*time.Second)
 
-	// and not those that there are no more
+	// a is removed
 	second := inBackground(t, port, "held")
 	<-b.arrived
 	third := inBackground(t, port, "x")
@@ -554,7 +554,7 @@ func TestNewInstancesServeWhoWaits(t *testing.T) {
 	assertNobodyHeld(t)
 }
 
-// While somebody who waits asks a source that hangs or panics, the others are served.
+// While a waiting request calls a source that hangs or panics, the others are served.
 func TestSourceThatHangsWhileSomebodyWaits(t *testing.T) {
 	for _, do := range []string{"hang", "panic"} {
 		beHostile(t)
@@ -588,7 +588,7 @@ func TestSourceThatHangsWhileSomebodyWaits(t *testing.T) {
 	}
 }
 
-// A circuit breaker is a module, too.
+// A circuit breaker is a module that can fail, too.
 func TestHostileBreaker(t *testing.T) {
 	beHostile(t)
 	a := newHolder(t)
@@ -620,7 +620,7 @@ func TestHostileBreaker(t *testing.T) {
 	assertNobodyHeld(t)
 }
 
-// Caddy's header and query policies give their fallback nothing to write to.
+// Caddy's header and query policies call their fallback without a ResponseWriter.
 func TestFallbackOfStockPolicies(t *testing.T) {
 	addresses := named(t, 4)
 	for _, policy := range []string{

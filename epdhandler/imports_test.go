@@ -17,8 +17,8 @@ import (
 
 const module = "github.com/caddy-epd/caddy-epd/"
 
-// Packages import only those that the table of the architecture page allows, and the table
-// allows nothing that is not used. Imports go down the table.
+// Packages import only what the table of the architecture page allows, every allowed import
+// is used, and imports only go down the table.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../docs/architecture.md")

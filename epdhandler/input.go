@@ -6,18 +6,18 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 )
 
-// input is what a client asks for.
+// input is the indexed body of a client's request.
 type input struct {
-	body    *body.Body // nil when no engine needs it any more
+	body    *body.Body // nil when engines no longer need it
 	media   *media.Set // in the body
 	memory  *memory.Buffer
-	room    *memory.Share // of the memory of all
+	room    *memory.Share // the request's share of max_memory
 	chat    bool
 	streams bool   // the client wants a stream
-	without string // the member for which decode does without prefill; empty: it does not
+	without string // the member because of which prefill is skipped; empty: it is not skipped
 }
 
-// release gives the body's memory back, as soon as no engine reads it any more.
+// release frees the body's memory, as soon as engines no longer read it.
 func (in *input) release() {
 	if in != nil {
 		in.memory.Release()

@@ -19,11 +19,11 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// However requests end, nothing of them stays in what this package counts and, when
-// Caddy has stopped, no goroutine.
+// However requests end, nothing that this package counts is left of them and, after Caddy
+// has stopped, no goroutine.
 func TestNothingIsLeft(t *testing.T) {
 	nothingHeld(t)
-	// of other tests, and of the packages that Caddy is made of
+	// goroutines of other tests, and of packages that Caddy uses
 	before := goleak.IgnoreCurrent()
 	s := newSite(t)
 	for name, config := range map[string]struct{ options, limit string }{
@@ -44,7 +44,7 @@ func TestNothingIsLeft(t *testing.T) {
 						ok := t.Run(fmt.Sprintf("%s, http2 %v, %s %s, stream %v", name, http2, what, role, streamed), func(t *testing.T) {
 							s.end(t, client, how, role, streamed)
 						})
-						if !ok { // what it has left would be held against the next ones
+						if !ok { // a leak here would make the following cases fail too
 							return
 						}
 					}
@@ -60,7 +60,7 @@ func TestNothingIsLeft(t *testing.T) {
 	require.NoError(t, caddy.Stop())
 	s.close()
 	var left error
-	for range 5 { // it waits a little each time
+	for range 5 { // each call waits a little
 		if left = goleak.Find(before); left == nil {
 			break
 		}
@@ -72,14 +72,14 @@ var everywhere = []fakevllm.Role{fakevllm.Encode, fakevllm.Prefill, fakevllm.Dec
 
 // ending is a way in which requests can end.
 type ending struct {
-	at    []fakevllm.Role // at which engines, each for itself
-	fault fakevllm.Fault  // of theirs
-	held  bool            // they are taken by others
-	limit string          // ends them, and would end too much elsewhere
+	at    []fakevllm.Role // roles at which it can happen
+	fault fakevllm.Fault  // fault of the engines of that role
+	held  bool            // other requests occupy the engines
+	limit string          // ends the request; it would affect other cases
 
-	leave func(*site, fakevllm.Role) bool // the client does so when
-	begun bool                            // or when it has the begin of the answer
-	half  bool                            // it sends no more than half of the body
+	leave func(*site, fakevllm.Role) bool // the client leaves when it returns true
+	begun bool                            // the client leaves after the begin of the answer
+	half  bool                            // the client sends only half of the body
 }
 
 var endings = map[string]ending{
@@ -128,7 +128,7 @@ func (s *site) close() {
 	}
 }
 
-// load has Caddy run with these options of the handler, whatever it ran with before.
+// load runs Caddy with these options of the handler, in place of the previous configuration.
 func (s *site) load(t *testing.T, options string) {
 	t.Helper()
 	addresses := pools{}
@@ -138,7 +138,7 @@ func (s *site) load(t *testing.T, options string) {
 	}
 	serve(t, s.port, ","+options, addresses)
 
-	// the server of the configuration before may take one more connection
+	// the server of the previous configuration may accept one more connection
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	if res, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/health", s.port)); err == nil {
 		_ = res.Body.Close()
@@ -153,7 +153,7 @@ func newClient(t *testing.T, http2 bool) *http.Client {
 	return &http.Client{Transport: tr, Timeout: time.Minute}
 }
 
-// end has a request end in one of the ways, and asserts that nothing counts it.
+// end sends a request that ends in this way, and asserts that nothing is counted for it afterwards.
 func (s *site) end(t *testing.T, client *http.Client, how ending, role fakevllm.Role, streamed bool) {
 	engines := s.engines[role]
 	for _, e := range engines {
@@ -205,14 +205,14 @@ func (s *site) end(t *testing.T, client *http.Client, how ending, role fakevllm.
 	})
 }
 
-// send sends a request and reads the answer, whatever it is.
+// send sends a request and reads any answer.
 func (s *site) send(ctx context.Context, client *http.Client, mark string, streamed bool, how ending, begun chan<- struct{}) {
 	text := mark
 	switch {
 	case how.begun:
-		text += strings.Repeat(" and so on", 500) // for longer than it takes to leave
+		text += strings.Repeat(" and so on", 500) // the stream takes longer than the client to leave
 	case how.half:
-		text += strings.Repeat(" and so on", 100_000) // so that memory is promised
+		text += strings.Repeat(" and so on", 100_000) // large enough to reserve memory
 	}
 	body := fmt.Sprintf(`{"model":"fake","stream":%v,"messages":[{"role":"user","content":[{"type":"text","text":"%s"},%s]}]}`,
 		streamed, text, `{"type":"image_url","image_url":{"url":"data:image/png;base64,`+mark+`"}}`)
@@ -238,7 +238,7 @@ func (s *site) send(ctx context.Context, client *http.Client, mark string, strea
 	_, _ = io.Copy(io.Discard, res.Body)
 }
 
-// never is the rest of a body that does not come.
+// never is the rest of a body that is never sent.
 type never struct{ context.Context }
 
 // Read implements io.Reader.
@@ -254,12 +254,12 @@ func busyWith(engines []*fakevllm.Engine) (n int) {
 	return n
 }
 
-// asked reports whether an engine of a role has got a request.
+// asked reports whether an engine of a role has received a request.
 func (s *site) asked(role fakevllm.Role) bool {
 	return slices.ContainsFunc(s.engines[role], func(e *fakevllm.Engine) bool { return len(e.Requests()) > 0 })
 }
 
-// waiting reports whether somebody is in the queue for a role.
+// waiting reports whether a request is in the queue for a role.
 func (*site) waiting(role fakevllm.Role) bool {
 	return testProcess.Instances.Waiting()[string(role)] > 0
 }

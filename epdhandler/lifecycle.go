@@ -58,7 +58,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// provisionPools leaves the pools that it has provisioned to Cleanup if one fails.
+// provisionPools provisions the pools. If one fails, Cleanup releases the others.
 func (h *Handler) provisionPools() (err error) {
 	h.site.MaxMemory = h.MaxMemory
 	if h.site.Encode, err = h.newPool(telemetry.Encode, h.EncodeLimit, h.Encode); err != nil {
@@ -82,7 +82,7 @@ func (h *Handler) newPool(stage string, limit int, handler *reverseproxy.Handler
 }
 
 // prefillShare is the limit of a prefill instance, if there are several: its share of the
-// requests that decode has slots for, so that one that hangs does not keep all of them.
+// slots of decode, so that an instance that hangs cannot hold all of these requests.
 // 0: no limit.
 func (h *Handler) prefillShare() int {
 	prefills := len(h.Prefill.Upstreams)
@@ -92,7 +92,7 @@ func (h *Handler) prefillShare() int {
 	return (h.DecodeLimit*len(h.Decode.Upstreams) + prefills - 1) / prefills
 }
 
-// loadConnector makes the connector by which prefill hands KV blocks over.
+// loadConnector makes the connector by which prefill hands over KV blocks.
 func (h *Handler) loadConnector() {
 	h.connector = handover.NIXL{}
 	if len(h.KVBootstrap) == 0 {

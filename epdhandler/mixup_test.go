@@ -19,8 +19,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// An engine never gets bytes of another request, nor of memory that is free, whatever
-// engines and clients do while bodies are on their way.
+// An engine never gets bytes of another request or of freed memory, whatever engines and
+// clients do while bodies are being sent.
 func TestNoBytesOfOthers(t *testing.T) {
 	nothingHeld(t)
 	poisonIdle(t)
@@ -31,10 +31,10 @@ func TestNoBytesOfOthers(t *testing.T) {
 		}
 		who := &reader{t: t, body: r.Body, mark: strings.SplitN(r.Header.Get("X-Request-Id"), ":", 2)[0][:8]}
 		switch rand.IntN(8) {
-		case 0: // does not read it, but more is on its way
+		case 0: // does not read the body, though more of it is being sent
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
-		case 1: // answers before it has read it
+		case 1: // answers before it has read the body
 			_, _ = io.WriteString(w, `{}`)
 			_ = http.NewResponseController(w).Flush()
 			who.read(0, time.Millisecond)
@@ -88,7 +88,8 @@ func TestNoBytesOfOthers(t *testing.T) {
 	nothingHeld(t)
 }
 
-// slowEngine starts an engine that leaves most of a body with the proxy until it reads it.
+// slowEngine starts an engine with a small receive buffer: most of a body stays in the proxy
+// until the engine reads it.
 func slowEngine(t *testing.T, answer http.HandlerFunc) string {
 	s := httptest.NewUnstartedServer(answer)
 	s.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
@@ -102,7 +103,7 @@ func slowEngine(t *testing.T, answer http.HandlerFunc) string {
 
 const poison = 0xEE
 
-// poisonIdle has memory overwritten when it becomes idle, instead of made inaccessible.
+// poisonIdle overwrites memory when it becomes idle, instead of making it inaccessible.
 func poisonIdle(t *testing.T) {
 	before := testProcess.Memory.Guard
 	testProcess.Memory.Guard = func(region []byte, idle bool) {
@@ -115,7 +116,7 @@ func poisonIdle(t *testing.T) {
 	t.Cleanup(func() { testProcess.Memory.Guard = before })
 }
 
-// fill fills b by copying, which takes a fraction of the time under the race detector.
+// fill fills b by copying, which is much faster than a loop under the race detector.
 func fill(b []byte, c byte) {
 	if len(b) == 0 {
 		return
@@ -126,13 +127,13 @@ func fill(b []byte, c byte) {
 	}
 }
 
-// reader is an engine that reads a body in which every T begins the mark of its client.
+// reader is an engine that reads a body in which the client's mark follows every T.
 type reader struct {
 	t     *testing.T
 	body  io.Reader
 	mark  string
 	whole bool
-	rest  []byte // the begin of a mark
+	rest  []byte // an incomplete mark
 }
 
 // read reads max bytes (0: all), slowly, and checks them.

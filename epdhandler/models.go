@@ -13,12 +13,12 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// modelsTimeout is how long an instance may take to list its models. It knows them: one
-// that takes longer hangs.
+// modelsTimeout is how long an instance may take to list its models. The list needs no
+// computation, so an instance that takes longer hangs.
 const modelsTimeout = 5 * time.Second
 
-// models gives the client the list of models of a decode instance, or one of them. Any
-// failure leads to another instance, for this costs engines nothing.
+// models answers with the list of models of a decode instance, or one model of it. Any
+// failure leads to another instance, because the request is cheap.
 func (x *exchange) models() {
 	g := x.newGeneration(nil)
 	g.decoding.turn = nil // it takes no slot
@@ -43,7 +43,7 @@ func (g *generation) listModels() (list *stream.Answer, entries []json.RawMessag
 	ctx, clock, cancel := stream.Watch(ctx, stream.Limit{Option: "GET " + modelsPath, Time: modelsTimeout}, stream.Limit{})
 	defer cancel()
 	list, f = g.ask(ctx, g.decoding, engine.Call{
-		Method: http.MethodGet, // HEAD too: engines know only GET, and the server leaves the body out
+		Method: http.MethodGet, // HEAD too: engines only support GET, and Go's server omits the body
 		Path:   modelsPath,
 		ID:     g.decoding.id(g.engineID),
 		IDHead: g.engineID + "-",
@@ -62,8 +62,8 @@ func (g *generation) listModels() (list *stream.Answer, entries []json.RawMessag
 	return list, entries, f
 }
 
-// answerModels gives the client what it has asked for: the list, or the model that its
-// path names, which may have slashes.
+// answerModels answers with the list, or with the model that the path names; the name may
+// contain slashes.
 func (g *generation) answerModels(list *stream.Answer, entries []json.RawMessage) {
 	id, one := strings.CutPrefix(g.r.URL.Path, modelsPath+"/")
 	if one {
@@ -83,7 +83,7 @@ func (g *generation) answerModels(list *stream.Answer, entries []json.RawMessage
 	list.Deliver(g.w, g.id)
 }
 
-// modelOf returns the entry of a list that has this id, nil if none has.
+// modelOf returns the entry of a list that has this id, or nil.
 func modelOf(entries []json.RawMessage, id string) json.RawMessage {
 	for _, e := range entries {
 		var model struct{ ID string }

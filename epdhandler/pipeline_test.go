@@ -20,8 +20,8 @@ func TestRestore(t *testing.T) {
 	t.Parallel()
 	const (
 		again  = "again"  // made again
-		kept   = "kept"   // as it is
-		media  = "media"  // in the place of references
+		kept   = "kept"   // unchanged
+		media  = "media"  // media instead of references
 		absent = "absent" // was not made
 	)
 	var (
@@ -106,8 +106,8 @@ func TestRestore(t *testing.T) {
 	}
 }
 
-// ofEncode is what encode makes: of embeddings that can be fetched by handles, have been pushed,
-// or are referred to.
+// ofEncode is a result of encode: embeddings that can be fetched by handles, have been pushed,
+// or can be referred to.
 func ofEncode(stage string, handles, pushed, refers bool) made {
 	const in = `{"messages":[{"content":[{"type":"image_url","image_url":{"url":"x"}}]}]}`
 	_, set, err := media.ParseChat([]byte(in), 1, false)
@@ -129,7 +129,7 @@ func ofEncode(stage string, handles, pushed, refers bool) made {
 	return made{embeddings: e}
 }
 
-// prefilled is the same after a prefill, which has handed blocks over or not.
+// prefilled is the same after a prefill, with or without handed-over blocks.
 func prefilled(m made, handedOver bool) made {
 	m.blocks, m.embeddings.consumed = new(blocks), true
 	if handedOver {
@@ -151,7 +151,7 @@ func lost(f *failure) *failure { f.Lost, f.Reached = true, true; return f }
 
 func stale(f *failure) *failure { f.Stale = true; return f }
 
-// Bodies of stages carry what engines gave, and never what a client says that is not trusted.
+// Bodies for the stages contain the parameters from engines, and none of a client that is not trusted.
 func TestCarry(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// named starts decode engines that answer with their number, the target that they got, and a header.
+// named starts decode engines that answer with their number, the request target and a header.
 func named(t *testing.T, n int) (addresses []string) {
 	for i := range n {
 		addresses = append(addresses, fakeEngine(t, func(w http.ResponseWriter, r *http.Request) {
@@ -26,8 +26,8 @@ func upstreamsOf(addresses []string) string {
 	return `"upstreams":[{"dial":"` + strings.Join(addresses, `"},{"dial":"`) + `"}]`
 }
 
-// Policies and placeholders see the client's request as in reverse_proxy, with its query;
-// engines get none.
+// Policies and placeholders see the client's request as in reverse_proxy, including its query;
+// engines get no query.
 func TestPoliciesSeeTheRequest(t *testing.T) {
 	addresses := named(t, 8)
 	for policy, key := range map[string]string{
@@ -70,7 +70,7 @@ func TestPoliciesSeeTheRequest(t *testing.T) {
 	}
 }
 
-// What a pool's block makes of the target is what its engines get.
+// Changes that a pool's block makes to the target reach its engines.
 func TestRewriteInAPool(t *testing.T) {
 	addresses := named(t, 1)
 	for rewrite, want := range map[string]string{

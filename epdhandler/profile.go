@@ -10,13 +10,13 @@ import (
 // mayProfile reports whether clients may ask for profiles.
 func (h *Handler) mayProfile() bool { return h.Profiling }
 
-// profile asks all instances for a profile. The client may be anybody: it gets to know no addresses.
+// profile starts or stops profiles at all instances. The answer contains no addresses.
 func (x *exchange) profile() {
 	if !operate.FromHere(x.r) {
 		x.reject(badRequest(http.StatusForbidden, "origin_not_allowed", "a page of another site must not do this"))
 		return
 	}
-	_, in, e := x.readBody() // engines do not look at it; to its end, so that we see when the client leaves
+	_, in, e := x.readBody() // not needed, but read to its end, so that we notice when the client leaves
 	in.release()
 	if e != nil {
 		x.reject(e)

@@ -19,8 +19,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// readInput reads the client's body and indexes it. It returns what there is of it also with an
-// error, which is what the client is to be told.
+// readInput reads the client's body and indexes it. Together with an error, which is meant for the
+// client, it returns what has been read so far.
 func (x *exchange) readInput(parse bodyParser) (*input, *apiError) {
 	if !isJSON(x.r.Header) {
 		return nil, badRequest(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be JSON, with the header Content-Type: application/json")
@@ -54,12 +54,12 @@ func (x *exchange) readInput(parse bodyParser) (*input, *apiError) {
 	return in, nil
 }
 
-// itemSize is what a media item takes besides its bytes: its place in the body, its uuid,
-// what encoders have told of it, and the pieces of bodies around it. See TestItemsAreCounted.
+// itemSize is the memory that a media item takes besides its bytes: its place in the body, its uuid,
+// the answers of encoders, and the pieces of bodies around it. See TestItemsAreCounted.
 const itemSize = 2 << 10
 
-// readBody reads the client's body as it is. If the bodies of all requests hold too much, that
-// fails before a byte is read.
+// readBody reads the client's body unchanged. If the bodies of all requests take too much memory, it
+// fails before it reads a byte.
 func (x *exchange) readBody() ([]byte, *input, *apiError) {
 	if e := x.r.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
 		return nil, nil, badRequest(http.StatusUnsupportedMediaType, "unsupported_encoding", "compressed bodies are not supported; send the JSON as it is")
@@ -83,8 +83,8 @@ func (x *exchange) readBody() ([]byte, *input, *apiError) {
 	return raw, &input{memory: memory, room: room}, nil
 }
 
-// isJSON reports whether a request says that its body is JSON. A page of another site can have a
-// browser send any other type without asking first (CORS).
+// isJSON reports whether the content type of a request is JSON. Pages of other sites can make a
+// browser send any other type without a CORS preflight.
 func isJSON(h http.Header) bool {
 	types := h["Content-Type"]
 	if len(types) != 1 {
@@ -94,20 +94,20 @@ func isJSON(h http.Header) bool {
 	return strings.EqualFold(strings.Trim(typ, " \t"), "application/json")
 }
 
-// readError says why the body could not be read.
+// readError returns the error for a body that could not be read.
 func (x *exchange) readError(err error) *apiError {
 	tooLarge, isTooLarge := errors.AsType[*http.MaxBytesError](err)
 	switch {
-	case isTooLarge: // by the directive request_body, which may have a lower limit
+	case isTooLarge: // from the directive request_body, whose limit may be lower
 		return tooLargeError(tooLarge.Limit)
 	case errors.Is(err, memory.ErrTooLarge):
 		return tooLargeError(x.h.MaxBodySize)
 	case errors.Is(err, memory.ErrExhausted):
 		e := noMemoryError()
 		return &e
-	case errors.Is(err, io.ErrUnexpectedEOF): // the client may still listen
+	case errors.Is(err, io.ErrUnexpectedEOF): // the client may still wait for an answer
 		return badRequest(http.StatusBadRequest, "incomplete_body", "the body ended early")
-	case errors.Is(err, os.ErrDeadlineExceeded): // which also ends the request's context
+	case errors.Is(err, os.ErrDeadlineExceeded): // it also cancels the request's context
 		return badRequest(http.StatusRequestTimeout, "body_timeout", "the body did not arrive in time")
 	case x.r.Context().Err() != nil:
 		return &apiError{status: telemetry.StatusClientClosed}
@@ -122,8 +122,8 @@ func tooLargeError(limit int64) *apiError {
 	return badRequest(http.StatusRequestEntityTooLarge, "body_too_large", "the body is larger than %s bytes", strconv.FormatInt(limit, 10))
 }
 
-// check refuses what has no business in a client's request, or would be read differently here
-// and by engines.
+// check rejects what clients must not send, and what engines might read differently than this
+// package.
 func (h *Handler) check(in *input) *apiError {
 	if e := in.media.CheckSources(h.sources); e != nil {
 		return mediaError(e)
@@ -139,7 +139,7 @@ func (h *Handler) check(in *input) *apiError {
 	case !in.chat && body.Given(in.body.Value("prompt_embeds")):
 		return invalidBody("prompt_embeds", "prompt_embeds is for trusted clients only; send a prompt")
 	}
-	// vLLM looks here next for the transfer parameters that clients must not give
+	// vLLM also reads transfer parameters from here, which clients must not set
 	for _, name := range []string{body.KVTransferParams, body.ECTransferParams} {
 		if in.body.Members(body.VLLMXArgs).Value(name) != nil {
 			return invalidBody("vllm_xargs", "vllm_xargs must not have kv_transfer_params or ec_transfer_params")

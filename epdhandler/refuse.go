@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// reject answers a request with which nothing was done.
+// reject answers a request before any work was done for it.
 func (x *exchange) reject(e *apiError) {
 	x.report.outcome = telemetry.OutcomeOf(e.status)
 	if x.report.outcome != telemetry.ClientClosed {
@@ -26,20 +26,20 @@ func (x *exchange) reject(e *apiError) {
 }
 
 const (
-	// lingering is how long a client may go on to send a body that nobody wants.
+	// lingering is how long a client may go on to send a body that is not read.
 	lingering = time.Second
 
-	// smallUpload is the size up to which it is better to let it come.
+	// smallUpload is the size up to which the rest of a body is read instead.
 	smallUpload = 64 << 10
 )
 
-// refuseUpload answers over HTTP/1.1 before the body has come. net/http would first wait for
-// more of it. The connection must end then, because what still comes is no request; but not at
-// once, or the client would see a reset connection instead of the answer.
+// refuseUpload answers over HTTP/1.1 before the body has arrived. net/http would first wait for
+// more of it. The connection must be closed, because the bytes that follow are not a request; but
+// not at once, or the client would see a reset connection instead of the answer.
 func (x *exchange) refuseUpload(e *apiError) {
 	conn := http.NewResponseController(x.w)
 	_ = conn.SetReadDeadline(time.Now().Add(lingering))
-	asks := x.r.Header.Get("Expect") != "" // and sends nothing if the answer is no
+	asks := x.r.Header.Get("Expect") != "" // sends no body after an error
 	if n := x.r.ContentLength; 0 < n && n <= smallUpload && !asks {
 		x.sendError(*e)
 		return
@@ -48,7 +48,7 @@ func (x *exchange) refuseUpload(e *apiError) {
 	x.sendError(*e)
 	if x.err == nil {
 		_ = conn.Flush()
-	} // else Caddy answers afterwards, so that the client has a second to send its body first
+	} // otherwise Caddy answers later, and the client has a second to send its body first
 	if !asks {
 		_, _ = io.Copy(io.Discard, x.r.Body)
 	}

@@ -13,9 +13,9 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// report is what the access log says about a request, in the field "epd", and the metrics of
-// requests. Caddy's own fields do not know the stages, and say status 200 and duration 0 for a
-// stream that was cut.
+// report is a request's entry in the access log, in the field "epd", and its metrics. Caddy's
+// own fields have no stages, and have status 200 and duration 0 for a stream that was
+// cut.
 type report struct {
 	metrics                 *telemetry.Metrics
 	id                      string // x-request-id
@@ -24,9 +24,9 @@ type report struct {
 	begun                   time.Time // when the first byte of a stream was sent
 	duration                time.Duration
 	outcome                 telemetry.Outcome
-	parsed                  bool   // there is a body, with so many
-	items                   int    // media items
-	without                 string // the member for which decode does without prefill
+	parsed                  bool   // the body was parsed
+	items                   int    // media items in the body
+	without                 string // the member because of which prefill is skipped
 	encode, prefill, decode stageReport
 }
 
@@ -42,7 +42,7 @@ type stageReport struct {
 	attempts []*attempts
 }
 
-// received notes what a client asks for.
+// received records the client's input.
 func (r *report) received(in *input) {
 	items := in.media.Items()
 	r.parsed, r.items = true, len(items)
@@ -57,8 +57,8 @@ func (r *report) received(in *input) {
 	}
 }
 
-// enter notes that the request is in a stage, with these attempts, until leave is called
-// with the failure of the stage, if it failed. What is done there belongs to the context.
+// enter records that the request is in a stage, with these attempts, until leave is called
+// with the failure of the stage, or nil. The stage must use the returned context.
 func (r *report) enter(ctx context.Context, s *stageReport, attempts ...*attempts) (_ context.Context, leave func(*failure)) {
 	ctx, span := telemetry.StartSpan(ctx, attempts[0].pool.Stage, trace.SpanKindInternal)
 	s.attempts = attempts
@@ -72,7 +72,7 @@ func (r *report) enter(ctx context.Context, s *stageReport, attempts ...*attempt
 	}
 }
 
-// begins notes the first byte of a stream.
+// begins records the first byte of a stream.
 func (r *report) begins() {
 	if r.begun.IsZero() {
 		r.begun = time.Now()
@@ -80,7 +80,7 @@ func (r *report) begins() {
 	}
 }
 
-// finish puts the report into the access log, if there is one, and counts the request.
+// finish adds the report to the access log, if there is one, and counts the request.
 func (r *report) finish(ctx context.Context) {
 	r.duration = time.Since(r.start)
 	r.count()
@@ -89,13 +89,13 @@ func (r *report) finish(ctx context.Context) {
 	}
 }
 
-// count counts a request that is over.
+// count counts a finished request.
 func (r *report) count() {
 	m := r.metrics
 	m.RequestsInFlight.WithLabelValues(r.api).Dec()
 	m.Requests.WithLabelValues(r.api, string(r.outcome)).Inc()
 	if r.encode.attempts == nil && r.prefill.attempts == nil && r.decode.attempts == nil || r.api == telemetry.Models {
-		return // would only make the others look fast
+		return // durations of such requests would only lower the others
 	}
 	m.RequestDuration.WithLabelValues(r.api).Observe(r.duration.Seconds())
 	for stage, s := range r.stages() {
@@ -106,7 +106,7 @@ func (r *report) count() {
 	}
 }
 
-// stages are the stages that the request has been in, in their order.
+// stages are the stages of the request, in order.
 func (r *report) stages() func(yield func(string, *stageReport) bool) {
 	return func(yield func(string, *stageReport) bool) {
 		for i, s := range []*stageReport{&r.encode, &r.prefill, &r.decode} {

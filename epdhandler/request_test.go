@@ -31,7 +31,7 @@ func nothingHeld(t *testing.T) {
 	eventually(t, "no memory is held", func() bool { return testProcess.Memory.Held() == 0 })
 }
 
-// What somebody else's reader panics with is no reason to keep a body.
+// A body is released even if the reader that another module has put around it panics.
 func TestPanicGivesMemoryBack(t *testing.T) {
 	nothingHeld(t)
 	for _, length := range []int64{-1, miB} {
@@ -49,12 +49,12 @@ type panics struct{}
 
 func (panics) Read([]byte) (int, error) { panic("no") }
 
-// What is kept of a body until decode answers is counted, also of one that has next to
-// nothing but media items.
+// The memory that a request keeps until decode answers is counted, also if its body consists
+// almost only of media items.
 func TestItemsAreCounted(t *testing.T) {
 	const items = 10_000
 	var parts []string
-	for i := range items { // equal media are encoded once
+	for i := range items { // all equal, so each is encoded once
 		parts = append(parts, fmt.Sprintf(`{"image_url":"%d"}`, i))
 	}
 	in := `{"messages":[{"content":[` + strings.Join(parts, ",") + `]}]}`
@@ -93,7 +93,7 @@ func TestItemsAreCounted(t *testing.T) {
 
 func liveHeap() int64 {
 	runtime.GC()
-	runtime.GC() // what pools had kept
+	runtime.GC() // frees what sync.Pools have kept
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)

@@ -8,8 +8,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 )
 
-// requestID returns the client's x-request-id if it is fit to be passed on, else
-// a fresh one.
+// requestID returns the client's x-request-id if it is valid, otherwise a new
+// one.
 func requestID(h http.Header) string {
 	if ids := h["X-Request-Id"]; len(ids) == 1 && validID(ids[0]) {
 		return ids[0]
@@ -29,8 +29,8 @@ func validID(id string) bool {
 	return 0 < len(id) && len(id) <= 128
 }
 
-// engineID returns the x-request-id for engines: one that nobody else has, whatever clients
-// send and however many proxies there are. vLLM before 0.14, or with
-// VLLM_DISABLE_REQUEST_ID_RANDOMIZATION, mixes up requests that have one id, or crashes; and
-// a prefill is not over for it when it is answered.
+// engineID returns the x-request-id for engines, which is unique whatever clients send and however
+// many proxies there are. vLLM before 0.14, or with VLLM_DISABLE_REQUEST_ID_RANDOMIZATION,
+// confuses requests with the same id, or crashes; and a prefill is still in use there after it has
+// been answered.
 func engineID(id string) string { return id + "-" + engine.RandomHex(12) }

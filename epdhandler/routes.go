@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// route is what is done for a path.
+// route describes how requests to a path are served.
 type route struct {
 	api     string // for metrics
 	methods []string
@@ -32,10 +32,10 @@ var routes = map[string]route{
 	"/stop_profile":   {telemetry.Profile, []string{http.MethodPost}, (*exchange).profile, (*Handler).mayProfile},
 }
 
-// notFound is what is not there.
+// notFound is the route of unknown paths.
 var notFound = route{api: telemetry.Other}
 
-// routeOf returns what is done for a path.
+// routeOf returns the route of a path.
 func (h *Handler) routeOf(path string) route {
 	if id, below := strings.CutPrefix(path, modelsPath+"/"); below && id != "" {
 		path = modelsPath
@@ -47,8 +47,8 @@ func (h *Handler) routeOf(path string) route {
 	return found
 }
 
-// ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, unless errors
-// are for Caddy's error routes, and never calls next.
+// ServeHTTP implements caddyhttp.MiddlewareHandler. It answers every request, or returns an
+// error for Caddy's error routes, and never calls next.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	h.users.Add()
 	defer h.users.Done()
@@ -56,8 +56,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.
 	x := &exchange{h: h, w: w, r: r, id: requestID(r.Header)}
 	w.Header()["X-Request-Id"] = []string{x.id}
 	if r.ProtoMajor == 2 && h.ctx.Err() != nil {
-		// Go's server sends GOAWAY at a reload, but not on connections whose handshake ends
-		// after it. This makes it send one: else a busy client would stay here for good.
+		// Go's server sends GOAWAY at a reload, but not on connections whose handshake ends after
+		// it. The header makes it send one; a busy client would otherwise stay on the old configuration.
 		w.Header()["Connection"] = []string{"close"}
 	}
 	x.report = newReport(h.process.Metrics, x.id, route.api)
@@ -83,7 +83,7 @@ func (x *exchange) route(route route) {
 	x.reject(e)
 }
 
-// generate serves a request that has an answer generated.
+// generate serves a request whose answer is generated.
 func (x *exchange) generate(parse bodyParser) {
 	// reject early, before any stage has done work
 	if e := x.h.findRoom(x.h.site.Prefill, x.h.site.Decode); e != nil {

@@ -22,8 +22,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// Every stage and sub-request has a span below that of the request, and engines get
-// that of their sub-request.
+// Every stage and sub-request has a span below that of the request, and engines get the
+// traceparent of their sub-request.
 func TestTraces(t *testing.T) {
 	var mu sync.Mutex
 	var parents []string // traceparent of each request to an engine
@@ -118,11 +118,11 @@ func TestTraces(t *testing.T) {
 	}
 }
 
-// Spans tell why a sub-request and its stage have failed, also in the middle of an answer.
+// Spans have the reason why a sub-request and its stage have failed, also in the middle of an answer.
 func TestTracesOfFailures(t *testing.T) {
 	fine := func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{}`)) }
 	hang := func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // or the server would not see that we leave
+		_, _ = io.Copy(io.Discard, r.Body) // otherwise the server would not notice that the client leaves
 		<-r.Context().Done()
 	}
 	status := func(code int) http.HandlerFunc {
@@ -170,7 +170,7 @@ func TestTracesOfFailures(t *testing.T) {
 			ctx, span := provider.Tracer("test").Start(r.Context(), "request")
 			r = caddyhttp.PrepareRequest(r.WithContext(ctx), caddy.NewReplacer(), w, &caddyhttp.Server{})
 			func() {
-				defer func() { _ = recover() }() // by which a connection is broken
+				defer func() { _ = recover() }() // the panic that resets the connection
 				_ = h.ServeHTTP(w, r, nil)
 			}()
 			span.End()
@@ -179,7 +179,7 @@ func TestTracesOfFailures(t *testing.T) {
 			assert.Zero(t, testutil.ToFloat64(testProcess.Metrics.RequestsInFlight.WithLabelValues(telemetry.Chat)))
 			why := make(map[string]string)
 			stage := ""
-			for _, s := range exporter.GetSpans() { // a stage comes after what is in it
+			for _, s := range exporter.GetSpans() { // the span of a stage ends after those in it
 				a := attribute.NewSet(s.Attributes...)
 				if reason, ok := a.Value("error.type"); ok {
 					why[s.Name] = reason.AsString()

@@ -34,8 +34,8 @@ func post(t testing.TB, port int, path, mark string, headers ...string) (status 
 	return res.StatusCode, string(text), res.Header
 }
 
-// No header of a client makes net/http send a request again and again: for one with an
-// Idempotency-Key it would do so on every idle connection.
+// No client header makes net/http repeat a request without limit: with an Idempotency-Key, it
+// would repeat it on every idle connection.
 func TestNoHeaderRepeatsRequests(t *testing.T) {
 	const idle = 8
 	var (
@@ -62,15 +62,15 @@ func TestNoHeaderRepeatsRequests(t *testing.T) {
 		for range idle {
 			warm.Go(func() { post(t, port, chatPath, "warm") })
 		}
-		warm.Wait() // so many connections are idle now
+		warm.Wait() // this many connections are idle now
 		poisoned.Store(0)
 		status, _, _ := post(t, port, chatPath, "poison", header)
 		assert.Equal(t, http.StatusBadGateway, status, header)
-		assert.LessOrEqual(t, poisoned.Load(), int64(2), header) // the connection may have been dead before
+		assert.LessOrEqual(t, poisoned.Load(), int64(2), header) // at most one retry: the connection may have been dead before
 	}
 }
 
-// With Expect, the header goes before the body: the engine is to say whether it wants that.
+// With Expect, the header is sent before the body: the engine decides whether it wants the body.
 func TestHeaderIsNotHeldBackFromExpect(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

@@ -14,9 +14,9 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
-// validate finds what is wrong with the configuration, and the option that it is about. The
-// defaults must be set. Options of a pool that is switched off are not wrong: the pool may be
-// switched on again.
+// validate returns the first error of the configuration, and the option that it is about. The
+// defaults must be set. Options of a disabled pool are not errors, because the pool may be
+// enabled again.
 func (h *Handler) validate() (option string, err error) {
 	if option, err := h.checkNumbers(); err != nil {
 		return option, err
@@ -45,7 +45,7 @@ func (h *Handler) validate() (option string, err error) {
 	return "", nil
 }
 
-// checkNumbers finds negative numbers, which only JSON can have.
+// checkNumbers returns an error for negative numbers, which only JSON can contain.
 func (h *Handler) checkNumbers() (option string, err error) {
 	for _, n := range []struct {
 		option string
@@ -79,7 +79,7 @@ func (h *Handler) checkNumbers() (option string, err error) {
 	return "", nil
 }
 
-// checkPool finds a pool that is missing or empty.
+// checkPool returns an error if a pool is missing or empty.
 func checkPool(stage, upstreams string, pool *reverseproxy.Handler) error {
 	missing := "there is no %s pool"
 	if pool != nil {
@@ -107,7 +107,7 @@ func (h *Handler) checkMediaSources() error {
 	return nil
 }
 
-// checkQueue finds an option of queues where there are none.
+// checkQueue returns an error if there is an option of queues, but no queue.
 func (h *Handler) checkQueue(option string, isDefault bool) error {
 	if isDefault || h.EncodeLimit != 0 || h.PrefillLimit != 0 || h.DecodeLimit != 0 {
 		return nil
@@ -123,7 +123,7 @@ func (h *Handler) checkSalt() error {
 }
 
 func (h *Handler) checkOptional() error {
-	if h.EncodeOptional && len(h.ECConsumers) > 0 { // seen with vLLM 0.32: it waits 60 s, and then answers 500
+	if h.EncodeOptional && len(h.ECConsumers) > 0 { // vLLM 0.32 would wait 60 s for the push, and then answer 500
 		return errors.New("encode_optional does not go with ec_consumers: an instance that embeddings are pushed to waits for them, and encodes nothing itself")
 	}
 	return nil
@@ -136,7 +136,7 @@ func (h *Handler) checkEjected() error {
 	return nil
 }
 
-// checkMemory compares max_memory with what one request may take of it.
+// checkMemory checks that max_memory is large enough for the limits of one request.
 func (h *Handler) checkMemory() error {
 	if least := 2 * itemSize * int64(h.MaxMediaItems); h.MaxMemory < least {
 		return fmt.Errorf("max_memory (%d bytes) must be %d bytes at least for max_media_items %d: an item counts as %d bytes", h.MaxMemory, least, h.MaxMediaItems, itemSize)
@@ -147,7 +147,7 @@ func (h *Handler) checkMemory() error {
 	return nil
 }
 
-// checkConsumers compares ec_consumers with the pool that consumes embeddings.
+// checkConsumers checks that ec_consumers matches the pool that consumes embeddings.
 func (h *Handler) checkConsumers() error {
 	if len(h.ECConsumers) == 0 {
 		return nil
@@ -191,7 +191,7 @@ func covers[V any](values map[string]V, option, stage string, pool *reverseproxy
 	return nil
 }
 
-// checkBootstraps compares kv_bootstrap with the prefill pool.
+// checkBootstraps checks that kv_bootstrap matches the prefill pool.
 func (h *Handler) checkBootstraps() error {
 	if len(h.KVBootstrap) == 0 || h.Prefill == nil {
 		return nil

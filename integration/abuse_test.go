@@ -23,9 +23,9 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// converse sends bytes on a connection of its own and returns the statuses that come
-// back until it is closed. A request behind them closes it, if nothing has before:
-// its 404 is not among the statuses, but it says whether they ended in step.
+// converse sends bytes on a new connection and returns the statuses of the responses
+// until it is closed. A last request closes it if nothing has before: its 404 is not
+// among the statuses; inStep reports whether it was answered.
 func (c *caddy) converse(t *testing.T, raw string) (statuses []int, inStep bool) {
 	t.Helper()
 	conn := c.dial(t)
@@ -37,7 +37,7 @@ func (c *caddy) converse(t *testing.T, raw string) (statuses []int, inStep bool)
 	for {
 		res, err := http.ReadResponse(r, nil)
 		if err != nil {
-			require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "neither an answer nor an end")
+			require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "no answer, and the connection is not closed")
 			return statuses, inStep
 		}
 		if res.StatusCode == http.StatusContinue {
@@ -51,8 +51,8 @@ func (c *caddy) converse(t *testing.T, raw string) (statuses []int, inStep bool)
 	}
 }
 
-// What two parsers could cut into different requests is refused, and what follows it
-// on the connection is taken for none.
+// Requests that two parsers could frame differently are rejected, and the bytes after them
+// are not read as requests.
 func TestRequestSmuggling(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1)
@@ -67,10 +67,10 @@ func TestRequestSmuggling(t *testing.T) {
 	const te = "Transfer-Encoding: chunked\r\n"
 	whole := chunked(body) + "0\r\n\r\n"
 	inText := chat("", text("0\r\n\r\n"+hidden), image("AAAA"))
-	big := strings.Repeat("x", 512<<10) // more than net/http reads of what nobody wants
+	big := strings.Repeat("x", 512<<10) // more than net/http reads of an unread body
 	for name, tc := range map[string]struct {
 		raw    string
-		want   []int // nil: closed without a word
+		want   []int // nil: closed without a response
 		inStep bool
 	}{
 		"length":                       {post + length(len(body)) + "\r\n" + body, []int{200}, true},
@@ -129,7 +129,7 @@ func TestRequestSmuggling(t *testing.T) {
 			e.reset()
 			got, inStep := c.converse(t, tc.raw)
 			assert.Equal(t, tc.want, got)
-			assert.Equal(t, tc.inStep, inStep, "whether the connection goes on")
+			assert.Equal(t, tc.inStep, inStep, "the connection stays usable")
 			n := 0
 			if len(got) == 1 && got[0] == http.StatusOK {
 				n = 1
@@ -140,8 +140,8 @@ func TestRequestSmuggling(t *testing.T) {
 	}
 }
 
-// Who is refused before his body has come does not keep the connection, and what he
-// sends later is no request.
+// A connection on which a request was rejected before its body arrived is closed, and what
+// the client sends later is not read as a request.
 func TestRefusedConnectionsEnd(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -159,10 +159,10 @@ func TestRefusedConnectionsEnd(t *testing.T) {
 				_, err = io.Copy(io.Discard, res.Body)
 				require.NoError(t, err)
 				assert.Equal(t, want, res.StatusCode)
-				// an error: it is closed already
+				// an error only says that it is closed already
 				_, _ = io.WriteString(conn, "GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
 				rest, err := io.ReadAll(r)
-				require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "the connection stays open")
+				require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "the connection was not closed")
 				assert.Empty(t, rest)
 			})
 		}
@@ -170,8 +170,8 @@ func TestRefusedConnectionsEnd(t *testing.T) {
 	e.assertRequests(t, 0, 0, 0)
 }
 
-// Nothing that a client writes into names and values gets out of its line: it is refused,
-// or arrives as the one value that it is.
+// Names and values of a client cannot break out of their line: they are rejected, or
+// arrive as a single value.
 func TestHeaderInjection(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1)
@@ -179,7 +179,7 @@ func TestHeaderInjection(t *testing.T) {
 	body := chat("", text("x"), image("AAAA"))
 	for name, tc := range map[string]struct {
 		lines string
-		want  int // 0: closed without a word
+		want  int // 0: closed without a response
 		sees  []string
 	}{
 		"CR in a value":                    {lines: "X-A: b\rX-Evil: c", want: 400},
@@ -247,7 +247,7 @@ func TestHeaderInjection(t *testing.T) {
 	}
 }
 
-// Hosts and paths are the proxy's to choose, not the client's.
+// The proxy decides on hosts and paths, not the client.
 func TestRequestTargets(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -290,7 +290,7 @@ func TestRequestTargets(t *testing.T) {
 	}
 }
 
-// h2conn is a connection for HTTP/2 by hand.
+// h2conn is an HTTP/2 connection for hand-made frames.
 type h2conn struct {
 	*http2.Framer
 	conn   *tls.Conn
@@ -329,13 +329,13 @@ func (h *h2conn) post(end bool, data string, fields ...string) error {
 func (h *h2conn) encode(fields ...string) []byte {
 	h.block.Reset()
 	for _, f := range fields {
-		i := strings.Index(f[1:], ":") + 1 // not that of a pseudo-header
+		i := strings.Index(f[1:], ":") + 1 // skips the colon of a pseudo-header
 		_ = h.enc.WriteField(hpack.HeaderField{Name: f[:i], Value: strings.TrimPrefix(f[i+1:], " ")})
 	}
 	return h.block.Bytes()
 }
 
-// outcome is what the server says to the last stream: a status, "reset" or "closed".
+// outcome is the server's answer on the last stream: a status, "reset" or "closed".
 func (h *h2conn) outcome(t *testing.T) string {
 	t.Helper()
 	_ = h.w.Flush()
@@ -343,7 +343,7 @@ func (h *h2conn) outcome(t *testing.T) string {
 	for {
 		f, err := h.ReadFrame()
 		if err != nil {
-			require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "neither an answer nor an end")
+			require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "no answer, and the connection is not closed")
 			return "closed"
 		}
 		switch f := f.(type) {
@@ -363,8 +363,8 @@ func (h *h2conn) outcome(t *testing.T) string {
 	}
 }
 
-// HTTP/2 knows no framing but its own: what claims another one is refused, and engines
-// get a length that is right.
+// HTTP/2 has its own framing: headers that contradict it are rejected, and engines get
+// the real length.
 func TestHTTP2Smuggling(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -381,7 +381,7 @@ func TestHTTP2Smuggling(t *testing.T) {
 		fields   []string
 		data     string
 		trailers []string
-		served   bool // else it is refused, in one way or another
+		served   bool // otherwise it is rejected, with any status or a reset
 	}{
 		"right":                         {with(length), body, nil, true},
 		"no length":                     {with(), body, nil, true},
@@ -465,8 +465,8 @@ func TestHTTP2Smuggling(t *testing.T) {
 	}
 }
 
-// Bodies that are absurd in any way are refused in words, or go to the engines byte for
-// byte, and neither takes long.
+// Extreme bodies are rejected with an error or reach the engines unchanged, and neither
+// takes long.
 func TestAbsurdBodies(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -497,7 +497,7 @@ func TestAbsurdBodies(t *testing.T) {
 	blanked := strings.NewReplacer(`,"uuid":0`, `         `, `"image_pil":null,"uuid":null,"image_url":null`, strings.Repeat(" ", 45))
 	for name, tc := range map[string]struct {
 		body string
-		want string // part of what is wrong; empty: that is for the engine to say
+		want string // part of the error message; empty: the proxy accepts the body
 	}{
 		"a million parts":               {repeat(`{"model":"fake","messages":[{"role":"user","content":[`, `"",`, million, `]}]}`), ""},
 		"a million empty parts":         {repeat(`{"messages":[{"role":"user","content":[`, `{},`, million, `]}]}`), ""},
@@ -605,8 +605,8 @@ func TestAbsurdBodies(t *testing.T) {
 	assertAnswer(t, body, c.post(t, body))
 }
 
-// A string without end is refused where the limit is, however fast it comes, and what
-// it takes by then is bounded.
+// An endless string is rejected at the size limit, however fast it comes, and the memory
+// that it takes until then is bounded.
 func TestEndlessString(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -634,9 +634,9 @@ func TestEndlessString(t *testing.T) {
 				_ = res.Body.Close()
 				assert.Contains(t, string(answer), `"code":"body_too_large"`)
 				assert.GreaterOrEqual(t, int(endless.sent.Load()), tc.limit)
-				assert.Less(t, int(endless.sent.Load()), tc.limit+64<<20, "it was not refused at the limit")
+				assert.Less(t, int(endless.sent.Load()), tc.limit+64<<20, "not rejected at the limit")
 			}
-			if len(buildFlags) == 0 { // the race detector takes much itself
+			if len(buildFlags) == 0 { // the race detector itself needs much memory
 				assert.Less(t, c.peakMemory(t), 200<<20+tc.memory)
 			}
 			body := chat("", text("x"))
@@ -662,23 +662,23 @@ func (s *endlessString) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// peakMemory is the most memory that Caddy has had, in bytes.
+// peakMemory is the maximum amount of memory that Caddy has used, in bytes.
 func (c *caddy) peakMemory(t *testing.T) int {
 	t.Helper()
 	return int(c.memory(t, "VmHWM"))
 }
 
-// Streams that are opened and reset at once, by the thousand, leave nothing behind.
+// Thousands of streams that are reset right after they were opened leave nothing behind.
 func TestHTTP2Resets(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) { o.Delay = 10 * time.Millisecond })
 	c := startCaddy(t, e.block())
 	body := chat("", text("x"), image("AAAA"))
-	const streams, handlers = 3000, 250 // the latter is what the server runs at a time
+	const streams, handlers = 3000, 250 // handlers: how many the server runs at a time
 	fields := []string{":method: POST", ":scheme: https", ":authority: localhost", ":path: " + chatPath, "content-type: application/json"}
 	for name, tc := range map[string]struct {
 		send  func(h *h2conn) error
-		batch int // so many streams are reset together, when engines work for them if there are many
+		batch int // number of streams that are reset together; large batches reach engines
 	}{
 		"no body":    {func(h *h2conn) error { return h.headers(true, fields...) }, 1},
 		"no data":    {func(h *h2conn) error { return h.headers(false, fields...) }, 1},
@@ -689,7 +689,7 @@ func TestHTTP2Resets(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := c.dialHTTP2(t)
 			ended := make(chan struct{})
-			go func() { // who does not read what comes does not get far
+			go func() { // the server stops when its writes are not read
 				defer close(ended)
 				for {
 					if _, err := h.ReadFrame(); err != nil {
@@ -711,7 +711,7 @@ func TestHTTP2Resets(t *testing.T) {
 					err = errors.Join(err, h.WriteRSTStream(id, http2.ErrCodeCancel))
 				}
 			}
-			assert.Greater(t, int(h.stream), 2*handlers, "it was over before it began")
+			assert.Greater(t, int(h.stream), 2*handlers, "too few streams were opened")
 			_ = h.conn.Close()
 			<-ended
 		})
@@ -720,12 +720,12 @@ func TestHTTP2Resets(t *testing.T) {
 		return busy(e.all()...) == 0 && !strings.Contains(c.goroutines(t), "epdhandler.(*exchange)")
 	}, waitLong, tick)
 	for _, engine := range e.all() {
-		assert.LessOrEqual(t, engine.Peak(), 2*handlers) // those of the connection before may not be over
+		assert.LessOrEqual(t, engine.Peak(), 2*handlers) // twice: requests of the last connection may still run
 		assert.LessOrEqual(t, len(engine.Requests()), 2*streams)
 		t.Logf("%s: %d requests, %d at a time", engine.Name(), len(engine.Requests()), engine.Peak())
 	}
 	for _, line := range c.lines() {
-		assert.NotContains(t, line.str("msg"), "attempt", "that is not the engine's fault")
+		assert.NotContains(t, line.str("msg"), "attempt", "reported as a failure of the engine")
 	}
 	assertAnswer(t, body, c.post(t, body))
 }
@@ -736,7 +736,7 @@ func (c *caddy) goroutines(t *testing.T) string {
 	return c.admin(t, leakCheck)
 }
 
-// Headers without end are not collected without end.
+// Endless headers are rejected at a limit.
 func TestHTTP2Continuations(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -752,7 +752,7 @@ func TestHTTP2Continuations(t *testing.T) {
 		}
 		sent += len(block)
 	}
-	assert.Less(t, sent, limit, "the connection stays open")
+	assert.Less(t, sent, limit, "the connection was not closed")
 	body := chat("", text("x"))
 	assertAnswer(t, body, c.post(t, body))
 	e.assertRequests(t, 0, 0, 1)

@@ -18,11 +18,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// These measure Caddy in a process of its own. What go test says of time and memory is
-// about this process, clients and engines: look at the metrics in words.
+// These benchmarks measure a Caddy in another process. The time and memory that go test prints
+// are those of this process, with clients and engines: read the custom metrics.
 
-// bareEngines starts engines that compute nothing and answer at once, except that encoders
-// take so long for an item, one after the other. It returns the lines of a block.
+// bareEngines starts engines that compute nothing and answer at once. Only encoders take
+// some time for each item, one item after the other. It returns the lines of a block.
 func bareEngines(b *testing.B, encoders int, encode func(item string) time.Duration) string {
 	serve := func(work func(id string)) string {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -51,7 +51,7 @@ func bareEngines(b *testing.B, encoders int, encode func(item string) time.Durat
 	return block + "\nprefill" + serve(idle) + "\ndecode" + serve(idle)
 }
 
-// pictures is a request with so many images of so many bytes of base64.
+// pictures is a request with this many images of this many bytes of base64.
 func pictures(n, size int) string {
 	parts := []string{text("What is this?")}
 	for i := range n {
@@ -60,7 +60,7 @@ func pictures(n, size int) string {
 	return chat("", parts...)
 }
 
-// run sends the body as often as the benchmark wants, and reports what that costs Caddy.
+// run sends the body b.N times, and reports Caddy's use of resources.
 func (c *caddy) run(b *testing.B, client *http.Client, body string) {
 	send := func() {
 		res, err := c.send(b.Context(), client, http.MethodPost, chatPath, body)
@@ -70,7 +70,7 @@ func (c *caddy) run(b *testing.B, client *http.Client, body string) {
 		require.Equal(b, http.StatusOK, res.StatusCode, "%s", answer)
 		require.NoError(b, res.Body.Close())
 	}
-	send() // connections and memory are there then
+	send() // opens connections and allocates memory
 	before := c.cpu(b)
 	b.SetBytes(int64(len(body)))
 	for b.Loop() {
@@ -79,11 +79,11 @@ func (c *caddy) run(b *testing.B, client *http.Client, body string) {
 	b.ReportMetric((c.cpu(b)-before).Seconds()*1000/float64(b.N), "caddy-cpu-ms/op")
 }
 
-// cpu is the CPU time that Caddy has had.
+// cpu is the CPU time that Caddy has used.
 func (c *caddy) cpu(b *testing.B) time.Duration {
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.cmd.Process.Pid), "stat"))
 	if err != nil {
-		b.Skip("only Linux tells")
+		b.Skip("CPU time is only available on Linux")
 	}
 	_, rest, _ := strings.Cut(string(stat), ") ")
 	fields := strings.Fields(rest) // from the third on
@@ -96,7 +96,7 @@ func (c *caddy) cpu(b *testing.B) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// BenchmarkProtocols compares what clients can speak.
+// BenchmarkProtocols compares the protocols that clients can use.
 func BenchmarkProtocols(b *testing.B) {
 	for _, p := range []struct {
 		name, scheme string
@@ -111,7 +111,7 @@ func BenchmarkProtocols(b *testing.B) {
 	}
 }
 
-// BenchmarkGrowth shows how the cost grows with bytes and with items.
+// BenchmarkGrowth shows how cost grows with bytes and with items.
 func BenchmarkGrowth(b *testing.B) {
 	for _, size := range []struct{ items, bytes int }{
 		{1, 1 << 10}, {1, 1 << 20}, {1, 10 << 20}, {1, 100 << 20}, {1, 1000 << 20},
@@ -126,9 +126,9 @@ func BenchmarkGrowth(b *testing.B) {
 	}
 }
 
-// BenchmarkSlowUplink has a client send four images of 2 MB over 100 Mbit/s to encoders
-// that take so long for each. "Overlapped" bounds what it could bring to encode images
-// while others are still on their way: there, only the last one takes time.
+// BenchmarkSlowUplink has a client send four images of 2 MB over 100 Mbit/s to slow
+// encoders. "Overlapped" is an upper bound for the gain of encoding images while
+// others are still being received: there, only the last image takes time to encode.
 func BenchmarkSlowUplink(b *testing.B) {
 	const perSecond = 100_000_000 / 8
 	for _, encoders := range []int{1, 2, 4} {
@@ -153,17 +153,17 @@ func BenchmarkSlowUplink(b *testing.B) {
 	}
 }
 
-// uplink is a connection on which writing takes its time.
+// uplink is a connection with a limited write rate.
 type uplink struct {
 	net.Conn
 	perSecond int
-	busy      time.Time // until then
+	busy      time.Time // end of the last write
 }
 
 // Write implements io.Writer.
 func (u *uplink) Write(p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
-		const idle = 100 * time.Millisecond // less is only a sleep that took too long
+		const idle = 100 * time.Millisecond // shorter gaps are inaccurate sleeps
 		if now := time.Now(); u.busy.Before(now.Add(-idle)) {
 			u.busy = now
 		}

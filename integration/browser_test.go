@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// corsSite is what the documents advise for browsers, as directives for these engines.
+// corsSite is the CORS configuration of the documentation, as directives for these engines.
 func corsSite(t *testing.T, e *engines) string {
 	t.Helper()
 	for _, code := range caddyfiles(t) {
@@ -26,8 +26,8 @@ func corsSite(t *testing.T, e *engines) string {
 	return ""
 }
 
-// With what the documents advise, a page of another site may ask, and every answer says so
-// once: browsers refuse two headers as well as none.
+// With the documented configuration, pages of other sites may send requests, and every answer has
+// exactly one CORS header: browsers reject answers with two, or with none.
 func TestBrowsers(t *testing.T) {
 	t.Parallel()
 	const origin = "https://app.example.com"

@@ -30,13 +30,13 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// binary is the Caddy under test; storage is shared by all of them, so that its
-// CA is made just once.
+// binary is the Caddy under test. All instances share storage, so that a CA is made
+// only once.
 var binary, storage string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if !isSet("test.parallel") { // most of them wait for something most of the time
+	if !isSet("test.parallel") { // most tests are waiting most of the time
 		_ = flag.Set("test.parallel", strconv.Itoa(4*runtime.GOMAXPROCS(0)))
 	}
 	os.Exit(func() int {
@@ -59,7 +59,7 @@ func isSet(name string) (set bool) {
 	return set
 }
 
-// starting is held until a Caddy serves: two that start on an empty storage would
+// starting is held until a Caddy serves: two that start with an empty storage would
 // both make a CA.
 var starting sync.Mutex
 
@@ -85,8 +85,8 @@ func startCaddy(t testing.TB, block string) *caddy {
 	return startCaddyWith(t, "", block)
 }
 
-// startCaddyWith does so with a global option. A reload would bring it too, but a connection made
-// right after one may still meet the old server.
+// startCaddyWith is startCaddy with a global option. A reload could set it too, but a connection made
+// right after a reload may still reach the old server.
 func startCaddyWith(t testing.TB, global, block string) *caddy {
 	t.Helper()
 	return start(t, "https", global, "epd_proxy {\n"+block+"\n}")
@@ -181,13 +181,13 @@ func (c *caddy) configure(t testing.TB, dir, global, directives string) {
 	require.NoError(t, os.WriteFile(c.config, []byte(config), 0o600))
 }
 
-// reload makes Caddy take over another block of epd_proxy.
+// reload reloads Caddy with another block of epd_proxy.
 func (c *caddy) reload(t *testing.T, block string) {
 	t.Helper()
 	c.reloadWith(t, "", block)
 }
 
-// reloadWith does so with a global option.
+// reloadWith is reload with a global option.
 func (c *caddy) reloadWith(t *testing.T, global, block string) {
 	t.Helper()
 	dir := filepath.Dir(c.config)
@@ -198,7 +198,7 @@ func (c *caddy) reloadWith(t *testing.T, global, block string) {
 	require.NoError(t, err, "%s", out)
 }
 
-// client returns a client that speaks HTTP/2, or else HTTP/1.1 only.
+// client returns a client that uses either HTTP/2 or HTTP/1.1.
 func (c *caddy) client(t testing.TB, http2 bool) *http.Client {
 	config := &tls.Config{RootCAs: c.roots, ServerName: "localhost"}
 	if http2 {
@@ -220,8 +220,8 @@ func (c *caddy) client(t testing.TB, http2 bool) *http.Client {
 	return &http.Client{Transport: tr, Timeout: time.Minute}
 }
 
-// dialAgain dials, and once more if the connection was reset before it could be used:
-// a reload closes the old socket, and Linux resets what that one had not accepted yet.
+// dialAgain dials, and once more if the connection was reset before it was used:
+// a reload closes the old socket, and Linux resets connections that were not accepted yet.
 func dialAgain(ctx context.Context, network, addr string, config *tls.Config) (net.Conn, error) {
 	d := &tls.Dialer{Config: config}
 	conn, err := d.DialContext(ctx, network, addr)
@@ -231,7 +231,7 @@ func dialAgain(ctx context.Context, network, addr string, config *tls.Config) (n
 	return conn, err
 }
 
-// hangUp closes the clients' connections that have nothing to do.
+// hangUp closes the clients' idle connections.
 func (c *caddy) hangUp() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -271,7 +271,7 @@ type logBook struct {
 	raw     []string
 	entries []entry
 	other   []string
-	changed chan struct{} // closed and replaced when there is more
+	changed chan struct{} // closed and replaced when there are new entries
 }
 
 func (l *logBook) read(r *bufio.Reader) {
@@ -311,7 +311,7 @@ func (l *logBook) find(match func(entry) bool) (found []entry, changed <-chan st
 	return found, l.changed
 }
 
-// rest returns lines that are no entries: race reports and panics.
+// rest returns lines that are not JSON: race reports and panics.
 func (l *logBook) rest() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -359,7 +359,7 @@ func (c *caddy) access(t *testing.T, id string) entry {
 	})[0]
 }
 
-// failures returns our own entries of a request: those that tell why it failed.
+// failures returns the handler's entries for a request: the reasons of failures.
 func (c *caddy) failures(id string) []entry {
 	found, _ := c.log.find(func(e entry) bool {
 		return isOurs(e) && e.str("request_id") == id
@@ -367,7 +367,7 @@ func (c *caddy) failures(id string) []entry {
 	return found
 }
 
-// failure waits for our own entry of a request.
+// failure waits for the handler's entry for a request.
 func (c *caddy) failure(t *testing.T, id string) entry {
 	t.Helper()
 	return c.entries(t, 1, func(e entry) bool {

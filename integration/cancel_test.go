@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// A client that goes away takes all that runs for it along, within a second.
+// When a client leaves, everything that runs for it ends within a second.
 func TestClientGoesAway(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -91,7 +91,7 @@ func TestClientGoesAway(t *testing.T) {
 					assert.Equal(t, tc.status, access.at("status"))
 					assert.Equal(t, "client_closed", access.str("epd", "outcome"))
 					assert.Positive(t, access.at("epd", "duration"))
-					assert.Empty(t, c.lines(), "that is no failure")
+					assert.Empty(t, c.lines(), "logged as a failure")
 				}
 				assert.Equal(t, "healthy", object(t, c.do(t, http.MethodGet, "/health", "").body)["encode_cluster"])
 				c.assertNoLeaks(t)
@@ -100,8 +100,8 @@ func TestClientGoesAway(t *testing.T) {
 	}
 }
 
-// A client that hangs up when it has the last event has been answered: the OpenAI SDK for
-// Python does so, and may be quicker than the end of the engine's answer.
+// A client that closes the connection after the last event has been answered: the OpenAI SDK for
+// Python does so, possibly before the end of the engine's answer.
 func TestClientHangsUpAtTheEnd(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ stream, outcome string }{
@@ -135,7 +135,7 @@ func TestClientHangsUpAtTheEnd(t *testing.T) {
 				_ = res.Body.Close()
 				access := c.access(t, res.Header.Get("X-Request-Id"))
 				assert.Equal(t, tc.outcome, access.str("epd", "outcome"))
-				assert.Empty(t, c.lines(), "that is no failure")
+				assert.Empty(t, c.lines(), "logged as a failure")
 			}
 		})
 	}

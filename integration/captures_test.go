@@ -21,16 +21,16 @@ import (
 
 var update = flag.Bool("update", false, "write what is captured into the golden files")
 
-// captures are requests whose sub-requests are held, byte for byte, by the files
-// in testdata/captures. What engines get is a contract: nothing there may change
-// by accident.
+// captures are requests whose sub-requests are compared, byte for byte, with the files
+// in testdata/captures. What engines get is a contract: no change there may be
+// accidental.
 var captures = []struct {
 	name, path, body string
 	headers          []string
 	prefill          bool
 	handles          bool
 	options          []string // for engines of vLLM 0.31.0
-	push             bool     // the encoders do
+	push             bool     // encoders push embeddings
 }{
 	{name: "text", body: `{"model":"fake","messages":[{"role":"user","content":"What is EPD?"}]}`},
 	{name: "text_prefill_stream", prefill: true, body: `{"model":"fake","messages":[{"role":"user","content":"What is EPD?"}],"stream":true,"stream_options":{"include_usage":true}}`},
@@ -92,8 +92,8 @@ func TestCaptures(t *testing.T) {
 	}
 }
 
-// capture writes down all requests that engines got, with a name in place of what
-// is different every time.
+// capture formats all requests that engines got, with names for the values that differ
+// in every run.
 func capture(c *caddy, e *engines) string {
 	_, port, _ := strings.Cut(c.addr, ":")
 	var b strings.Builder

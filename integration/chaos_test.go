@@ -29,11 +29,11 @@ var (
 	seed  = flag.Uint64("seed", 0, "what TestChaos draws its faults and requests from; 0: something new")
 )
 
-// patience is how long a request may take, far above the sum of all time limits.
+// patience is the limit for one request, far above the sum of all time limits.
 const patience = 40 * time.Second
 
 // Whatever engines, clients and the configuration do at the same time: every answer is
-// the right one, or cannot be taken for one, and when all is quiet nothing is left of it.
+// right, or recognizable as an error, and afterwards no resources are in use.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	from := *seed
@@ -78,8 +78,8 @@ func TestChaos(t *testing.T) {
 			for _, n := range s.seen {
 				total += n
 			}
-			assert.Greater(t, s.seen[answered], total/5, "a proxy that fails everything is no use")
-			assert.NotZero(t, s.misfortunes.Load(), "no storm") // of which clients may have noticed nothing
+			assert.Greater(t, s.seen[answered], total/5, "too few requests succeeded")
+			assert.NotZero(t, s.misfortunes.Load(), "no faults were injected") // clients may have noticed none of them
 			assert.NotZero(t, s.seen[left], "nobody left")
 			assert.LessOrEqual(t, s.seen[unheard], 32*int(s.reloads.Load()), "more than one for each reload and client of HTTP/1.1")
 
@@ -94,24 +94,24 @@ type storm struct {
 	*caddy
 	seed     uint64
 	modern   bool          // engines of vLLM 0.31.0
-	consumer fakevllm.Role // of embeddings
+	consumer fakevllm.Role // the stage that consumes embeddings
 	reloads  atomic.Int64
 
-	misfortunes atomic.Int64 // of engines
+	misfortunes atomic.Int64 // faults of engines so far
 
 	mu      sync.Mutex
 	seen    map[outcome]int
 	slowest time.Duration
 }
 
-// source is where one of those who act at random draws from, always the same.
+// source returns the random numbers of one actor; they depend only on the seed.
 func (s *storm) source(who int) *rand.Rand { return rand.New(rand.NewPCG(s.seed, uint64(who))) }
 
 func between(draw *rand.Rand, low, high time.Duration) time.Duration {
 	return low + time.Duration(draw.Int64N(int64(high-low)))
 }
 
-// pass has a time go by and reports whether the storm goes on.
+// pass waits, and reports whether the storm goes on.
 func pass(over context.Context, d time.Duration) bool {
 	select {
 	case <-time.After(d):
@@ -121,7 +121,7 @@ func pass(over context.Context, d time.Duration) bool {
 	}
 }
 
-// block is a configuration in which nothing takes long, and some things are as drawn.
+// block is a configuration with short time limits and some random options.
 func (s *storm) block(draw *rand.Rand) string {
 	const checks = " health_interval 200ms\n health_timeout 500ms\n health_fails 2"
 	lines := []string{
@@ -148,10 +148,10 @@ func (s *storm) block(draw *rand.Rand) string {
 	return s.engines.block(lines...)
 }
 
-// kill is fakevllm's Kill, as a fault.
+// kill is fakevllm's Kill as a fault.
 const kill fakevllm.FaultKind = "kill"
 
-// misfortunes are what happens to an engine, and for how long at most.
+// misfortunes are the faults of engines, and their maximum durations.
 var misfortunes = []struct {
 	fault
 	atMost time.Duration
@@ -171,12 +171,12 @@ var misfortunes = []struct {
 	{fault{Kind: fakevllm.Garbage}, 400 * time.Millisecond},
 }
 
-// haunt has one fault after the other come over an engine. At the end it has none.
+// haunt injects one fault after the other into an engine, and clears the last one.
 func (s *storm) haunt(t *testing.T, over context.Context, draw *rand.Rand, e *fakevllm.Engine) {
 	for pass(over, between(draw, 300*time.Millisecond, 2*time.Second)) {
 		f := misfortunes[draw.IntN(len(misfortunes))]
 		if f.Kind == fakevllm.Garbage && strings.HasPrefix(e.Name(), string(fakevllm.Decode)) {
-			continue // which is decode's answer, for the client to judge
+			continue // decode's answers are not checked by the proxy
 		}
 		s.misfortunes.Add(1)
 		if f.Kind == kill {
@@ -210,13 +210,13 @@ func (s *storm) visit(t *testing.T, over context.Context, draw *rand.Rand, who i
 		if !assert.NoErrorf(t, err, "client %d, request %d", who, i) {
 			return
 		}
-		// a machine that is too busy would make time limits of everything
+		// without the pause, a busy machine would exceed every time limit
 		pass(over, between(draw, 0, time.Second))
 	}
 }
 
-// calm asserts that the end of all faults is the end of all failures. Slots that are
-// still taken would be so in a new configuration, too, which is not as impatient.
+// calm asserts that no request fails after the last fault. Slots that are still taken
+// stay so with a new configuration, which has longer time limits.
 func (s *storm) calm(t *testing.T) {
 	s.caddy.reload(t, s.engines.block("encode_limit 4", "prefill_limit 4", "decode_limit 4"))
 	require.Eventually(t, func() bool {
@@ -237,28 +237,28 @@ func (s *storm) calm(t *testing.T) {
 	s.assertNoLeaks(t)
 }
 
-// tolerable is what engines refuse though the proxy does its best: a connection that ends
-// at once is taken for one that was idle, and what was sent on it for unspent; and an id
-// is free again when its client has left, which its engine may not know yet.
+// tolerable are contract violations that the proxy cannot avoid. A connection that ends at once
+// counts as one that was idle, and what was sent on it as unspent. And an id is free
+// again when its client has left, which the engine may not have noticed yet.
 var tolerable = regexp.MustCompile("^(unknown or already freed kv blocks|unknown or spent transfer handle|duplicate request id in flight: " + sameID + ")")
 
-// outcome is how a request ended, for its client.
+// outcome is how a request ended for its client.
 type outcome string
 
 const (
-	answered outcome = "answered"  // rightly and wholly
+	answered outcome = "answered"  // with the right and complete answer
 	refused  outcome = "refused"   // with a status and an error
 	brokeOff outcome = "broke off" // in the middle of the answer
-	left     outcome = "left"      // the client did
+	left     outcome = "left"      // the client left
 
-	// unheard is how a connection of HTTP/1.1 ends if a reload came after it was accepted
-	// and before its next request was read: net/http closes it then. HTTP/2 knows better.
+	// unheard is the end of an HTTP/1.1 connection that a reload closes after it was accepted
+	// and before its next request was read: net/http does so. HTTP/2 has no such case.
 	unheard outcome = "unheard"
 
-	wrong outcome = "wrong" // what must never be
+	wrong outcome = "wrong" // never allowed
 )
 
-// sameID is the x-request-id of many.
+// sameID is an x-request-id that many requests have.
 const sameID = "same-for-all"
 
 // visit is one request.
@@ -270,7 +270,7 @@ type visit struct {
 	body   string
 }
 
-// pay sends the request and judges the answer.
+// pay sends the request and checks the answer.
 func (v *visit) pay(ctx context.Context, client *http.Client) (outcome, error) {
 	v.body = small(v.number)
 	id := fmt.Sprint("visit-", v.number)
@@ -327,7 +327,7 @@ func isTimeout(err error) bool {
 	return ok && timeout.Timeout()
 }
 
-// leaver is the rest of a body that never comes, because the client leaves.
+// leaver is the rest of a body; it is never sent, because the client leaves.
 type leaver context.CancelFunc
 
 func (leave leaver) Read([]byte) (int, error) {
@@ -335,12 +335,12 @@ func (leave leaver) Read([]byte) (int, error) {
 	return 0, context.Canceled
 }
 
-// judge says how a request ended that was answered, at least with a status. The end of
-// the connection is the cause why the answer, or what there is of it, did not go on.
+// judge returns the outcome of a request that got at least a status. broken is the
+// error that ended the answer early.
 func (v *visit) judge(res *http.Response, got []byte, broken error) (outcome, error) {
 	for _, number := range visitors.FindAllStringSubmatch(string(got), -1) {
 		if number[1] != fmt.Sprint(v.number) {
-			return wrong, errors.New("the text of another client")
+			return wrong, errors.New("got the text of another client")
 		}
 	}
 	want, err := fakevllm.Answer([]byte(v.body))
@@ -365,10 +365,10 @@ func (v *visit) judge(res *http.Response, got []byte, broken error) (outcome, er
 	case broken != nil:
 		return brokeOff, nil
 	}
-	return wrong, errors.New("an unexpected status")
+	return wrong, errors.New("unexpected status")
 }
 
-// small is mixed without the large images, of which there would be fewer.
+// small is mixed without large images, to send more requests.
 func small(n int) string {
 	parts := []string{text(fmt.Sprintf("request %d", n))}
 	for i := range n % 4 {
@@ -381,7 +381,7 @@ func small(n int) string {
 	return body
 }
 
-// visitors finds who sent a request, in its text.
+// visitors matches the sender of a request in its text.
 var visitors = regexp.MustCompile(`user:u(\d+)["\\]`)
 
 // checkError checks an error in OpenAI's form.
@@ -399,8 +399,8 @@ func checkError(raw []byte) error {
 	return nil
 }
 
-// checkBroken checks a stream that broke off: right events, of which the last may have
-// been cut, then one with an error.
+// checkBroken checks a stream that broke off: the expected events, of which the last may be
+// incomplete, then an error event.
 func checkBroken(got, want string) error {
 	events := strings.SplitAfter(got, "\n\n")
 	last := len(events) - 2

@@ -22,7 +22,7 @@ type reply struct {
 	err  error // of reading the body
 }
 
-// id is the request's x-request-id, as the client sees it.
+// id is the x-request-id of the response.
 func (r *reply) id() string { return r.Header.Get("X-Request-Id") }
 
 // apiError returns the members of the error, in OpenAI's form.
@@ -79,7 +79,7 @@ func assertAnswer(t *testing.T, body string, r *reply) {
 	assert.Equal(t, answer(t, body), replyText(t, body, r))
 }
 
-// answer is the text of the right answer to a request.
+// answer is the expected text for a request.
 func answer(t *testing.T, body string) string {
 	t.Helper()
 	want, err := fakevllm.Answer([]byte(body))

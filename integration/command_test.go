@@ -23,7 +23,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// command is the Caddy under test with these arguments, and a home of its own.
+// command is a command of the Caddy under test, with its own home directory.
 func command(t *testing.T, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	home := t.TempDir()
@@ -33,7 +33,7 @@ func command(t *testing.T, env []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// run runs it to its end.
+// run runs the command to its end.
 func run(t *testing.T, env []string, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
 	cmd := command(t, env, args...)
@@ -64,8 +64,8 @@ func TestCheck(t *testing.T) {
 		block  []string
 		args   []string
 		env    []string
-		want   map[string]string // what is said of engines instead of that they are well
-		more   []string          // and afterwards
+		want   map[string]string // lines about engines that are not healthy
+		more   []string          // lines after those of the engines
 	}{
 		"all well":              {},
 		"one is dead":           {after: func(e *engines) { e.encode[1].Close() }, want: map[string]string{"encode1": "connection refused: is it running, and at this address and port?"}},
@@ -129,12 +129,12 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// allOf says the same of all engines.
+// allOf returns the same line for every engine.
 func allOf(said string) map[string]string {
 	return map[string]string{"encode0": said, "encode1": said, "prefill0": said, "decode0": said, "decode1": said}
 }
 
-// site writes a Caddyfile with this block of epd_proxy somewhere inside and returns its path.
+// site writes a Caddyfile with this block of epd_proxy and returns its path.
 func site(t *testing.T, block string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "Caddyfile")
@@ -177,7 +177,7 @@ func TestCheckRefuses(t *testing.T) {
 	}
 }
 
-// serving starts epd-proxy with these arguments, and stops it when the test ends.
+// serving starts epd-proxy with these arguments, and stops it at the end of the test.
 func serving(t *testing.T, address string, args ...string) *logBook {
 	t.Helper()
 	cmd := command(t, nil, append([]string{"epd-proxy"}, args...)...)
@@ -193,17 +193,17 @@ func serving(t *testing.T, address string, args ...string) *logBook {
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(os.Interrupt)
 		<-read
-		assert.NoError(t, cmd.Wait(), "epd-proxy did not end well")
+		assert.NoError(t, cmd.Wait(), "epd-proxy exited with an error")
 		assert.Empty(t, log.rest())
 	})
 	require.Eventually(t, func() bool {
 		found, _ := log.find(func(e entry) bool { return e.str("msg") == "epd_proxy is serving" && e.str("address") == address })
 		return len(found) == 1
-	}, 30*time.Second, 10*time.Millisecond, "it does not say that it serves at %s", address)
+	}, 30*time.Second, 10*time.Millisecond, "no line with the address %s", address)
 	return log
 }
 
-// A script that launches vLLM's proxy only needs another program.
+// In a script that starts vLLM's proxy, only the program has to be replaced.
 func TestProxyWithTheFlagsOfVLLM(t *testing.T) {
 	t.Parallel()
 	for name, prefill := range map[string]int{"E+PD": 0, "E+P+D": 1} {
@@ -264,7 +264,7 @@ func TestProxyRefuses(t *testing.T) {
 	}
 }
 
-// behind serves an engine below a path, and nothing beside it. It returns the URL.
+// behind serves an engine below a path prefix only. It returns the URL.
 func behind(t *testing.T, path string, engine *fakevllm.Engine) string {
 	t.Helper()
 	to, err := url.Parse(engine.URL())
@@ -274,7 +274,7 @@ func behind(t *testing.T, path string, engine *fakevllm.Engine) string {
 	return server.URL + path
 }
 
-// Engines can be behind a path: requests, health checks and profiling go there.
+// Engines can be behind a path prefix: requests, health checks and profiling use it.
 func TestProxyWithPaths(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 2, 0, 1, profiling)

@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// dashboard is what Grafana needs of examples/grafana/epd_proxy.json.
+// dashboard is the part of examples/grafana/epd_proxy.json that Grafana needs.
 type dashboard struct {
 	UID, Title    string
 	SchemaVersion int
@@ -41,10 +41,10 @@ func readDashboard(t *testing.T) (d dashboard) {
 	return d
 }
 
-// variables are what Grafana puts in.
+// variables are the values that Grafana inserts.
 var variables = strings.NewReplacer("$instance", ".*", "$__rate_interval", "1m")
 
-// The dashboard is one that Grafana 10 and later can show, and every panel says what it is about.
+// Grafana 10 and later can show the dashboard, and every panel has a description.
 func TestDashboardIsWhole(t *testing.T) {
 	t.Parallel()
 	d := readDashboard(t)
@@ -80,7 +80,7 @@ func TestDashboardIsWhole(t *testing.T) {
 	}
 }
 
-// The alerts fire when they should, and only then.
+// The alerts fire when they should, and not otherwise.
 func TestAlerts(t *testing.T) {
 	t.Parallel()
 	needPrometheus(t)
@@ -93,7 +93,7 @@ func TestAlerts(t *testing.T) {
 }
 
 // Every expression of the dashboard and of the alerts has data in a real Prometheus that
-// scrapes the real Caddy.
+// scrapes a real Caddy.
 func TestDashboardsHaveData(t *testing.T) {
 	t.Parallel()
 	needPrometheus(t)
@@ -102,7 +102,7 @@ func TestDashboardsHaveData(t *testing.T) {
 		e.block("encode_limit 8", "prefill_limit 8", "decode_limit 1", "decode health_interval 200ms")+"\n}")
 	p := startPrometheus(t, strings.TrimPrefix(c.URL, "http://"))
 	e.decode[1].Kill()
-	for range 2 { // what has just appeared has no rate yet
+	for range 2 { // new series have no rate yet
 		c.liveThrough(t, e)
 		p.catchUp(t)
 	}
@@ -122,10 +122,10 @@ func TestDashboardsHaveData(t *testing.T) {
 	for _, r := range p.rules(t) {
 		assert.Equal(t, "ok", r.Health, "%s: %s", r.Name, r.LastError)
 	}
-	assert.Eventually(t, func() bool { return p.has(`ALERTS{alertname="EPDUpstreamDown", stage="decode"}`) }, waitLong, tick, "nobody sees that an instance is down")
+	assert.Eventually(t, func() bool { return p.has(`ALERTS{alertname="EPDUpstreamDown", stage="decode"}`) }, waitLong, tick, "no alert for an instance that is down")
 }
 
-// vectors are what an alert compares with numbers: healthy or not, there is always one.
+// vectors are the expressions that alerts compare with numbers: they have values at all times.
 func vectors(t *testing.T, r rule) (list []string) {
 	t.Helper()
 	if r.Type == "recording" {
@@ -144,7 +144,7 @@ var (
 	threshold = regexp.MustCompile(` (==|>) [0-9.]+$`)
 )
 
-// liveThrough sends what makes every metric count: requests of all kinds, some that fail,
+// liveThrough sends requests that affect every metric: of all kinds, some that fail,
 // one that is rejected, one that waits.
 func (c *caddy) liveThrough(t *testing.T, e *engines) {
 	t.Helper()

@@ -1,4 +1,4 @@
-// Package integration tests the real Caddy with epd_proxy, as a process of its
-// own, over real sockets and TLS, against the engines of package fakevllm, which
-// enforce what vLLM expects.
+// Package integration tests Caddy with epd_proxy in a process of its own, over real
+// sockets and TLS, with the engines of package fakevllm, which reject what vLLM would
+// not accept.
 package integration

@@ -29,12 +29,12 @@ func documents(t *testing.T) map[string]string {
 	return all
 }
 
-// fence is a block of code, with what it is.
+// fence is a block of code with its language.
 var fence = regexp.MustCompile("(?m)^ *```(.*)\n(?s:(.*?))^ *```\n")
 
-// caddyfiles returns what the documents give as Caddyfiles, whole ones. "in site" behind
-// the name of the language says that a block is what stands in a site, "in epd_proxy"
-// that it stands in the block of the directive.
+// caddyfiles returns all Caddyfiles of the documents. "in site" after the language
+// says that a block is part of a site, "in epd_proxy" that it is part of the
+// directive's block.
 func caddyfiles(t *testing.T) map[string]string {
 	t.Helper()
 	all := make(map[string]string)
@@ -86,7 +86,7 @@ func anchors(text string) map[string]bool {
 	return all
 }
 
-// Every link within the repository leads somewhere.
+// Every link within the repository has a target.
 func TestLinks(t *testing.T) {
 	t.Parallel()
 	texts := documents(t)

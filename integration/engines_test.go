@@ -17,7 +17,7 @@ type engines struct {
 	encode, prefill, decode []*fakevllm.Engine
 }
 
-// startEngines starts so many engines of each role, changed by the functions.
+// startEngines starts this many engines of each role, with options changed by the functions.
 func startEngines(t *testing.T, encode, prefill, decode int, change ...func(*fakevllm.Options)) *engines {
 	t.Helper()
 	cluster := fakevllm.NewCluster()
@@ -50,7 +50,7 @@ func (e *engines) of(role fakevllm.Role) []*fakevllm.Engine {
 	return map[fakevllm.Role][]*fakevllm.Engine{fakevllm.Encode: e.encode, fakevllm.Prefill: e.prefill, fakevllm.Decode: e.decode}[role]
 }
 
-// consuming is the role that consumes embeddings where there are so many prefill engines.
+// consuming is the role that consumes embeddings, given the number of prefill engines.
 func consuming(prefill int) fakevllm.Role {
 	if prefill > 0 {
 		return fakevllm.Prefill
@@ -104,7 +104,7 @@ func (e *engines) assertRequests(t *testing.T, encode, prefill, decode int) {
 	assert.Equal(t, []int{encode, prefill, decode}, []int{ge, gp, gd}, "requests at encode, prefill, decode")
 }
 
-// assertContract asserts that no engine had to refuse anything.
+// assertContract asserts that no engine has rejected a request.
 func (e *engines) assertContract(t *testing.T) {
 	t.Helper()
 	for _, engine := range e.all() {
@@ -118,7 +118,7 @@ func (e *engines) reset() {
 	}
 }
 
-// image is a part with an image of its own for each name.
+// image is an image part; different names give different images.
 func image(name string) string {
 	return fmt.Sprintf(`{"type":"image_url","image_url":{"url":"data:image/png;base64,%s"}}`, name)
 }
@@ -128,7 +128,7 @@ func text(s string) string {
 	return fmt.Sprintf(`{"type":"text","text":%s}`, quoted)
 }
 
-// chat is a chat completions request with these parts, and further members.
+// chat is a chat completions request with these parts and further members.
 func chat(members string, parts ...string) string {
 	return `{"model":"fake","messages":[{"role":"user","content":[` + strings.Join(parts, ",") + `]}]` + members + `}`
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// errorRoutes are routes of a site that say what they get to know of an error.
+// errorRoutes are error routes that answer with all they know about an error.
 const errorRoutes = "handle_errors {\nheader X-Routes errors\nrespond \"{err.status_code} {err.message}\"\n}"
 
 // startWithErrorRoutes runs Caddy with a site that has error routes.
@@ -24,7 +24,7 @@ func startWithErrorRoutes(t *testing.T, block string) *caddy {
 	return startSite(t, "epd_proxy {\n"+block+"\n}\n"+errorRoutes)
 }
 
-// With handle_errors, errors that no engine has answered with are for Caddy's error routes.
+// With handle_errors, errors that do not come from an engine go to Caddy's error routes.
 // Status, headers, access log and metrics are the same without it.
 func TestHandleErrors(t *testing.T) {
 	t.Parallel()
@@ -32,13 +32,13 @@ func TestHandleErrors(t *testing.T) {
 		block    []string
 		fail     func(*engines)
 		busy     bool   // an encoder works on another request
-		method   string // else POST
-		path     string // else chat
+		method   string // empty: POST
+		path     string // empty: the path of chats
 		body     string
 		status   int
 		message  string
-		header   []string // headers that there are
-		answered bool     // by an engine, so that the error is passed on
+		header   []string // names of headers that the answer has
+		answered bool     // by an engine, so the error is passed on
 	}{
 		"no such route": {path: "/nowhere", status: 404, message: "there is no such route"},
 		"wrong method":  {method: http.MethodGet, status: 405, message: "use POST here", header: []string{"Allow"}},
@@ -111,7 +111,7 @@ func TestHandleErrors(t *testing.T) {
 	}
 }
 
-// A site without error routes answers with the status alone.
+// A site without error routes answers with only the status.
 func TestHandleErrorsWithoutRoutes(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -123,7 +123,7 @@ func TestHandleErrorsWithoutRoutes(t *testing.T) {
 	assertAnswer(t, chat("", image("AAAA")), c.post(t, chat("", image("AAAA"))))
 }
 
-// A stream that has begun ends with an event that is the error, whatever handle_errors says.
+// A stream that has begun ends with an error event, also with handle_errors.
 func TestHandleErrorsOfStreams(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -133,13 +133,13 @@ func TestHandleErrorsOfStreams(t *testing.T) {
 	require.NoError(t, err)
 	defer res.Body.Close()
 	assert.Equal(t, http.StatusOK, res.StatusCode)
-	got, _ := io.ReadAll(res.Body) // it is broken off
+	got, _ := io.ReadAll(res.Body) // it breaks off
 	assert.Contains(t, string(got), `data: {"error":{"message":"the encode stage did not answer in time"`)
 	assert.NotContains(t, string(got), "504 ")
 }
 
-// A client that is refused before its body has come gets the answer of the error routes,
-// whether it goes on to send or not, and its connection takes no request out of the body.
+// A client that is rejected before its body has arrived gets the answer of the error routes,
+// whether or not it goes on to send; no part of the body is read as a request.
 func TestHandleErrorsOfUploads(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -148,7 +148,7 @@ func TestHandleErrorsOfUploads(t *testing.T) {
 	for name, tc := range map[string]struct {
 		head string
 		body string
-		size int // announced; 0: chunked
+		size int // Content-Length; 0: chunked
 		want string
 	}{
 		"large":                {"POST " + chatPath, strings.Repeat("x", 64<<20), 64 << 20, "413 the body is larger than 1048576 bytes"},
@@ -184,7 +184,7 @@ func TestHandleErrorsOfUploads(t *testing.T) {
 			assert.Less(t, time.Since(start), 5*time.Second)
 			if res.Close {
 				_, err = http.ReadResponse(r, nil)
-				assert.Error(t, err, "there is another answer")
+				assert.Error(t, err, "the body was read as a request")
 				return
 			}
 			_, err = io.WriteString(conn, "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Every Caddyfile that users copy, from the examples or the documents, adapts and is valid.
+// Every Caddyfile in examples and documents can be adapted and is valid.
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	var files []string
@@ -35,7 +35,7 @@ func TestExamples(t *testing.T) {
 	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
 	documented := caddyfiles(t)
 	require.NotEmpty(t, documented)
-	for name, code := range documented { // not formatted: columns are aligned for the eye
+	for name, code := range documented { // not formatted: the documents align columns
 		file := filepath.Join(dir, name)
 		code = strings.ReplaceAll(code, "/etc/caddy/engines-ca.pem", ca)
 		require.NoError(t, os.WriteFile(file, []byte(code), 0o600))

@@ -29,11 +29,11 @@ func (c *caddy) post(t *testing.T, body string, headers ...string) *reply {
 	return c.do(t, http.MethodPost, chatPath, body, headers...)
 }
 
-// noKeepalive has every request on a connection of its own: one that dies at once on
-// a connection that was idle before is taken for an idle connection's end.
+// noKeepalive disables connection reuse: a request that fails at once on a reused
+// connection counts as one that met the end of an idle connection.
 const noKeepalive = "transport http {\nkeepalive off\n}"
 
-// What a client gets when a stage fails for good, and how often it was tried.
+// What a client gets if a stage fails finally, and how many attempts there were.
 func TestFailures(t *testing.T) {
 	t.Parallel()
 	picture := chat("", text("x"), image("AAAA"))
@@ -107,7 +107,7 @@ func TestFailures(t *testing.T) {
 				}
 				outcome := "failed"
 				if tc.status < http.StatusInternalServerError {
-					outcome = "rejected" // by an engine
+					outcome = "rejected" // from an engine
 				}
 				assert.Equal(t, outcome, access.str("epd", "outcome"))
 				assert.EqualValues(t, len(lines), access.at("epd", string(tc.role), "attempts"))
@@ -116,7 +116,7 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-// One instance that fails is nothing that a client sees.
+// The failure of one instance is invisible to clients.
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	for name, f := range map[string]fault{
@@ -135,7 +135,7 @@ func TestFailover(t *testing.T) {
 				t.Run(fmt.Sprintf("%s, handles %v, %d prefills", name, handles, prefills), func(t *testing.T) {
 					t.Parallel()
 					e := startEngines(t, 2, prefills, 2, func(o *fakevllm.Options) { o.Handles = handles })
-					c := startCaddy(t, e.block("encode_timeout 2s")) // which the other encoder must keep on a busy machine
+					c := startCaddy(t, e.block("encode_timeout 2s")) // long enough for the other encoder on a busy machine
 					e.encode[0].SetFault(f)
 					if prefills > 0 && f.Kind != fakevllm.Hang {
 						e.prefill[0].SetFault(f)
@@ -152,7 +152,7 @@ func TestFailover(t *testing.T) {
 							assertAnswer(t, body, c.post(t, body))
 						}
 					}
-					assert.NotEmpty(t, e.encode[0].Requests(), "the fault was not met")
+					assert.NotEmpty(t, e.encode[0].Requests(), "no request met the fault")
 					e.assertContract(t)
 				})
 			}
@@ -160,8 +160,8 @@ func TestFailover(t *testing.T) {
 	}
 }
 
-// A decode that got through has spent what it was given, one that could not be
-// reached has not.
+// A decode attempt that reached an engine has spent what it was given; one that could not
+// connect has not.
 func TestWhatIsSpentIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -207,8 +207,8 @@ func TestWhatIsSpentIsMadeAgain(t *testing.T) {
 	}
 }
 
-// When an idle connection ends just as a request is sent on it, the engine may have got the
-// request. What that brings is then made again, and does not reach engines twice.
+// If an idle connection ends just as a request is sent on it, the engine may have received
+// the request. What the request carried is made again, and never reaches engines twice.
 func TestIdleConnectionThatEndsWithARequest(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -237,8 +237,8 @@ func TestIdleConnectionThatEndsWithARequest(t *testing.T) {
 	}
 }
 
-// A prefill that dies before decode has read its KV blocks takes them with it. Of a stream
-// decode says so when it has begun; the client sees nothing of that.
+// The KV blocks of a prefill engine that dies before decode has read them are lost. For a
+// stream, decode reports that only after it has begun; the client does not notice.
 func TestPrefillDiesBeforeDecode(t *testing.T) {
 	t.Parallel()
 	const prompt = `{"model":"fake","prompt":"Once upon a time","max_tokens":7}`
@@ -274,8 +274,8 @@ func TestPrefillDiesBeforeDecode(t *testing.T) {
 	}
 }
 
-// Where the blocks were lost they may be lost again, so another instance gets the prefill, if
-// there is one.
+// An instance that has lost blocks may lose them again, so the prefill goes to another one if
+// possible.
 func TestPrefillThatLosesBlocksIsAvoided(t *testing.T) {
 	t.Parallel()
 	for prefills, want := range map[int][]int{1: {2}, 2: {1, 1}} {
@@ -300,7 +300,7 @@ func TestPrefillThatLosesBlocksIsAvoided(t *testing.T) {
 	}
 }
 
-// An engine's own answer of decode reaches the client as it is, also an error.
+// An answer of decode reaches the client unchanged, also if it is an error.
 func TestDecodeAnswersForItself(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 2)
@@ -314,8 +314,8 @@ func TestDecodeAnswersForItself(t *testing.T) {
 	e.assertRequests(t, 1, 0, 2)
 }
 
-// An instance that is busy and says so does not answer for the others; if they all do, the
-// client gets to know when to come back.
+// If one instance answers that it is busy, others are tried. If all do, the client gets
+// their Retry-After.
 func TestBusyInstanceIsNotTheOnlyOne(t *testing.T) {
 	t.Parallel()
 	busy := fault{Kind: fakevllm.Status, Code: 429, Message: "slow down", Header: http.Header{"Retry-After": {"7"}}}
@@ -381,7 +381,7 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// The first item that fails for good ends the others at once: encoders take an hour
+// The first item that fails finally cancels the others at once. Here, encoders take an hour
 // for all items but one.
 func TestFirstFailureEndsItsSiblings(t *testing.T) {
 	t.Parallel()
@@ -389,7 +389,7 @@ func TestFirstFailureEndsItsSiblings(t *testing.T) {
 	c := startCaddy(t, e.block())
 	setFault(fault{Kind: fakevllm.Status, Code: 400, Message: "no", Match: "FAIL"}, e.encode...)
 	cancelled := 0
-	for cancelled == 0 { // the failure can come before the others have arrived
+	for cancelled == 0 { // the failure may come before the others have arrived
 		e.reset()
 		r := c.post(t, chat("", image("AAAA"), image("BBBB"), image("CCCC"), image("FAIL")))
 		assert.Equal(t, http.StatusBadRequest, r.StatusCode)
@@ -397,21 +397,21 @@ func TestFirstFailureEndsItsSiblings(t *testing.T) {
 		require.Len(t, c.failures(r.id()), 1)
 		assert.Equal(t, "messages[0].content[3]", c.failures(r.id())[0].str("item"))
 		for _, engine := range e.encode {
-			require.Eventually(t, func() bool { return engine.InFlight() == 0 }, time.Second, time.Millisecond, "siblings go on")
+			require.Eventually(t, func() bool { return engine.InFlight() == 0 }, time.Second, time.Millisecond, "the other items were not canceled")
 			cancelled += len(engine.Cancellations())
 		}
 	}
 	c.assertNoLeaks(t)
 }
 
-// An item that kills whoever gets it must not walk through the pool.
+// An item that crashes every encoder must not be tried on all of them.
 func TestPoisonKillsTwoAtMost(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 5, 0, 1)
 	c := startCaddy(t, e.block())
 	setFault(fault{Kind: fakevllm.Crash, Match: "POISON"}, e.encode...)
 	fine := chat("", image("AAAA"), image("BBBB"), image("CCCC"), image("DDDD"), image("EEEE"))
-	for range 4 { // so that there are idle connections to all of them
+	for range 4 { // opens idle connections to all of them
 		assertAnswer(t, fine, c.post(t, fine))
 	}
 	r := c.post(t, chat("", image("POISON")))
@@ -429,8 +429,8 @@ func TestPoisonKillsTwoAtMost(t *testing.T) {
 	assertAnswer(t, fine, c.post(t, fine))
 }
 
-// The same, where the instances survive and there are idle connections to them: a
-// connection that ends at once may have been dead already, and is tried again.
+// The same if the instances survive and there are idle connections to them: a
+// connection that ends at once may have been dead before, so the request is sent again.
 func TestPoisonOnIdleConnections(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 5, 0, 1)
@@ -452,8 +452,8 @@ func TestPoisonOnIdleConnections(t *testing.T) {
 	assert.LessOrEqual(t, met, 2)
 }
 
-// An engine that dies with a request some time after it got it has spent what the
-// request brought: it gets no replay.
+// If an engine dies some time after it got a request, what the request carried is spent:
+// it is not sent again.
 func TestDeathIsNoIdleConnection(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) {
@@ -466,14 +466,14 @@ func TestDeathIsNoIdleConnection(t *testing.T) {
 	e.reset()
 	go func() {
 		assert.Eventually(t, func() bool { return len(e.decode[0].Requests()) == 1 }, waitLong, time.Millisecond)
-		<-time.After(time.Second) // how long it takes is what tells the two apart
+		<-time.After(time.Second) // a failure after this time is not that of an idle connection
 		assert.NoError(t, e.decode[0].Restart())
 	}()
 	assert.Equal(t, http.StatusBadGateway, c.post(t, chat("", text("x"))).StatusCode)
 	assert.Len(t, e.decode[0].Requests(), 1)
 }
 
-// A pool whose instances come from DNS ends its attempts, too.
+// In a pool whose instances come from DNS, the number of attempts is limited too.
 func TestDynamicPoolWithNobodyThere(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -487,7 +487,7 @@ func TestDynamicPoolWithNobodyThere(t *testing.T) {
 	assert.LessOrEqual(t, len(c.failures(r.id())), 2)
 }
 
-// A stream must begin, and go on.
+// A stream must begin in time, and must not stall.
 func TestSilentStreams(t *testing.T) {
 	t.Parallel()
 	body := stream(chat("", text("x"), image("AAAA")))
@@ -530,8 +530,8 @@ func TestSilentStreams(t *testing.T) {
 	})
 }
 
-// With the option, a request whose media nobody can encode goes on to its consumer, unless an
-// encoder says that it is at fault, or its media may be what makes engines fail.
+// With encode_optional, a request whose media cannot be encoded goes on to its consumer, unless an
+// encoder rejects it, or its media may be what makes engines fail.
 func TestEncodersAreOptional(t *testing.T) {
 	t.Parallel()
 	cut := fault{Kind: fakevllm.CutBefore}
@@ -574,7 +574,7 @@ func TestEncodersAreOptional(t *testing.T) {
 					assert.Equal(t, "request failed", lines[len(lines)-1].str("msg"))
 					return
 				}
-				assert.Contains(t, r.apiError(t)["message"], "multimodal embedding missing", "not what the consumer says")
+				assert.Contains(t, r.apiError(t)["message"], "multimodal embedding missing", "not the consumer's error")
 				assert.NotEmpty(t, consumer.Requests())
 				going := 0
 				for _, line := range lines {
@@ -588,8 +588,8 @@ func TestEncodersAreOptional(t *testing.T) {
 	}
 }
 
-// An item that kills whoever gets it is no reason to go on, also if it is another one that
-// found nobody left.
+// A request with an item that crashes encoders is not passed on, also if another item of it
+// failed because no encoder was left.
 func TestPoisonIsNotOptional(t *testing.T) {
 	t.Parallel()
 	for range 5 {
@@ -610,7 +610,7 @@ func TestPoisonIsNotOptional(t *testing.T) {
 	}
 }
 
-// No engine gets an id twice, though clients send it at the same time, to several proxies.
+// No engine gets an id twice, even if clients send the same id at the same time to several proxies.
 func TestOneIDTwiceInFlight(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) { o.Delay = 20 * time.Millisecond })
@@ -636,7 +636,7 @@ func TestOneIDTwiceInFlight(t *testing.T) {
 	}
 }
 
-// What users configure in a pool works inside an attempt.
+// The options of reverse_proxy that users set in a pool apply to attempts.
 func TestPoolOptions(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -667,7 +667,7 @@ func TestPoolOptions(t *testing.T) {
 	}
 }
 
-// Nobody may take half of an answer for the whole.
+// A client must be able to tell an incomplete answer from a complete one.
 func TestAnswerThatBreaksOff(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -694,7 +694,7 @@ func TestAnswerThatBreaksOff(t *testing.T) {
 	c.assertNoLeaks(t)
 }
 
-// What an engine says in the middle of a stream reaches the client as it is, but is no success.
+// An error event of an engine in the middle of a stream reaches the client unchanged, but the request counts as failed.
 func TestErrorWithinStream(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)

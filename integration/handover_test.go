@@ -17,8 +17,8 @@ import (
 
 const completionsPath = "/v1/completions"
 
-// What vLLM splits, or computes at decode whatever it is given, has no prefill; what only
-// looks like it has one. The client gets all choices in either case.
+// Requests that vLLM splits, or whose prompt decode always computes, skip prefill; requests
+// that only look like them do not. The client gets all choices in either case.
 func TestRequestsWithoutHandOver(t *testing.T) {
 	t.Parallel()
 	completion := func(members string) string { return `{"model":"fake",` + members + `}` }
@@ -62,7 +62,7 @@ func TestRequestsWithoutHandOver(t *testing.T) {
 				r := c.do(t, http.MethodPost, tc.path, body, "X-Request-Id: mine")
 				assertAnswer(t, body, r)
 				e.assertContract(t)
-				// what encoders deliver does not get to decode, so they are not asked
+				// decode does not use delivered embeddings, so encoders are not needed
 				e.assertRequests(t, 0, tc.prefills, 1)
 				for _, engine := range e.prefill {
 					for _, got := range engine.Requests() {
@@ -79,7 +79,7 @@ func TestRequestsWithoutHandOver(t *testing.T) {
 	}
 }
 
-// Without a prefill pool decode computes every prompt anyway, and encoders are asked.
+// Without a prefill pool, decode computes every prompt anyway, so media are encoded.
 func TestSplitRequestsWithoutPrefillPool(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -90,7 +90,7 @@ func TestSplitRequestsWithoutPrefillPool(t *testing.T) {
 	e.assertContract(t)
 }
 
-// min_tokens is for decode to judge, in whatever form it is written.
+// min_tokens is checked by decode, whatever its form.
 func TestPrefillGetsNoMinTokens(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1)
@@ -106,8 +106,8 @@ func TestPrefillGetsNoMinTokens(t *testing.T) {
 	}
 }
 
-// askFor sends requests one after the other, each as soon as the one before waits for decode
-// or is at it, and returns where the reply to each comes.
+// askFor sends requests one after the other, each when the previous one waits for decode
+// or is there, and returns channels for the replies.
 func (c *caddy) askFor(t *testing.T, bodies ...string) (replies []chan *reply) {
 	t.Helper()
 	for _, body := range bodies {
@@ -120,7 +120,7 @@ func (c *caddy) askFor(t *testing.T, bodies ...string) (replies []chan *reply) {
 	return replies
 }
 
-// seen is how many requests wait for decode, are there, or have got an answer.
+// seen is how many requests wait for decode, are there, or have been answered.
 func (c *caddy) seen(t *testing.T) (n int) {
 	m := c.metrics(t)
 	for _, name := range []string{`stage_requests_waiting{stage="decode"}`, `stage_requests_in_flight{stage="decode"}`} {
@@ -132,14 +132,14 @@ func (c *caddy) seen(t *testing.T) (n int) {
 	return n
 }
 
-// waiting is how many requests wait for decode.
+// waiting is the number of requests that wait for decode.
 func (c *caddy) waiting(t *testing.T) int {
 	return int(c.metrics(t)[`caddy_epd_stage_requests_waiting{stage="decode"}`])
 }
 
-// While decode is busy, few requests more are prefilled than it has slots, and the rest wait
-// before, in turn. Who waits there for too long, or comes when too many do, is refused, and
-// prefill has not heard of it; who has been prefilled is not.
+// While decode is busy, the number of prefilled requests is little more than the number of its
+// slots, and the others wait before prefill, in order. A request that waits there too long, or
+// finds the queue full, is rejected without a prefill; one that has been prefilled is not.
 func TestRefusedBeforePrefill(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1)
@@ -166,14 +166,14 @@ func TestRefusedBeforePrefill(t *testing.T) {
 	c.assertNoLeaks(t)
 }
 
-// Who waits before prefill is let in as decode gets room, in turn, and who leaves meanwhile
-// leaves nothing behind.
+// Requests before prefill go on in order as decode gets free slots, and a client that leaves
+// meanwhile leaves nothing behind.
 func TestWaitingBeforePrefillIsInTurn(t *testing.T) {
 	t.Parallel()
 	for _, options := range [][]string{nil, {"prefill_limit 1"}} {
 		e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) {
 			if o.Role == fakevllm.Decode {
-				o.Delay = 200 * time.Millisecond // in which the next one is prefilled
+				o.Delay = 200 * time.Millisecond // time to prefill the next one
 			}
 		})
 		c := startCaddy(t, e.block(append(options, "decode_limit 1")...))
@@ -205,8 +205,8 @@ func TestWaitingBeforePrefillIsInTurn(t *testing.T) {
 	}
 }
 
-// What has waited for longer than the blocks are sure to be there is prefilled again, once.
-// If the new blocks get too old too, decode computes the prompt.
+// A request that has waited longer than its blocks are guaranteed to exist is prefilled again,
+// once. If the new blocks expire too, decode computes the prompt.
 func TestBlocksThatAreTooOldAreMadeAgain(t *testing.T) {
 	t.Parallel()
 	const lease = 3 * time.Second
@@ -253,7 +253,7 @@ func TestBlocksThatAreTooOldAreMadeAgain(t *testing.T) {
 	}
 }
 
-// Who has passed the gate keeps its place when decode fails and prefill is done again.
+// A request that has passed the gate keeps its place when decode fails and prefill is repeated.
 func TestFailoverBehindTheGate(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 2, 2)
@@ -268,8 +268,8 @@ func TestFailoverBehindTheGate(t *testing.T) {
 	c.assertNoLeaks(t)
 }
 
-// Where decode gets the embeddings too, encoders work for requests without prefill as well,
-// and again if decode has failed with what they gave.
+// If decode gets the embeddings too, media are also encoded for requests without prefill,
+// and again if a decode attempt has spent the embeddings.
 func TestRequestsWithoutHandOverAreEncodedForDecode(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*fakevllm.Options){"references": modern, "handles": withHandles} {
@@ -287,8 +287,8 @@ func TestRequestsWithoutHandOverAreEncodedForDecode(t *testing.T) {
 	}
 }
 
-// That prefill hands nothing over is in the log once, and in metrics and status. Clients
-// get their answers, and nothing is tried again for it.
+// If prefill hands nothing over, the log says so once, and metrics and status do. Clients
+// get their answers, and nothing is retried for it.
 func TestPrefillHandsNothingOver(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1, modern, func(o *fakevllm.Options) { o.NoHandOver, o.ComputesPrompts = true, true })
@@ -314,8 +314,8 @@ func TestPrefillHandsNothingOver(t *testing.T) {
 	assert.Equal(t, 3, c.status(t).Handlers[0].Pools[1].Upstreams[0].HandOvers.None)
 }
 
-// What counts as cached is what prefill had cached. Where it does not say, the number is
-// left out. Nothing else of the answer changes, not even its length.
+// The number of cached tokens is that of prefill. If prefill does not report it, it is
+// removed. The rest of the answer does not change, not even its length.
 func TestCachedTokensArePrefills(t *testing.T) {
 	t.Parallel()
 	lookalike := `"usage":{"prompt_tokens_details":{"cached_tokens":999}}`

@@ -12,8 +12,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// What a client says about itself reaches all engines; what would steer them, or
-// is about the connection, reaches none.
+// Headers that describe the client reach all engines; headers that control engines or the
+// connection reach none.
 func TestHeaders(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1, func(o *fakevllm.Options) { o.APIKey = "secret" })
@@ -46,7 +46,7 @@ func TestHeaders(t *testing.T) {
 			"Incremental", "Http2-Settings", "Transfer-Encoding", "Content-Encoding"} {
 			assert.Empty(t, got[name], "%s at %s", name, engine.Name())
 		}
-		want := "gzip" // the transport's own
+		want := "gzip" // set by the transport
 		if engine == e.decode[0] {
 			want = "br, gzip"
 		}
@@ -112,7 +112,7 @@ func TestRequestIDs(t *testing.T) {
 	}
 }
 
-// Trusted clients may do what others may not.
+// Trusted clients may send what others may not.
 func TestTrustedClients(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -127,7 +127,7 @@ func TestTrustedClients(t *testing.T) {
 	assert.Equal(t, "1", e.decode[0].Requests()[1].Header.Get("X-Data-Parallel-Rank"))
 }
 
-// With these a client could make an engine read from any host.
+// With these, a client could make an engine read from any host.
 func TestClientsTransferParamsAreRemoved(t *testing.T) {
 	t.Parallel()
 	const evil = `,"kv_transfer_params":{"remote_host":"evil"},"ec_transfer_params":{"x":{"peer_host":"evil"}}`

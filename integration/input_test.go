@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Bad input is refused in OpenAI's form, and no engine hears of it.
+// Invalid input is rejected in OpenAI's form, and no engine gets it.
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1)
@@ -95,8 +95,8 @@ func TestBadInput(t *testing.T) {
 	e.assertRequests(t, 0, 0, 0)
 }
 
-// What engines could not read, or a page of another site could have a browser send, no
-// engine gets.
+// Bodies that engines cannot read, or that a page of another site could make a browser send,
+// are rejected.
 func TestContentTypes(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1)
@@ -117,7 +117,7 @@ func TestContentTypes(t *testing.T) {
 			"text, with JSON's name": {[]string{"text/plain; application/json"}, 415},
 			"text and JSON":          {[]string{"text/plain, application/json"}, 415},
 			"two headers":            {[]string{"application/json", "text/plain"}, 415},
-			"a form":                 {[]string{"application/x-www-form-urlencoded"}, 415}, // what curl -d says
+			"a form":                 {[]string{"application/x-www-form-urlencoded"}, 415}, // as sent by curl -d
 			"parts of a form":        {[]string{"multipart/form-data; boundary=x"}, 415},
 			"like JSON":              {[]string{"application/vnd.api+json"}, 415},
 			"begins like JSON":       {[]string{"application/jsonp"}, 415},
@@ -147,7 +147,7 @@ func TestContentTypes(t *testing.T) {
 	}
 }
 
-// A byte order mark, which some clients write, is no part of what engines get.
+// A byte order mark, which some clients send, is removed.
 func TestByteOrderMark(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1)
@@ -163,7 +163,7 @@ func TestByteOrderMark(t *testing.T) {
 	e.assertContract(t)
 }
 
-// Python converts integers of up to 4,300 digits.
+// Python converts integers with at most 4,300 digits.
 func TestLongIntegers(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -175,8 +175,8 @@ func TestLongIntegers(t *testing.T) {
 	assert.Equal(t, http.StatusOK, c.post(t, chat(`,"x":[{"y":-`+strings.Repeat("7", 4300)+`}]`, text("x"))).StatusCode)
 }
 
-// What arrives on the connection itself: bodies that were announced, but end
-// early, and such that are too large although nobody announced their size.
+// Bodies that end before their Content-Length, and bodies without one that are too
+// large.
 func TestBodiesOnTheWire(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -201,7 +201,7 @@ func TestBodiesOnTheWire(t *testing.T) {
 			_, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n%s\r\n\r\n%s", chatPath, tc.framing, tc.body)
 			require.NoError(t, err)
 			if tc.status == http.StatusBadRequest {
-				require.NoError(t, conn.CloseWrite()) // the end; a client that is done does not say so
+				require.NoError(t, conn.CloseWrite()) // ends the body early
 			}
 			r := bufio.NewReader(conn)
 			res, err := http.ReadResponse(r, nil)
@@ -218,7 +218,7 @@ func TestBodiesOnTheWire(t *testing.T) {
 	e.assertContract(t)
 }
 
-// What comes after a request that was refused early is not taken for another one.
+// Bytes after a request that was rejected early are not read as another request.
 func TestRefusedBodiesAreNoRequests(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -258,10 +258,10 @@ func TestRefusedBodiesAreNoRequests(t *testing.T) {
 			assert.Less(t, time.Since(start), 5*time.Second)
 			if res.Close {
 				_, err = http.ReadResponse(r, nil)
-				assert.Error(t, err, "there is another answer")
+				assert.Error(t, err, "the rest was read as a request")
 				return
 			}
-			// else the connection goes on with the next request
+			// otherwise the connection is kept for the next request
 			_, err = fmt.Fprintf(conn, "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
 			require.NoError(t, err)
 			res, err = http.ReadResponse(r, nil)

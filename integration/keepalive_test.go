@@ -14,7 +14,7 @@ import (
 
 const comment = ": keep-alive\n\n"
 
-// withoutComments is a stream without the comments at its begin.
+// withoutComments removes the comments at the begin of a stream.
 func withoutComments(stream []byte) []byte {
 	for bytes.HasPrefix(stream, []byte(comment)) {
 		stream = stream[len(comment):]
@@ -22,8 +22,8 @@ func withoutComments(stream []byte) []byte {
 	return stream
 }
 
-// A client that waits for a stream hears comments, if so configured, and then the
-// stream, byte for byte.
+// With stream_keep_alive, a client that waits for a stream gets comments, and then the
+// stream, unchanged.
 func TestStreamKeepalive(t *testing.T) {
 	t.Parallel()
 	for name, slow := range map[string]fakevllm.Role{"encode": fakevllm.Encode, "prefill": fakevllm.Prefill, "decode": fakevllm.Decode} {
@@ -42,7 +42,7 @@ func TestStreamKeepalive(t *testing.T) {
 				comments := bytes.Count(r.body, []byte(comment))
 				assert.Greater(t, comments, 2)
 				stream := bytes.TrimPrefix(r.body, bytes.Repeat([]byte(comment), comments))
-				assert.NotContains(t, string(stream), comment, "after decode has answered")
+				assert.NotContains(t, string(stream), comment, "a comment after decode has answered")
 				assert.Equal(t, "text/event-stream", r.Header.Get("Content-Type"))
 				assert.Equal(t, "no-cache", r.Header.Get("Cache-Control"))
 				assert.Equal(t, []string{"mine"}, r.Header.Values("X-Request-Id"))
@@ -57,7 +57,7 @@ func TestStreamKeepalive(t *testing.T) {
 	}
 }
 
-// What fails after a comment is told by an event; what fails before, by its status.
+// A failure after a comment is reported by an event; one before it by the status.
 func TestFailureAfterKeepalive(t *testing.T) {
 	t.Parallel()
 	body := stream(chat("", text("x"), image("AAAA")))

@@ -17,23 +17,23 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// usage is what a Caddy has that a leak would add to.
+// usage is the resources of a Caddy that a leak would increase.
 type usage struct {
-	ours       []string // stacks of goroutines in epd_proxy, or begun by it: one for each handler when idle
+	ours       []string // stacks of goroutines in epd_proxy or started by it: one for each handler when idle
 	goroutines int
-	files      int // descriptors, those of connections among them
+	files      int // descriptors, including connections
 }
 
-// Of these, Caddy may have more when it is idle again than when it had just started:
-// health checks keep a connection to each engine, with two goroutines, and some of
-// Caddy's own things begin with the first request or reload.
+// An idle Caddy may have a few more of these than right after its start:
+// health checks keep a connection to each engine, with two goroutines, and parts of
+// Caddy start with the first request or reload.
 const (
 	spareFiles      = 12
 	spareGoroutines = 2 * spareFiles
 )
 
-// assertNoLeaks asserts that Caddy, when all clients have hung up, has nothing open
-// that it had not when it started.
+// assertNoLeaks closes all client connections and asserts that Caddy uses no more
+// resources than after its start.
 func (c *caddy) assertNoLeaks(t testing.TB) {
 	t.Helper()
 	c.hangUp()
@@ -48,13 +48,13 @@ func (c *caddy) assertNoLeaks(t testing.TB) {
 	}
 }
 
-// leakCheck is the page that lists all goroutines.
+// leakCheck is the pprof page with all goroutines.
 const leakCheck = "/debug/pprof/goroutine?debug=2"
 
 // usage asks the running process.
 func (c *caddy) usage(t testing.TB) usage {
 	t.Helper()
-	files, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.cmd.Process.Pid)) // elsewhere than on Linux there is no such thing
+	files, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.cmd.Process.Pid)) // only on Linux
 	stacks := strings.Split(strings.TrimSpace(c.admin(t, leakCheck)), "\n\n")
 	return usage{
 		ours:       slices.DeleteFunc(slices.Clone(stacks), func(s string) bool { return !strings.Contains(s, "/epdhandler.") }),
@@ -63,7 +63,7 @@ func (c *caddy) usage(t testing.TB) usage {
 	}
 }
 
-// admin gets a page of Caddy's admin endpoint, on a connection of its own.
+// admin gets a page of Caddy's admin endpoint on a new connection.
 func (c *caddy) admin(t testing.TB, path string) string {
 	t.Helper()
 	res, err := c.adminClient().Get("http://127.0.0.1" + path)

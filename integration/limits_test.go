@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// No instance gets more than its pool's limit, whatever comes, and all are served.
+// No instance ever gets more requests than its pool's limit, and all requests are served.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 2, 2, 2, func(o *fakevllm.Options) {
@@ -25,7 +25,7 @@ func TestLimits(t *testing.T) {
 	c := startCaddy(t, e.block("encode_limit 3", "prefill_limit 2", "decode_limit 2"))
 	c.crowd(t, c.client(t, true), 48, 8, mixed)
 	for i := range 2 {
-		// more would be a proxy that overshoots, less one that leaves engines idle
+		// more means that the limit is exceeded, less that engines are left idle
 		assert.Equal(t, 3, e.encode[i].Peak())
 		assert.Equal(t, 2, e.decode[i].Peak())
 		assert.LessOrEqual(t, e.prefill[i].Peak(), 2)
@@ -34,7 +34,7 @@ func TestLimits(t *testing.T) {
 	assert.Empty(t, c.lines())
 }
 
-// occupy sends a request that one engine of the list holds until release is called.
+// occupy sends a request that one of these engines holds until release is called.
 func (c *caddy) occupy(t *testing.T, body, mark string, list ...*fakevllm.Engine) (release func()) {
 	t.Helper()
 	setFault(fault{Kind: fakevllm.Hang, Match: mark}, list...)
@@ -62,7 +62,7 @@ func arrived(list ...*fakevllm.Engine) (n int) {
 	return n
 }
 
-// busy is the number of requests that the engines work on.
+// busy is the number of requests in service at the engines.
 func busy(list ...*fakevllm.Engine) (n int) {
 	for _, engine := range list {
 		n += engine.InFlight()
@@ -70,7 +70,7 @@ func busy(list ...*fakevllm.Engine) (n int) {
 	return n
 }
 
-// A request waits for the pool, not behind one instance that is busy.
+// A request waits for the pool, not for one busy instance.
 func TestBusyInstanceHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	for _, policy := range []string{"round_robin", "first", "least_conn", "header X-Request-Id"} {
@@ -88,8 +88,8 @@ func TestBusyInstanceHoldsUpNobody(t *testing.T) {
 	}
 }
 
-// Who finds the queue full is refused at once, before anything is done for him; who
-// waits too long, when he has.
+// A request that finds the queue full is rejected at once, before any work; one that
+// waits too long, after that time.
 func TestQueueIsBounded(t *testing.T) {
 	t.Parallel()
 	for stage, tc := range map[string]struct {
@@ -141,7 +141,7 @@ func TestQueueIsBounded(t *testing.T) {
 	}
 }
 
-// The items of a request with many images do not come all before those of others.
+// A request with many images does not delay the items of other requests until all of its own are done.
 func TestManyImagesLetOthersThrough(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) {
@@ -163,11 +163,11 @@ func TestManyImagesLetOthersThrough(t *testing.T) {
 	body := chat("", image("FEWX"))
 	assertAnswer(t, body, c.post(t, body))
 	before := len(e.encode[0].Requests())
-	assert.Less(t, before, 16, "media items that went before")
+	assert.Less(t, before, 16, "items of the large request before the other one")
 	<-over
 }
 
-// The time that a media item waits for an encoder is not the encoder's.
+// The time that an item waits for an encoder does not count towards encode_timeout.
 func TestWaitingIsNoSilence(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) {
@@ -181,7 +181,7 @@ func TestWaitingIsNoSilence(t *testing.T) {
 	assert.Len(t, e.encode[0].Requests(), 6)
 }
 
-// A client that leaves the queue leaves nothing behind in it.
+// A client that leaves the queue leaves nothing behind.
 func TestClientLeavesTheQueue(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -212,7 +212,7 @@ func TestClientLeavesTheQueue(t *testing.T) {
 	c.assertNoLeaks(t)
 }
 
-// What the configuration before the current one has in flight counts as well.
+// Requests of the previous configuration that are in flight count towards the limit.
 func TestLimitsSurviveReload(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -221,13 +221,13 @@ func TestLimitsSurviveReload(t *testing.T) {
 	c.reload(t, e.block("decode_limit 1", "queue_size 0"))
 	r := c.post(t, chat("", text("x")))
 	assert.Equal(t, "decode_overloaded", r.apiError(t).str("code"))
-	assert.Equal(t, http.StatusOK, c.do(t, http.MethodGet, "/v1/models", "").StatusCode, "what takes no time does not wait")
+	assert.Equal(t, http.StatusOK, c.do(t, http.MethodGet, "/v1/models", "").StatusCode, "GET /v1/models does not wait")
 	release()
 	require.Eventually(t, func() bool { return c.post(t, chat("", text("x"))).StatusCode == http.StatusOK }, waitLong, tick)
 	assert.Equal(t, 2, e.decode[0].Peak(), "the held one, and the list of models")
 }
 
-// Who waits gets an instance that comes back, though no other one is done.
+// A waiting request gets an instance that comes up again, without another request having to end.
 func TestInstanceComesBackToTheQueue(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 2)
@@ -250,7 +250,7 @@ func TestInstanceComesBackToTheQueue(t *testing.T) {
 	assert.Len(t, e.decode[1].Requests(), 1)
 }
 
-// Caddy's own policies fall back on each other in every combination.
+// Caddy's own policies work with all other ones as fallback.
 func TestStockPoliciesThatFallBack(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []string{"", "decode_limit 1"} {
@@ -273,8 +273,8 @@ func TestStockPoliciesThatFallBack(t *testing.T) {
 	}
 }
 
-// Who waits since before a reload gets what the new limit allows, beside those that come
-// after it.
+// After a reload, requests that were waiting before it and requests that come after it
+// share the new limit.
 func TestWaitingGetsTheNewLimit(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []string{"decode_limit 4", ""} {
@@ -293,7 +293,7 @@ func TestWaitingGetsTheNewLimit(t *testing.T) {
 	}
 }
 
-// A prefill instance that hangs keeps no more requests than its share, so that others reach
+// A prefill instance that hangs keeps only its share of the requests, so that others reach
 // decode.
 func TestPrefillThatHangsHoldsUpNobody(t *testing.T) {
 	t.Parallel()
@@ -319,8 +319,8 @@ func TestPrefillThatHangsHoldsUpNobody(t *testing.T) {
 	c.assertNoLeaks(t)
 }
 
-// The items of an album begin to wait together. While they get slots one after the other,
-// none has waited for too long.
+// The items of an album are queued together. As long as they get slots one after the other,
+// none exceeds queue_timeout.
 func TestAlbumsAreServedToTheirEnd(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) {

@@ -26,13 +26,13 @@ const (
 	tick     = 10 * time.Millisecond
 )
 
-// crowd has clients send so many requests each and checks every answer.
+// crowd has clients send this many requests each, and checks every answer.
 func (c *caddy) crowd(t *testing.T, client *http.Client, clients, each int, request func(n int) string) {
 	t.Helper()
 	c.crowdWith(t, clients, each, func(n int) error { return c.check(t, client, request(n)) })
 }
 
-// crowdWith has clients do something so many times each.
+// crowdWith has clients do something this many times each.
 func (c *caddy) crowdWith(t *testing.T, clients, each int, do func(n int) error) {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -48,8 +48,8 @@ func (c *caddy) crowdWith(t *testing.T, clients, each int, do func(n int) error)
 	wg.Wait()
 }
 
-// crowdUntil has clients do something over and over, until end is called, which waits for
-// what they are doing.
+// crowdUntil has clients repeat something until end is called, which waits for the last
+// repetitions.
 func (c *caddy) crowdUntil(t *testing.T, clients int, do func(n int) error) (end func()) {
 	var (
 		wg   sync.WaitGroup
@@ -70,14 +70,14 @@ func (c *caddy) crowdUntil(t *testing.T, clients int, do func(n int) error) (end
 	}
 }
 
-// These are answers that ended in their middle: a stream as it should then, and what
-// is no stream.
+// Errors of answers that broke off: a stream with an error event at its end, and any
+// other answer.
 var (
 	errBrokeOff = errors.New("the stream broke off, with an event that says why")
 	errCut      = errors.New("the answer broke off")
 )
 
-// check sends a request and holds the answer against the right one.
+// check sends a request and compares the answer with the expected one.
 func (c *caddy) check(t *testing.T, client *http.Client, body string) error {
 	res, err := c.send(t.Context(), client, http.MethodPost, chatPath, body)
 	if err != nil {
@@ -104,8 +104,8 @@ func (c *caddy) check(t *testing.T, client *http.Client, body string) error {
 	return nil
 }
 
-// data is base64 of changing size: for one request of four up to 80 kB, which is received and
-// sent otherwise than little is.
+// data is base64 of varying size: up to 80 kB for one of four requests, because large
+// bodies are received and sent in another way than small ones.
 func data(n int) string {
 	most := 500
 	if n/4%4 == 0 {
@@ -114,7 +114,7 @@ func data(n int) string {
 	return strings.Repeat("QUJD", (n*7919)%most)
 }
 
-// badStatus is an answer that is none.
+// badStatus is the error of an answer that is not 200.
 type badStatus struct {
 	status int
 	body   string
@@ -122,7 +122,7 @@ type badStatus struct {
 
 func (e *badStatus) Error() string { return fmt.Sprintf("status %d: %s", e.status, e.body) }
 
-// mixed is a request like no other, of changing size, also a stream.
+// mixed is a unique request of varying size; half of them are streams.
 func mixed(n int) string {
 	parts := []string{text(fmt.Sprintf("request %d", n))}
 	for i := range n % 4 {
@@ -135,7 +135,7 @@ func mixed(n int) string {
 	return body
 }
 
-// Nothing gets mixed up between 64 clients at a time.
+// With 64 concurrent clients, no two requests are confused.
 func TestManyClients(t *testing.T) {
 	t.Parallel()
 	for name, n := range map[string][3]int{"E+PD": {2, 0, 2}, "E+P+D": {2, 2, 2}} {
@@ -162,7 +162,7 @@ func TestManyClients(t *testing.T) {
 	}
 }
 
-// Engines that close idle connections at the pace of the requests make nobody fail.
+// No request fails because engines close idle connections as often as requests arrive.
 func TestStaleConnections(t *testing.T) {
 	t.Parallel()
 	const idle = 3 * time.Millisecond
@@ -188,7 +188,7 @@ func TestStaleConnections(t *testing.T) {
 	require.NotEmpty(t, e.decode[1].Requests())
 }
 
-// A new configuration, also with other instances, is nothing that clients see.
+// Reloads, also with other instances, are invisible to clients.
 func TestReloadUnderLoad(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 4, 2, 4)
@@ -210,8 +210,8 @@ func TestReloadUnderLoad(t *testing.T) {
 	c.assertNoLeaks(t)
 }
 
-// An HTTP/2 connection whose TLS handshake ends only after a reload, so that the server does
-// not tell it to go away, keeps its client at the old instances for one request only.
+// An HTTP/2 connection whose TLS handshake ends after a reload gets no GOAWAY from the server.
+// It keeps its client at the old instances for one request only.
 func TestReloadAmidHandshake(t *testing.T) {
 	t.Parallel()
 	before, after := startEngines(t, 1, 0, 1), startEngines(t, 1, 0, 1)
@@ -235,9 +235,9 @@ func TestReloadAmidHandshake(t *testing.T) {
 	assert.Equal(t, 3, len(after.decode[0].Requests()))
 }
 
-// Engines that die and come back under load make nobody fail, except in streams
-// that have begun. One dies at a time, and the next one only when no request is
-// left that has met the last death: each may have one attempt too many, not two.
+// If engines die and restart under load, requests do not fail, except for streams
+// that have begun. One engine dies at a time, and the next one only when all requests
+// of that time have ended: each may need one further attempt, not two.
 func TestEnginesDieUnderLoad(t *testing.T) {
 	t.Parallel()
 	const clients = 32
@@ -255,7 +255,7 @@ func TestEnginesDieUnderLoad(t *testing.T) {
 			} else {
 				e = startEngines(t, n[0], n[1], n[2])
 			}
-			// an instance that counts as down when the other one dies would be missed
+			// if an instance counted as down when the other one dies, none would be left
 			const patient = "health_fails 1000"
 			c := startCaddy(t, e.block(append(options, "encode "+patient, "prefill "+patient, "decode "+patient)...))
 			client := c.client(t, true)
@@ -264,7 +264,7 @@ func TestEnginesDieUnderLoad(t *testing.T) {
 				begun.take(n / 1000)
 				err := c.check(t, client, request(n))
 				if errors.Is(err, errBrokeOff) {
-					return nil // the first byte had been sent
+					return nil // allowed: the first byte had been sent
 				}
 				return err
 			})
@@ -281,7 +281,7 @@ func TestEnginesDieUnderLoad(t *testing.T) {
 	}
 }
 
-// turns counts those who have had a turn.
+// turns records which clients have sent a request.
 type turns struct {
 	mu   sync.Mutex
 	seen map[int]bool
@@ -295,7 +295,7 @@ func (t *turns) take(who int) {
 	}
 }
 
-// pass waits until so many have had another turn.
+// pass waits until this many clients have sent another request.
 func (t *turns) pass(tb testing.TB, n int) {
 	tb.Helper()
 	t.mu.Lock()
@@ -308,8 +308,8 @@ func (t *turns) pass(tb testing.TB, n int) {
 	}, time.Minute, tick)
 }
 
-// One instance that fails, in whatever way, is nothing that 32 clients see, except
-// where nothing can be done.
+// The failure of one instance, of any kind, is invisible to 32 clients, except where that
+// is impossible.
 func TestFaultsUnderLoad(t *testing.T) {
 	t.Parallel()
 	const clients, each = 32, 1
@@ -324,18 +324,18 @@ func TestFaultsUnderLoad(t *testing.T) {
 	for topology, n := range map[string][3]int{"E+PD": {2, 0, 2}, "E+P+D": {2, 2, 2}} {
 		for _, role := range []fakevllm.Role{fakevllm.Encode, fakevllm.Prefill, fakevllm.Decode} {
 			for kind, f := range kinds {
-				// what cannot be done anything about
+				// cases in which clients get an error
 				var status int
 				switch {
-				case role == fakevllm.Prefill && n[1] == 0, role == fakevllm.Decode && kind == "garbage": // who could tell
+				case role == fakevllm.Prefill && n[1] == 0, role == fakevllm.Decode && kind == "garbage": // not detectable
 					continue
-				case role != fakevllm.Encode && kind == "hangs": // may only be busy
+				case role != fakevllm.Encode && kind == "hangs": // it may only be busy
 					status = http.StatusGatewayTimeout
 				}
 				t.Run(fmt.Sprintf("%s, %s %s", topology, role, kind), func(t *testing.T) {
 					t.Parallel()
 					e := startEngines(t, n[0], n[1], n[2])
-					// its health checks hang too, but must not come before the requests
+					// its health checks hang too; the requests must come first
 					lines := []string{"encode health_fails 1000", "prefill health_fails 1000", "decode health_fails 1000"}
 					if kind == "hangs" {
 						limit := map[fakevllm.Role]string{fakevllm.Encode: "encode_timeout", fakevllm.Prefill: "prefill_timeout", fakevllm.Decode: "stream_start_timeout"}
@@ -349,7 +349,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 					c.crowdWith(t, clients, each, func(n int) error {
 						body := mixed(n)
 						if role == fakevllm.Decode && kind == "hangs" {
-							body = mixed(2 * n) // streams; others have no limit
+							body = mixed(2 * n) // streams; other answers have no time limit
 						}
 						err := c.check(t, client, body)
 						unlucky, ok := errors.AsType[*badStatus](err)
@@ -368,7 +368,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 	}
 }
 
-// endedRightly reports whether an answer ended in its middle, as it should then.
+// endedRightly reports whether an incomplete answer ended as it should.
 func endedRightly(body string, err error) bool {
 	if strings.Contains(body, `"stream":true`) {
 		return errors.Is(err, errBrokeOff)
@@ -376,9 +376,9 @@ func endedRightly(body string, err error) bool {
 	return errors.Is(err, errCut)
 }
 
-// When Caddy stops, requests and streams that have begun end as they should.
+// When Caddy stops, requests that it has begun are completed within the grace period.
 func TestStopUnderLoad(t *testing.T) {
-	// not in parallel: on a busy machine streams last longer than the grace period
+	// not in parallel: on a busy machine, streams exceed the grace period
 	e := startEngines(t, 2, 1, 2, func(o *fakevllm.Options) {
 		o.ChunkDelay = 5 * time.Millisecond
 		if o.Role == fakevllm.Encode {

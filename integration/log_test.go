@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// The access log tells how a request went through its stages.
+// The access log has what happened to a request in each stage.
 func TestAccessLog(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 2, 1, 1)
@@ -41,7 +41,7 @@ func TestAccessLog(t *testing.T) {
 	assert.Equal(t, []string{"decode", "duration", "media_items", "outcome", "prefill", "request_id"}, names(epd), "stages that were not needed")
 }
 
-// Logs never hold media, prompts or credentials, whatever goes wrong.
+// Logs never contain media, prompts or credentials, whatever fails.
 func TestLogsHoldNoSecrets(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 2, 1, 2)
@@ -72,7 +72,7 @@ func TestLogsHoldNoSecrets(t *testing.T) {
 	assert.NotContains(t, c.log.text(), secret)
 }
 
-// Only debug logging tells where the engines are.
+// Only the debug log has addresses of engines.
 func TestLogsHoldNoAddresses(t *testing.T) {
 	t.Parallel()
 	for _, debug := range []bool{false, true} {
@@ -105,7 +105,7 @@ func TestLogsHoldNoAddresses(t *testing.T) {
 			for _, engine := range e.all() {
 				_, port, _ := strings.Cut(engine.Addr(), ":")
 				if strings.Contains(fmt.Sprint(entry), ":"+port) {
-					// Caddy's own, which an operator can exclude
+					// an entry of Caddy itself, which operators can exclude
 					return !strings.HasPrefix(entry.str("logger"), "http.handlers.epd_proxy.health_checker")
 				}
 			}
@@ -115,7 +115,7 @@ func TestLogsHoldNoAddresses(t *testing.T) {
 	}
 }
 
-// What the source of a dynamic pool says about its failures names no hosts either.
+// Errors of the source of a dynamic pool do not show host names either.
 func TestLogsHoldNoNamesOfSources(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -166,13 +166,13 @@ func TestHealth(t *testing.T) {
 	become(200, "healthy", "healthy", "healthy")
 	logged("instance is up", "info")
 
-	// it says what is known, and asks nobody
+	// it reports the last results and contacts nobody
 	checks := e.encode[0].HealthChecks()
 	assert.Eventually(t, func() bool { return e.encode[0].HealthChecks() > checks }, waitLong, tick)
 	e.assertRequests(t, 0, 0, 0)
 }
 
-// What is not needed does not take the proxy away from a load balancer.
+// The health check succeeds if only a pool that is not required is down.
 func TestHealthWithoutEncoders(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -195,9 +195,9 @@ func TestHealthOfOtherPools(t *testing.T) {
 	assert.Equal(t, "no-store", r.Header.Get("Cache-Control"))
 }
 
-// An instance that hangs, also to health checks, is left out.
+// An instance that hangs, health checks included, gets no requests.
 func TestUnhealthyInstancesAreNotChosen(t *testing.T) {
-	// not in parallel: checks that are this frequent are missed on a busy machine
+	// not in parallel: on a busy machine, checks this frequent time out
 	const fast = "health_interval 200ms\nhealth_timeout 1s"
 	e := startEngines(t, 2, 2, 2)
 	c := startCaddy(t, e.block("encode "+fast, "prefill "+fast, "decode "+fast))

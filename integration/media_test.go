@@ -12,11 +12,11 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// Whatever members, types and uuids a part has, in whatever order: the engines load what has
-// been checked, or the client gets 400 and no engine hears of it. Without a uuid, and with one of ours.
+// Whatever members, types and uuids a part has, in whatever order: engines load what was
+// checked, or the client gets 400 and no engine gets the request. Tested without a uuid and with the proxy's.
 func TestMediaAreWhatEnginesLoad(t *testing.T) {
 	t.Parallel()
-	media := map[string][2]string{ // as an encoder takes it, and as only a uuid makes an engine take it
+	media := map[string][2]string{ // the forms for encoders, and the forms that a uuid makes engines accept
 		"image_url":   {`{"url":"https://good.test/%d"}`, `"https://good.test/%d"`},
 		"audio_url":   {`{"url":"https://good.test/%d"}`, `"https://good.test/%d"`},
 		"video_url":   {`{"url":"https://good.test/%d"}`, `"https://good.test/%d"`},
@@ -79,8 +79,8 @@ func TestMediaAreWhatEnginesLoad(t *testing.T) {
 	}
 }
 
-// What can kill engines, or make them fetch anything, is for trusted clients, but for what no
-// JSON can hold.
+// Members that can crash engines, or make them fetch any URL, need trust_clients, except where
+// JSON cannot express them.
 func TestMediaForTheTrusted(t *testing.T) {
 	t.Parallel()
 	for _, trusted := range []bool{false, true} {
@@ -113,7 +113,7 @@ func TestMediaForTheTrusted(t *testing.T) {
 	}
 }
 
-// A trusted client may name what the engines have, in all of vLLM's forms.
+// A trusted client may refer to media that engines have cached, in all of vLLM's forms.
 func TestCachedMedia(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, modern)
@@ -128,7 +128,7 @@ func TestCachedMedia(t *testing.T) {
 	e.assertRequests(t, 1, 0, 4)
 }
 
-// An encoder gets the template of the chat: its model may have none.
+// Encoders get the chat template of the request: their model may have none.
 func TestEncodersGetTheTemplate(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1)

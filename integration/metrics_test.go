@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// metrics are the values of Caddy's metrics page, by name with labels.
+// metrics are the values of Caddy's metrics page, by name and labels.
 type metrics map[string]float64
 
 func (c *caddy) metrics(t *testing.T) metrics {
@@ -40,7 +40,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// has asserts the values of metrics of ours, given without their common prefix.
+// has asserts the values of epd_proxy's metrics, given without their common prefix.
 func (m metrics) has(t *testing.T, want map[string]float64) {
 	t.Helper()
 	for name, value := range want {
@@ -51,7 +51,7 @@ func (m metrics) has(t *testing.T, want map[string]float64) {
 	}
 }
 
-// Metrics count what has happened, and go on through reloads.
+// Counters count what has happened, and keep their values over reloads.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 2, 1, 2)
@@ -70,7 +70,7 @@ func TestMetrics(t *testing.T) {
 	for _, engine := range e.encode {
 		engine.SetFault(fault{Kind: fakevllm.Status, Code: 500, Message: "broken", Times: 1})
 	}
-	c.post(t, chat("", image("CCCC"))) // fails at both
+	c.post(t, chat("", image("CCCC"))) // fails at both encoders
 	setFault(fault{Kind: fakevllm.Status, Code: 400, Message: "too small"}, e.decode...)
 	c.post(t, chat("", text("y")))
 
@@ -114,8 +114,8 @@ func TestMetrics(t *testing.T) {
 	m.has(t, want)
 	assert.Positive(t, m["caddy_epd_body_bytes_limit"])
 	assert.Less(t, m[`caddy_epd_stream_duration_seconds_sum{api="chat_completions"}`], m[`caddy_epd_request_duration_seconds_sum{api="chat_completions"}`])
-	assert.NotContains(t, c.admin(t, "/metrics"), "xxx", "a label that a client chose")
-	assert.Greater(t, m["go_memstats_next_gc_bytes"], float64(16<<20), "the collector has no headroom")
+	assert.NotContains(t, c.admin(t, "/metrics"), "xxx", "the client has chosen a label")
+	assert.Greater(t, m["go_memstats_next_gc_bytes"], float64(16<<20), "the garbage collector runs too often")
 
 	c.reload(t, e.block())
 	c.metrics(t).has(t, want)
@@ -126,7 +126,7 @@ func upstream(name, stage string, engine *fakevllm.Engine) string {
 	return fmt.Sprintf(`%s{stage="%s",upstream="%s"}`, name, stage, engine.Addr())
 }
 
-// Metrics tell what is going on at this moment.
+// Gauges show the current state.
 func TestMetricsOfTheMoment(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1)
@@ -155,7 +155,7 @@ func TestMetricsOfTheMoment(t *testing.T) {
 		upstream("upstream_requests_in_flight", "decode", e.decode[0]): 1,
 		upstream("upstream_healthy", "encode", e.encode[0]):            1,
 	})
-	assert.NotContains(t, c.metrics(t), `caddy_epd_queue_size{stage="encode"}`, "a queue without a limit")
+	assert.NotContains(t, c.metrics(t), `caddy_epd_queue_size{stage="encode"}`, "there is a queue without a limit")
 	release()
 	require.Equal(t, http.StatusOK, (<-done).StatusCode)
 	e.encode[0].Close()

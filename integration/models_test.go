@@ -23,7 +23,7 @@ func lists(list string) http.HandlerFunc {
 	}
 }
 
-// The list is decode's, byte for byte, and so is each model in it.
+// The list is decode's, unchanged, and so is each model in it.
 func TestModels(t *testing.T) {
 	t.Parallel()
 	c := startDecoders(t, "", lists(modelList))
@@ -75,11 +75,11 @@ func TestModels(t *testing.T) {
 	assert.Equal(t, "GET, HEAD", r.Header.Get("Allow"))
 	metrics := c.admin(t, "/metrics")
 	assert.Contains(t, metrics, `api="models"`)
-	assert.NotContains(t, metrics, "lora", "clients choose what labels there are")
+	assert.NotContains(t, metrics, "lora", "the client has chosen a label")
 	c.assertNoLeaks(t)
 }
 
-// One instance that does not list its models is nothing that a client sees.
+// If one instance does not list its models, the client does not notice.
 func TestModelsFailover(t *testing.T) {
 	t.Parallel()
 	for name, first := range map[string]http.HandlerFunc{

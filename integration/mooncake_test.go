@@ -13,10 +13,10 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// withMooncake makes engines that hand KV blocks over by MooncakeConnector.
+// withMooncake makes engines use MooncakeConnector for the hand-over.
 func withMooncake(o *fakevllm.Options) { o.Mooncake = true }
 
-// bootstraps is the option that tells where the bootstrap servers are.
+// bootstraps is the option with the addresses of the bootstrap servers.
 func (e *engines) bootstraps() string {
 	block := "kv_bootstrap {\n"
 	for _, engine := range e.prefill {
@@ -37,8 +37,8 @@ func kvParams(t *testing.T, list ...*fakevllm.Engine) (params []map[string]any) 
 	return params
 }
 
-// What would end the one token of prefill otherwise than by its number is for decode alone.
-// Clients get prefill's number of cached tokens, and their own parameters get nowhere.
+// Options that could end prefill's single token in another way than by max_tokens are sent only to
+// decode. Clients get prefill's number of cached tokens; their own transfer parameters are not passed on.
 func TestMooncake(t *testing.T) {
 	t.Parallel()
 	members := `,"stop":["."],"stop_token_ids":[7],"ignore_eos":false,"kv_transfer_params":{"do_remote_prefill":true,"remote_bootstrap_addr":"http://evil:1"}`
@@ -74,8 +74,8 @@ func TestMooncake(t *testing.T) {
 	}
 }
 
-// Each attempt of prefill has a transfer id of its own, which engines insist on, and decode
-// gets the id that the engine has now.
+// Each attempt of prefill has a new transfer id, which engines require, and decode gets the
+// current engine id.
 func TestMooncakeFailover(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -127,7 +127,7 @@ func TestMooncakeFailover(t *testing.T) {
 			e := startEngines(t, 1, 2, 2, withMooncake)
 			c := startCaddy(t, e.block(append(tc.options, e.bootstraps(), "prefill lb_policy first", "decode lb_policy first")...))
 			for n, body := range []string{chat("", text("first"), image("AAAA")), stream(chat("", text("second"), image("AAAA")))} {
-				if n == 0 { // so that the proxy knows an id
+				if n == 0 { // so that the proxy has cached an id
 					assertAnswer(t, body, c.post(t, body))
 					e.reset()
 					continue
@@ -161,7 +161,7 @@ func TestMooncakeFailover(t *testing.T) {
 	}
 }
 
-// Without any bootstrap server there is no hand-over, and it is prefill that has failed.
+// Without any bootstrap server the hand-over is impossible, and the prefill stage fails.
 func TestMooncakeWithoutBootstrap(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 2, 1, withMooncake)
@@ -180,7 +180,7 @@ func TestMooncakeWithoutBootstrap(t *testing.T) {
 	assert.NotContains(t, string(r.body), "127.0.0.1")
 }
 
-// Under load, and while instances of prefill restart, no two requests share a hand-over.
+// Under load, and while prefill instances restart, no two requests share a transfer.
 func TestMooncakeUnderLoad(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 2, 2, withMooncake)
@@ -212,7 +212,7 @@ func TestMooncakeUnderLoad(t *testing.T) {
 	c.assertNoLeaks(t)
 }
 
-// epd-check asks bootstrap servers too, and leaves no blocks behind that nobody reads.
+// epd-check checks bootstrap servers too, and leaves no unread blocks behind.
 func TestCheckMooncake(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 2, 1, withMooncake)

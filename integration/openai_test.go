@@ -19,16 +19,16 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// seen is what a client has seen of a server: the scripts in clients print it.
+// seen are a client's results; the scripts in clients print them.
 type seen struct {
 	Models                 []string
 	Stream, Whole          sight // of an answer
 	RefusedStream, Refused sight // of an error of an encoder
-	Broken                 sight // of a stream of which the engine broke off
+	Broken                 sight // of a stream that the engine broke off
 	Left                   sight // of a stream that the client left
 }
 
-// sight is what is to be seen of one chat completion.
+// sight is what a client sees of one chat completion.
 type sight struct {
 	ID           string // x-request-id
 	Text, Finish string
@@ -38,11 +38,11 @@ type sight struct {
 	Message, Param string
 }
 
-// The official clients of the OpenAI API get along with us: streams, images, errors.
+// The official clients of the OpenAI API work with the proxy: streams, images, errors.
 func TestOpenAIClients(t *testing.T) {
 	t.Parallel()
 	for name, client := range map[string]struct {
-		sdk string // below EPD_CLIENTS, if it is no module of Go
+		sdk string // directory below EPD_CLIENTS; empty for Go
 		use func(*testing.T, *caddy) seen
 	}{
 		"Go":     {"", useGo},
@@ -56,7 +56,7 @@ func TestOpenAIClients(t *testing.T) {
 			}
 			e := startEngines(t, 2, 1, 2, func(o *fakevllm.Options) {
 				o.APIKey = "key"
-				o.ChunkDelay = 2 * time.Millisecond // a long answer lasts until a client can leave it
+				o.ChunkDelay = 2 * time.Millisecond // an answer long enough to leave
 			})
 			setFault(fault{Kind: fakevllm.Status, Code: http.StatusBadRequest, Message: "the image is too large", Match: "LARG"}, e.encode...)
 			setFault(fault{Kind: fakevllm.CutBetween, Match: "Break off."}, e.decode...)
@@ -67,15 +67,15 @@ func TestOpenAIClients(t *testing.T) {
 	}
 }
 
-// requireSDK skips the test where integration/clients/install has not put the SDK.
+// requireSDK skips the test if integration/clients/install has not installed the SDK.
 func requireSDK(t *testing.T, sdk string) {
 	t.Helper()
 	dir := os.Getenv("EPD_CLIENTS")
 	if dir == "" {
-		t.Skip("EPD_CLIENTS does not say where integration/clients/install has put the SDK")
+		t.Skip("EPD_CLIENTS is not set to the directory of integration/clients/install")
 	}
 	if found, _ := filepath.Glob(filepath.Join(dir, sdk)); found == nil {
-		t.Skipf("integration/clients/install has not put %s into %s", sdk, dir)
+		t.Skipf("integration/clients/install has not installed %s in %s", sdk, dir)
 	}
 }
 
@@ -101,10 +101,10 @@ func assertSeen(t *testing.T, c *caddy, got seen) {
 	assertOutcome(t, c, "client_closed", got.Left)
 }
 
-// goOn has a long answer.
+// goOn makes an answer long.
 var goOn = strings.Repeat("Go on. ", 1000)
 
-// answerTo is the right answer to the clients' question.
+// answerTo is the expected answer to the clients' question.
 func answerTo(t *testing.T, question string) string {
 	t.Helper()
 	body, err := json.Marshal(params(question, "BBBB"))
@@ -112,7 +112,7 @@ func answerTo(t *testing.T, question string) string {
 	return answer(t, string(body))
 }
 
-// assertBegins asserts that a client has seen the beginning of an answer, and no end.
+// assertBegins asserts that a client has received only the begin of an answer.
 func assertBegins(t *testing.T, answer string, s sight) {
 	t.Helper()
 	assert.NotEmpty(t, s.Text)
@@ -121,8 +121,8 @@ func assertBegins(t *testing.T, answer string, s sight) {
 	assert.Empty(t, s.Finish)
 }
 
-// assertOutcome asserts that the access log knows the request by the id that the client
-// has seen, and what became of it.
+// assertOutcome asserts the outcome in the access log, for the request id that the client
+// has received.
 func assertOutcome(t *testing.T, c *caddy, outcome string, s sight) {
 	t.Helper()
 	require.NotEmpty(t, s.ID)
@@ -131,8 +131,8 @@ func assertOutcome(t *testing.T, c *caddy, outcome string, s sight) {
 	assert.EqualValues(t, 2, entry.at("epd", "media_items"))
 }
 
-// script returns a client that runs a script of clients where its SDK is. The script comes
-// from standard input, because Node looks for packages beside a script that is a file.
+// script returns a client that runs a script of clients in the directory of its SDK. The script is
+// read from standard input, because Node looks for packages beside the file of a script.
 func script(file string, command ...string) func(*testing.T, *caddy) seen {
 	return func(t *testing.T, c *caddy) (s seen) {
 		source, err := os.ReadFile(filepath.Join("clients", file))
@@ -151,7 +151,7 @@ func script(file string, command ...string) func(*testing.T, *caddy) seen {
 	}
 }
 
-// useGo is the client with the SDK for Go.
+// useGo is the client for the Go SDK.
 func useGo(t *testing.T, c *caddy) (s seen) {
 	client := openai.NewClient(option.WithBaseURL(c.URL+"/v1"), option.WithAPIKey("key"), option.WithHTTPClient(c.Client), option.WithMaxRetries(0))
 	models, err := client.Models.List(t.Context())
@@ -213,7 +213,7 @@ func streamWithGo(t *testing.T, client *openai.Client, params openai.ChatComplet
 	return s
 }
 
-// refusal is what is to be seen of an error that came instead of an answer.
+// refusal is what a client sees of an error in place of an answer.
 func refusal(t *testing.T, err error) sight {
 	var e *openai.Error
 	require.ErrorAs(t, err, &e)

@@ -22,13 +22,13 @@ import (
 
 var overload = flag.Duration("overload", 0, "how long TestOverload overloads Caddy, and measures; 0: a few seconds, without measuring times")
 
-// With ten times the load that the engines can serve, what is accepted is served, what
-// is refused is refused at once, memory stays bounded, and soon after all is as before.
+// With ten times the load that the engines can serve, accepted requests are served, the others
+// are rejected at once, memory stays bounded, and afterwards the proxy works as before.
 //
 //	go test ./integration -run TestOverload -v -args -overload 2m
 func TestOverload(t *testing.T) {
 	if *overload == 0 {
-		t.Parallel() // else it measures times
+		t.Parallel() // unless memory is measured, which other tests would affect
 	}
 	if buildFlags != nil {
 		t.Skip("the race detector takes memory of its own")
@@ -67,7 +67,7 @@ func TestOverload(t *testing.T) {
 	rss := <-peak
 
 	if *overload > 0 {
-		time.Sleep(10 * time.Second) // what is promised is for then
+		time.Sleep(10 * time.Second) // promised for this time after the storm
 	}
 	after := quiet()
 
@@ -85,20 +85,20 @@ func TestOverload(t *testing.T) {
 	if *overload == 0 {
 		return
 	}
-	assert.Greater(t, len(served), int(length.Seconds())*capacity*9/10, "engines were idle")
-	assert.Greater(t, len(refused), len(during)/2, "that was no storm")
+	assert.Greater(t, len(served), int(length.Seconds())*capacity*9/10, "engines were partly idle")
+	assert.Greater(t, len(refused), len(during)/2, "too few requests were rejected")
 	assert.Less(t, percentile(refused, 50), 500*time.Millisecond)
 	assert.Less(t, p99(after), p99(before)*12/10)
 }
 
-// sample is how a request went.
+// sample is the result of one request.
 type sample struct {
-	status int // 0: not at all
+	status int // 0: no response
 	took   time.Duration
 }
 
-// storm sends so many requests per second, however long they take, and checks what is
-// answered. Half of the clients speak HTTP/2.
+// storm sends requests at a fixed rate, however long they take, and checks the answers.
+// Half of the clients use HTTP/2.
 func (c *caddy) storm(t *testing.T, perSecond int, length time.Duration) []sample {
 	t.Helper()
 	var (
@@ -108,7 +108,7 @@ func (c *caddy) storm(t *testing.T, perSecond int, length time.Duration) []sampl
 		clients []*http.Client
 		data    = strings.Repeat("QUJD", 1<<19) // 2 MiB
 	)
-	for range 16 { // many: what is refused on an HTTP/2 connection holds up what is accepted on it
+	for range 16 { // many: on an HTTP/2 connection, rejected requests delay accepted ones
 		clients = append(clients, c.client(t, true), c.client(t, false))
 	}
 	pace := time.NewTicker(time.Second / time.Duration(perSecond))
@@ -179,18 +179,18 @@ func percentile(times []time.Duration, p int) time.Duration {
 	return times[(len(times)-1)*p/100]
 }
 
-// rss is the memory that Caddy has, in bytes.
+// rss is the resident memory of Caddy, in bytes.
 func (c *caddy) rss(t testing.TB) int64 {
 	t.Helper()
 	return c.memory(t, "VmRSS")
 }
 
-// memory is what Linux says of Caddy's memory under a name, in bytes.
+// memory is a value of Caddy's memory in /proc, in bytes.
 func (c *caddy) memory(t testing.TB, name string) int64 {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
 	if os.IsNotExist(err) {
-		t.Skip("there is no /proc here to tell how much memory Caddy has")
+		t.Skip("memory is measured by /proc")
 	}
 	require.NoError(t, err)
 	_, line, _ := strings.Cut(string(status), name+":")

@@ -27,7 +27,7 @@ const (
 	productionConfig = "../examples/production.Caddyfile"
 )
 
-// manifest is what the tests read of Kubernetes' manifests.
+// manifest is the part of a Kubernetes manifest that the tests read.
 type manifest struct {
 	Kind     string
 	Metadata struct{ Name string }
@@ -59,7 +59,7 @@ type probe struct {
 	Get struct{ Path, Port string } `yaml:"httpGet"`
 }
 
-// endpoint is a path on a port of the example as it is written.
+// endpoint is a path on a port of the unchanged example.
 type endpoint struct{ port, path string }
 
 // port returns the number of a named port.
@@ -90,7 +90,7 @@ func readManifest(t *testing.T, file, kind, name string) manifest {
 	}
 }
 
-// compose is what the tests read of the Compose file.
+// compose is the part of the Compose file that the tests read.
 type compose struct {
 	Services map[string]struct {
 		Image           string
@@ -112,7 +112,7 @@ func read(t *testing.T, file string) string {
 	return string(b)
 }
 
-// matches returns what the group of an expression matches in a file.
+// matches returns the matches of an expression's group in a file.
 func matches(t *testing.T, file, expression string) (found []string) {
 	t.Helper()
 	for _, m := range regexp.MustCompile(expression).FindAllStringSubmatch(read(t, file), -1) {
@@ -129,7 +129,7 @@ func adapt(t *testing.T, file string) map[string]any {
 	return object(t, out)
 }
 
-// Who stops Caddy waits for longer than Caddy waits for its streams.
+// Whatever stops Caddy waits longer than Caddy waits for its streams.
 func TestGracePeriods(t *testing.T) {
 	t.Parallel()
 	proxy := readManifest(t, "proxy.yaml", "Deployment", "proxy").Spec.Template.Spec
@@ -147,9 +147,8 @@ func TestGracePeriods(t *testing.T) {
 	}
 }
 
-// A proxy without engines is alive: nothing is mended by a restart. Whether it is
-// ready is another question, and Kubernetes itself has the answer to it for pools
-// that it fills.
+// A proxy without engines is alive: a restart would not help. Readiness is separate; for
+// pools that Kubernetes fills, Kubernetes decides it.
 func TestProbes(t *testing.T) {
 	t.Parallel()
 	pod := readManifest(t, "proxy.yaml", "Deployment", "proxy").Spec.Template.Spec.Containers[0]
@@ -162,7 +161,7 @@ func TestProbes(t *testing.T) {
 		live, ready endpoint
 		metrics     string
 		status      int
-		keyed       bool // clients need a key
+		keyed       bool // clients need an API key
 	}{
 		"docker": {dockerConfig, image, endpoint{"8000", "/health"}, "9180", http.StatusServiceUnavailable, true},
 		"kubernetes": {
@@ -204,7 +203,7 @@ func TestProbes(t *testing.T) {
 	}
 }
 
-// Where no container keeps others out, operators ask on the machine itself.
+// Where the admin endpoint is not isolated by a container, operators use it on the machine itself.
 func TestOperatorsAreLocal(t *testing.T) {
 	t.Parallel()
 	var listen []any
@@ -214,7 +213,7 @@ func TestOperatorsAreLocal(t *testing.T) {
 	assert.ElementsMatch(t, []any{":443", "127.0.0.1:9180"}, listen)
 }
 
-// askWith sends a GET request with a key.
+// askWith sends a GET request with an API key.
 func askWith(t *testing.T, ports map[string]string, e endpoint, key string) (status int, body string) {
 	r, err := http.NewRequest(http.MethodGet, "http://127.0.0.1:"+ports[e.port]+e.path, nil)
 	require.NoError(t, err)
@@ -229,8 +228,8 @@ func askWith(t *testing.T, ports map[string]string, e endpoint, key string) (sta
 }
 
 // runWithoutEngines runs Caddy with a configuration, on free ports of the loopback
-// interface and with pools in which nobody is there, and returns the ports by what
-// they are in the configuration.
+// interface and with pools whose addresses refuse connections. It returns the real port for
+// each port of the configuration.
 func runWithoutEngines(t *testing.T, config map[string]any) map[string]string {
 	config["admin"] = map[string]any{"disabled": true, "config": map[string]any{"persist": false}}
 	ports := make(map[string]string)
@@ -271,8 +270,8 @@ func runWithoutEngines(t *testing.T, config map[string]any) map[string]string {
 	return ports
 }
 
-// withoutEngines replaces the addresses of pools with some where nobody listens, and
-// lets health checks come often.
+// withoutEngines replaces the addresses of pools by ones where nobody listens, and
+// makes health checks frequent.
 func withoutEngines(v any) {
 	switch v := v.(type) {
 	case []any:
@@ -307,7 +306,7 @@ func TestEnginesOfExamples(t *testing.T) {
 	}
 }
 
-// Everything that builds has a Go that go.mod accepts.
+// Every build uses a Go version that go.mod accepts.
 func TestGoVersions(t *testing.T) {
 	t.Parallel()
 	needed := version.Lang("go" + matches(t, "../go.mod", `(?m)^go (\S+)`)[0])

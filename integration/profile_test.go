@@ -23,7 +23,7 @@ func (c *caddy) operate(t *testing.T, method, path string, headers ...string) *r
 	return endpoint.doWith(t, c.adminClient(), method, path, "", headers...)
 }
 
-// said is what is said of each instance: "<upstream> <status> <result>", by stage.
+// said are the results for each instance: "<upstream> <status> <result>", by stage.
 func said(t *testing.T, r *reply) map[string][]string {
 	t.Helper()
 	assert.Equal(t, "application/json", r.Header.Get("Content-Type"))
@@ -50,7 +50,7 @@ func TestProfile(t *testing.T) {
 	c := startCaddy(t, e.block("profiling"))
 	for _, path := range []string{"/start_profile", "/stop_profile"} {
 		e.reset()
-		body := `{"model":"fake","prompt":"` + strings.Repeat("x", 100<<10) + `"}` // as vllm bench serve sends it
+		body := `{"model":"fake","prompt":"` + strings.Repeat("x", 100<<10) + `"}` // as sent by vllm bench serve
 		r := c.do(t, http.MethodPost, path, body, "Authorization: Bearer secret", "X-Request-Id: profile_1", "X-Data-Parallel-Rank: 1", "X-Forwarded-For: 6.6.6.6", "X-Other: y")
 		assert.Equal(t, http.StatusOK, r.StatusCode)
 		assert.Equal(t, "profile_1", r.id())
@@ -77,7 +77,7 @@ func TestProfile(t *testing.T) {
 		assert.Equal(t, http.MethodPost, r.Header.Get("Allow"))
 		assert.Equal(t, http.StatusUnsupportedMediaType, c.do(t, http.MethodPost, path, "x", "Content-Encoding: gzip").StatusCode)
 	}
-	// the outcome is the access log's too
+	// the access log has the outcome too
 	assert.Equal(t, "ok", c.access(t, "profile_1").str("epd", "outcome"))
 }
 
@@ -107,7 +107,7 @@ func TestProfileWhereSomeCannot(t *testing.T) {
 		"decode":  {e.decode[0].Addr() + " 200 ok"},
 	}, said(t, r))
 
-	// none can any more
+	// now no instance can profile
 	e.decode[0].SetFault(fakevllm.Fault{Kind: fakevllm.Status, Code: 500, Message: "the disk is full"})
 	r = c.do(t, http.MethodPost, "/stop_profile", "{}")
 	assert.Equal(t, http.StatusServiceUnavailable, r.StatusCode)
@@ -119,8 +119,8 @@ func TestProfileWhereSomeCannot(t *testing.T) {
 	assert.Equal(t, []string{e.decode[0].Addr() + " 500 the disk is full"}, said(t, r)["decode"])
 }
 
-// A page of another site can have a browser send a request without a body, but not so that
-// it starts or stops profiles.
+// A page of another site can make a browser send a request without a body, but that neither
+// starts nor stops profiles.
 func TestProfileIsForNoOtherSite(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, profiling)
@@ -158,7 +158,7 @@ func TestProfileIsForNoOtherSite(t *testing.T) {
 	}
 }
 
-// Without the option there are no such routes but the admin endpoint's.
+// Without the option, only the admin endpoint has these routes.
 func TestProfileIsForOperators(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, profiling, func(o *fakevllm.Options) { o.APIKey = "secret" })

@@ -20,12 +20,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// needPrometheus skips a test where Debian's package prometheus, or the like, is missing.
+// needPrometheus skips a test if the programs of Prometheus are missing.
 func needPrometheus(t *testing.T) {
 	t.Helper()
 	for _, program := range []string{"prometheus", "promtool"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("there is no %s here; Debian's package prometheus has it", program)
+			t.Skipf("%s is not installed (Debian: apt install prometheus)", program)
 		}
 	}
 }
@@ -35,8 +35,8 @@ type prometheus struct {
 	url string
 }
 
-// startPrometheus runs the configuration of examples/prometheus, but for the target and
-// the pace.
+// startPrometheus runs the configuration of examples/prometheus with another target and
+// shorter intervals.
 func startPrometheus(t *testing.T, target string) *prometheus {
 	t.Helper()
 	dir := t.TempDir()
@@ -66,7 +66,7 @@ func startPrometheus(t *testing.T, target string) *prometheus {
 	return p
 }
 
-// get asks the API and puts the member data of the answer into v.
+// get calls the API and decodes the member data of the answer into v.
 func (p *prometheus) get(path string, v any) error {
 	res, err := http.Get(p.url + "/api/v1/" + path)
 	if err != nil {
@@ -86,7 +86,7 @@ func (p *prometheus) get(path string, v any) error {
 	return json.Unmarshal(answer.Data, v)
 }
 
-// has reports whether an expression has a value now that is a number.
+// has reports whether an expression currently has a value that is a number.
 func (p *prometheus) has(expr string) bool {
 	var data struct {
 		Result []struct{ Value [2]any }
@@ -102,14 +102,14 @@ func (p *prometheus) has(expr string) bool {
 	return false
 }
 
-// catchUp waits until Prometheus has seen what Caddy shows now.
+// catchUp waits until Prometheus has scraped the current values of Caddy.
 func (p *prometheus) catchUp(t *testing.T) {
 	t.Helper()
 	now := float64(time.Now().UnixMilli()) / 1000
 	require.Eventually(t, func() bool { return p.has(fmt.Sprintf("timestamp(caddy_epd_body_bytes_limit) > %f", now)) }, waitLong, tick)
 }
 
-// rule is an alert or a recording rule, as Prometheus has read it.
+// rule is an alert or a recording rule as Prometheus has parsed it.
 type rule struct {
 	Type, Name, Query, Health, LastError string
 }

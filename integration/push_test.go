@@ -11,8 +11,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// Consumers that are chosen before anything is encoded count for policies that go by load: requests
-// that come while encoders work are spread over them.
+// Consumers that are reserved before media are encoded count for policies that go by load: requests
+// that arrive while encoders work are spread over them.
 func TestConsumersAreSpread(t *testing.T) {
 	t.Parallel()
 	for topology, n := range map[string][3]int{"E+PD": {1, 0, 2}, "E+P+D": {1, 2, 1}} {
@@ -35,7 +35,7 @@ func TestConsumersAreSpread(t *testing.T) {
 	}
 }
 
-// Encoders that take long keep no slot of a consumer from requests without media.
+// Slow encoders do not occupy a consumer's slots for requests without media.
 func TestConsumersAreNotHeldByEncoders(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, modern, consumers(fakevllm.Decode, 1))
@@ -51,8 +51,8 @@ func TestConsumersAreNotHeldByEncoders(t *testing.T) {
 	c.assertNoLeaks(t)
 }
 
-// hold sends requests that encoders hold, one after the other, until release is called, which
-// returns the answers.
+// hold sends requests, one after the other, that encoders hold until release is called;
+// release returns the answers.
 func (c *caddy) hold(t *testing.T, e *engines, n int, body func(i int) string) (release func() []*reply) {
 	t.Helper()
 	for _, encoder := range e.encode {

@@ -2,6 +2,6 @@
 
 package integration
 
-// buildFlags builds the Caddy under test with the race detector when the tests
-// are built with it.
+// buildFlags enables the race detector in the Caddy under test if the tests have it
+// enabled.
 var buildFlags = []string{"-race"}

@@ -16,10 +16,10 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// modern makes engines ones of vLLM 0.31.0.
+// modern makes engines behave as vLLM 0.31.0.
 func modern(o *fakevllm.Options) { o.Modern, o.VaryShapes = true, true }
 
-// medley is a request like no other with media of all kinds, some of them twice.
+// medley is a unique request with media of all kinds, some of them twice.
 func medley(n int) string {
 	name := fmt.Sprintf("%08d", n)
 	parts := []string{text("request " + name), image(name + data(n))}
@@ -39,7 +39,7 @@ func medley(n int) string {
 	return body
 }
 
-// Engines of vLLM 0.31.0 get references, in whatever way encoders tell about them, and
+// Engines of vLLM 0.31.0 get references, whichever form encoders report them in, and
 // clients get the right answers.
 func TestReferences(t *testing.T) {
 	t.Parallel()
@@ -64,7 +64,7 @@ func TestReferences(t *testing.T) {
 	}
 }
 
-// What is encoded is sent once, equal media are encoded once, and images go together.
+// An item is sent once, equal media are encoded once, and images are batched.
 func TestReferencesSaveBytes(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 2, 1, 1, modern)
@@ -73,7 +73,7 @@ func TestReferencesSaveBytes(t *testing.T) {
 	body := chat("", image("A"+big), image("B"+big), image("A"+big), image("C"+big), image("D"+big), image("E"+big))
 	assertAnswer(t, body, c.do(t, http.MethodPost, chatPath, body))
 	e.assertContract(t)
-	e.assertRequests(t, 3, 1, 1) // five images, two at most at a time
+	e.assertRequests(t, 3, 1, 1) // five images, at most two in a batch
 	got := e.prefill[0].Requests()[0].Body
 	assert.Less(t, len(got), 5_000)
 	assert.Equal(t, 6, bytes.Count(got, []byte(`"type":"image_embeds"`)))
@@ -94,7 +94,7 @@ func (e *engines) uuids() (all []string) {
 	return all
 }
 
-// The same image has the same uuid for all who have the same salt, and only for them.
+// The same image has the same uuid for equal salts, and other ones otherwise.
 func TestUUIDSalt(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, modern)
@@ -134,9 +134,9 @@ func TestUUIDsOfClients(t *testing.T) {
 	}
 }
 
-// What decode could not get from other engines is made again, also for a stream: embeddings
-// that they announce, and KV blocks. If it needs none of them, another decode may do better; its
-// 500 is the client's if there is no other.
+// What decode could not get from other engines is made again, also for a stream: embeddings for
+// which encoders have answered with ec_transfer_params, and KV blocks. If decode needs neither,
+// another instance of it is tried; a 500 is passed on if there is no other.
 func TestLostOnTheWay(t *testing.T) {
 	t.Parallel()
 	lost := fault{Kind: fakevllm.Status, Code: 500, Spend: true, Times: 1, Message: "could not be delivered"}
@@ -181,7 +181,7 @@ func withHandles(o *fakevllm.Options) {
 	o.Handles = true
 }
 
-// An encoder that does not say what it is talking about has failed.
+// An encoder whose answer does not name its items has failed.
 func TestAmbiguousEncoder(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, modern)
@@ -192,7 +192,7 @@ func TestAmbiguousEncoder(t *testing.T) {
 	assert.Equal(t, "encode_failed", r.apiError(t).str("code"))
 }
 
-// Of a batch that an encoder refuses, nobody says which image it is.
+// If an encoder rejects a batch, the error does not name an image.
 func TestBatchIsRefused(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, modern)
@@ -205,8 +205,8 @@ func TestBatchIsRefused(t *testing.T) {
 	}
 }
 
-// Trusted clients may give different media one uuid, which is theirs to answer for: none
-// of them is left out.
+// Trusted clients may give different media the same uuid, at their own risk: all media are
+// still sent.
 func TestOneUUIDForTwo(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, modern)
@@ -223,7 +223,7 @@ func TestOneUUIDForTwo(t *testing.T) {
 	assert.Contains(t, string(got), "BBBB")
 }
 
-// Decode gets what there is of the embeddings only if its engines consume them as well.
+// Decode gets embeddings only if its engines consume them too.
 func TestDecodeHasEmbeddings(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 1, 1, modern, func(o *fakevllm.Options) { o.Handles, o.KeepHandles = true, o.Role == fakevllm.Decode })
@@ -243,8 +243,8 @@ func TestDecodeHasEmbeddings(t *testing.T) {
 	}
 }
 
-// An engine that lacks an embedding dies of a reference to it. The next attempt has the
-// media, so that a request takes one instance down at most; an answer of 500 is no other.
+// An engine without the embedding crashes on a reference to it. The next attempt sends the
+// media, so that a request crashes at most one instance. An answer of 500 is handled in the same way.
 func TestConsumerLacksAnEmbedding(t *testing.T) {
 	t.Parallel()
 	for topology, n := range map[string][3]int{"E+PD": {1, 0, 3}, "E+P+D": {1, 3, 1}} {
@@ -291,7 +291,7 @@ func TestConsumerLacksAnEmbedding(t *testing.T) {
 	}
 }
 
-// A video whose sound counts is two things for an engine: two transfers, two entries, and
+// A video whose sound is used is two items for an engine: two transfers, two entries, and
 // with vLLM 0.33 a reference to both.
 func TestSoundOfVideos(t *testing.T) {
 	t.Parallel()
@@ -335,8 +335,8 @@ func TestSoundOfVideos(t *testing.T) {
 	}
 }
 
-// A video is referred to only if the encoder tells the times of its frames; what else is in
-// a part stays in any case.
+// A video is replaced by a reference only if the encoder reports the times of its frames; the
+// other members of the part are always kept.
 func TestReferencesKeepTheAnswer(t *testing.T) {
 	t.Parallel()
 	for _, timing := range []bool{false, true} {
@@ -354,7 +354,7 @@ func TestReferencesKeepTheAnswer(t *testing.T) {
 	}
 }
 
-// One audio in two formats is two media: vLLM makes a URL of both.
+// The same audio in two formats is two items: vLLM makes a data URL with the format.
 func TestFormatsOfAudio(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, modern)
@@ -370,7 +370,7 @@ func TestFormatsOfAudio(t *testing.T) {
 	assert.Len(t, slices.Compact(slices.Sorted(slices.Values(got))), 3)
 }
 
-// consumers makes the last stage's engines ones that embeddings are pushed to.
+// consumers gives the engines that consume embeddings addresses to push to.
 func consumers(role fakevllm.Role, ranks int) func(*fakevllm.Options) {
 	n := 0
 	return func(o *fakevllm.Options) {
@@ -383,7 +383,7 @@ func consumers(role fakevllm.Role, ranks int) func(*fakevllm.Options) {
 	}
 }
 
-// pushing is the option that tells encoders where the consumers are.
+// pushing is the option with the addresses of the consumers.
 func (e *engines) pushing(role fakevllm.Role, ranks int) string {
 	block := "ec_consumers {\n"
 	for n, engine := range e.of(role) {
@@ -396,7 +396,7 @@ func (e *engines) pushing(role fakevllm.Role, ranks int) string {
 	return block + "}"
 }
 
-// everything is all options for engines of vLLM 0.31.0, and those engines.
+// everything returns all options for engines of vLLM 0.31.0, and those engines.
 func everything(t *testing.T, encode, prefill, decode int, change ...func(*fakevllm.Options)) (e *engines, options []string) {
 	t.Helper()
 	role := consuming(prefill)
@@ -436,8 +436,8 @@ func TestPush(t *testing.T) {
 	}
 }
 
-// A consumer that dies after the embeddings went to it makes nobody fail: they are made
-// again, for another one.
+// If a consumer dies after embeddings were pushed to it, no request fails: they are made
+// again, for another consumer.
 func TestConsumerDies(t *testing.T) {
 	t.Parallel()
 	for topology, n := range map[string][3]int{"E+PD": {1, 0, 2}, "E+P+D": {1, 2, 1}} {

@@ -17,9 +17,9 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
 
-// everyRequest calls a function with each kind of request that the suite against real engines has,
-// and with how vLLM 0.32.0's answer to it ended (go run ./integration/vllm). Fake engines do not
-// look into media, so it leaves out what depends on that.
+// everyRequest calls a function with each kind of request of the suite against real engines, and
+// the outcome of vLLM 0.32.0 (go run ./integration/vllm). Fake engines do not read media, so
+// requests whose outcome depends on their bytes are left out.
 func everyRequest(t *testing.T, f func(r requests.Request, outcome string)) {
 	t.Helper()
 	data, err := os.ReadFile("vllm/testdata/outcomes-0.32.0.json")
@@ -36,12 +36,12 @@ func everyRequest(t *testing.T, f func(r requests.Request, outcome string)) {
 	}
 }
 
-// asRecorded makes engines those that were asked for the outcomes.
+// asRecorded configures engines like those of the recorded outcomes.
 func asRecorded(o *fakevllm.Options) {
 	o.Model, o.ECExample, o.MaxImages, o.MaxModelLen = "tiny", true, 16, 8192
 }
 
-// ending is how an answer ended, in the words of the suite.
+// ending is the outcome of an answer, in the words of the suite.
 func ending(r *reply) string {
 	end := fmt.Sprint(r.StatusCode)
 	if r.StatusCode == http.StatusOK && bytes.Contains(r.body, []byte(`data: {"error"`)) {
@@ -50,7 +50,7 @@ func ending(r *reply) string {
 	return end
 }
 
-// Fake engines take and refuse what vLLM does.
+// Fake engines accept and reject the same requests as vLLM.
 func TestFakeEnginesAnswerAsVLLM(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 0, 0, 1, asRecorded)
@@ -69,8 +69,8 @@ func TestFakeEnginesAnswerAsVLLM(t *testing.T) {
 	})
 }
 
-// Each kind of request ends through the proxy as at one engine that does it all, but for streams
-// that this one begins before it finds the error.
+// Each kind of request has the same outcome through the proxy as at a single engine, except for
+// streams that the single engine begins before it finds the error.
 func TestEveryRequestInEveryTopology(t *testing.T) {
 	t.Parallel()
 	for name, prefill := range map[string]int{"E+PD": 0, "E+P+D": 1} {

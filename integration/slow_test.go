@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// dial opens a connection for HTTP/1.1 by hand.
+// dial opens a connection for hand-made HTTP/1.1.
 func (c *caddy) dial(t *testing.T) *tls.Conn {
 	t.Helper()
 	conn, err := tls.Dial("tcp", c.addr, &tls.Config{RootCAs: c.roots, ServerName: "localhost"})
@@ -25,15 +25,15 @@ func (c *caddy) dial(t *testing.T) *tls.Conn {
 	return conn
 }
 
-// announce sends the head of a request.
+// announce sends the request line and headers of a request.
 func announce(t *testing.T, conn io.Writer, id string, size int) {
 	t.Helper()
 	_, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Request-Id: %s\r\nContent-Length: %d\r\n\r\n", chatPath, id, size)
 	require.NoError(t, err)
 }
 
-// A body that takes too long is not waited for; a connection goes on after one that
-// does not.
+// A body that takes too long is not waited for. After one that is fast enough, the connection
+// is kept.
 func TestSlowUploads(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -54,7 +54,7 @@ func TestSlowUploads(t *testing.T) {
 	announce(t, conn, "slow", len(body))
 	_, err := io.WriteString(conn, body[:10])
 	require.NoError(t, err)
-	if res, err := http.ReadResponse(r, nil); err == nil { // it may also be closed at once
+	if res, err := http.ReadResponse(r, nil); err == nil { // or the connection is closed at once
 		assert.Equal(t, http.StatusRequestTimeout, res.StatusCode)
 	}
 
@@ -76,8 +76,8 @@ func TestSlowUploads(t *testing.T) {
 	e.assertRequests(t, 0, 0, 2)
 }
 
-// A client that does not read its answer does not hold an engine for longer than
-// Caddy's server lets it.
+// A client that does not read its answer holds an engine only as long as Caddy's
+// server allows.
 func TestClientDoesNotRead(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
@@ -96,28 +96,28 @@ func TestClientDoesNotRead(t *testing.T) {
 	_ = res.Body.Close()
 
 	require.Eventually(t, func() bool { return busy(e.decode...) == 0 }, 10*time.Second, time.Millisecond)
-	assert.Empty(t, c.lines(), "that is not the engine's fault")
+	assert.Empty(t, c.lines(), "reported as a failure of the engine")
 }
 
-// Who finds the memory taken is refused before his body is read. Who announces much and
-// sends little takes little.
+// If the memory is in use, requests are rejected before their bodies are read. A large
+// Content-Length takes no memory until the body arrives.
 func TestMemoryIsBounded(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1)
 	c := startCaddy(t, e.block("max_memory 16MiB", "max_body_size 8MiB"))
-	for range 20 { // more together than there is
+	for range 20 { // together more than max_memory
 		conn := c.dial(t)
 		announce(t, conn, "liar", 8<<20)
 		_, err := io.WriteString(conn, "{")
 		require.NoError(t, err)
 	}
 	big := func(mark string) string { return chat("", text(mark), image(strings.Repeat("QUJD", 1<<19))) }
-	require.Eventually(t, func() bool { // they were believed at first
+	require.Eventually(t, func() bool { // Content-Length counts at first
 		r := c.post(t, big("x"))
 		return r.StatusCode == http.StatusOK
 	}, waitLong, tick)
 
-	// as many are held as there is room for
+	// as many requests as fit are held
 	setFault(fault{Kind: fakevllm.Hang, Match: "HELD"}, e.decode...)
 	defer setFault(fault{}, e.decode...)
 	refused := make(chan int, 16)

@@ -51,7 +51,7 @@ func (c *caddy) status(t *testing.T) (s status) {
 	return s
 }
 
-// The status says of every pool and instance how it is and what it does.
+// The status page has the state of every pool and instance.
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 2, 1, 1)
@@ -88,7 +88,7 @@ func TestStatus(t *testing.T) {
 	assert.WithinDuration(t, time.Now(), sick.LastFailure.At, time.Minute)
 	assert.Nil(t, pools[0].Upstreams[1].LastFailure)
 
-	// what goes on now, also what began before a reload
+	// also shows requests that began before a reload
 	release := c.occupy(t, stream(chat("", text("HELD"))), "HELD", e.decode...)
 	e.encode[1].Kill()
 	eventually(t, func() bool {
@@ -103,7 +103,7 @@ func TestStatus(t *testing.T) {
 	release()
 	eventually(t, func() bool { return c.status(t).Handlers[0].Pools[2].InFlight == 0 })
 
-	assert.Equal(t, http.StatusNotFound, c.do(t, http.MethodGet, "/epd/status", "").StatusCode, "it is on the public site")
+	assert.Equal(t, http.StatusNotFound, c.do(t, http.MethodGet, "/epd/status", "").StatusCode, "the status is on the public site")
 }
 
 func eventually(t *testing.T, what func() bool) {
@@ -111,7 +111,7 @@ func eventually(t *testing.T, what func() bool) {
 	require.Eventually(t, what, waitLong, 20*time.Millisecond)
 }
 
-// The page shows the same to a browser.
+// The HTML page shows the same in a browser.
 func TestStatusPage(t *testing.T) {
 	t.Parallel()
 	browser, err := exec.LookPath("chromium")
@@ -123,7 +123,7 @@ func TestStatusPage(t *testing.T) {
 	setFault(fault{Kind: fakevllm.Status, Code: 500, Message: "broken", Times: 1}, e.encode[0])
 	c.post(t, chat("", image("AAAA"), image("BBBB")))
 
-	// as documented: Caddy's admin endpoint refuses browsers that come without an origin it knows
+	// as documented: Caddy's admin endpoint rejects browsers without an allowed origin
 	admin := fmt.Sprintf("localhost:%d", freePort(t))
 	c.reloadWith(t, "admin "+admin+" {\n origins "+admin+" \"\"\n}", e.block("encode_limit 3"))
 	show := func() string {
@@ -150,5 +150,5 @@ func TestStatusPage(t *testing.T) {
 	res, err := http.DefaultClient.Do(r)
 	require.NoError(t, err)
 	require.NoError(t, res.Body.Close())
-	assert.Equal(t, http.StatusForbidden, res.StatusCode, "a page of somebody else reads it")
+	assert.Equal(t, http.StatusForbidden, res.StatusCode, "a page of another site can read it")
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // startDecoders runs Caddy with these decode instances, in this order of preference, and
-// an encoder that is never asked.
+// an encoder that gets no requests.
 func startDecoders(t *testing.T, options string, decode ...http.HandlerFunc) *caddy {
 	t.Helper()
 	e := startEngines(t, 1, 0, 0)
@@ -34,8 +34,8 @@ func startDecoders(t *testing.T, options string, decode ...http.HandlerFunc) *ca
 	return startCaddy(t, "encode "+e.encode[0].Addr()+"\n"+pool+" {\nlb_policy first\n}\n"+options)
 }
 
-// events answers with a stream of these events, each by itself on the wire, and then
-// does what is said.
+// events answers with a stream of these events, each flushed separately, and then
+// calls the function.
 func events(then func(*http.Request), events ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -61,8 +61,8 @@ const (
 	errorEvent = `{"error": {"message": "too long", "type": "BadRequestError", "param": null, "code": 400}}`
 )
 
-// An error as the first event of a stream is the answer's status, whatever decode needs of
-// other engines, and leads to another instance if a status would.
+// If the first event of a stream is an error, it becomes the status of the answer, and another
+// instance is tried where it would be for a status.
 func TestErrorAsFirstEvent(t *testing.T) {
 	t.Parallel()
 	const completion = `{"model":"fake","prompt":"Once upon a time","max_tokens":7}`
@@ -105,8 +105,8 @@ func TestErrorAsFirstEvent(t *testing.T) {
 	}
 }
 
-// A stream that ends before it has said anything is tried again; one that has said why it
-// fails need not end well, nor soon.
+// A stream that ends before its first content is retried. One that has sent an error event
+// need not end properly, or soon.
 func TestOpeningThatBreaksOff(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -135,8 +135,8 @@ func TestOpeningThatBreaksOff(t *testing.T) {
 	}
 }
 
-// The first content does not wait for what comes after it, and what an engine's silence
-// means does not change with what is held back.
+// The first content is sent without waiting for more, and the time limits of a stream do not
+// change while events are held back.
 func TestOpeningHoldsNoContent(t *testing.T) {
 	t.Parallel()
 	for name, event := range map[string]string{
@@ -185,8 +185,8 @@ func TestOpeningHoldsNoContent(t *testing.T) {
 	})
 }
 
-// Streams are asked for uncompressed, since nothing can be seen in them otherwise; one that
-// is compressed all the same is no answer.
+// Streams are requested uncompressed, because their events could not be read otherwise. A
+// compressed stream is an invalid answer.
 func TestCompressedStreams(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Pointer[[]string]
@@ -223,7 +223,7 @@ func TestCompressedStreams(t *testing.T) {
 	r = c.post(t, strings.Replace(chatStream, "true", "false", 1), "Accept-Encoding: gzip, br")
 	assert.Equal(t, []string{"gzip, br"}, *asked.Load())
 	assert.Equal(t, http.StatusOK, r.StatusCode)
-	assert.Equal(t, "gzip", r.Header.Get("Content-Encoding"), "whole answers are as the client wants them")
+	assert.Equal(t, "gzip", r.Header.Get("Content-Encoding"), "other answers may be compressed")
 
 	c = startDecoders(t, "", compressed, identity)
 	r = c.post(t, chatStream, "Accept-Encoding: gzip")
@@ -235,8 +235,8 @@ func TestCompressedStreams(t *testing.T) {
 	assert.Contains(t, string(r.body), "the decode stage gave no valid answer")
 }
 
-// An answer that is no stream, and breaks off before its first byte, has not begun: another
-// instance is asked, and if there is none, the client gets to know.
+// If an answer that is not a stream breaks off before its first byte, another instance
+// is tried; if there is none, the client gets an error.
 func TestAnswerThatBreaksOffBeforeItsFirstByte(t *testing.T) {
 	t.Parallel()
 	const whole = `{"model":"m","messages":[]}`
@@ -269,7 +269,7 @@ func TestAnswerThatBreaksOffBeforeItsFirstByte(t *testing.T) {
 	assert.Equal(t, http.StatusNoContent, startDecoders(t, "", empty).post(t, whole).StatusCode)
 }
 
-// A stream that ends with its connection, without its last event, may have been cut.
+// If a stream ends without its last event, it may have been cut.
 func TestStreamWithoutFraming(t *testing.T) {
 	t.Parallel()
 	unframed := func(events ...string) http.HandlerFunc {

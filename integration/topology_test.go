@@ -15,7 +15,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// typical are requests of all kinds, with the number of their media items.
+// typical are requests of all kinds, with their numbers of media items.
 var typical = map[string]struct {
 	path, body string
 	items      int
@@ -39,7 +39,7 @@ var typical = map[string]struct {
 	"multibyte":    {chatPath, chat(`,"user":"Jürgen 🙂"`, text("größe 你好 👋🏽 \u2028"), image("AAAA")), 1},
 }
 
-// stream makes a request one for a stream.
+// stream returns the request with "stream": true.
 func stream(body string) string {
 	return body[:len(body)-1] + `,"stream":true,"stream_options":{"include_usage":true}}`
 }
@@ -91,8 +91,8 @@ func TestHTTP3(t *testing.T) {
 	e.assertContract(t)
 }
 
-// A client gets the event that says why a stream broke off, each time, over HTTP/3 too:
-// there it would lose the event if the stream were reset. Half of a whole answer is an error.
+// When a stream breaks off, the client always gets the event with the reason, over HTTP/3 too:
+// a reset of the stream would drop the event there. Other answers that break off are errors.
 func TestErrorEventsOverHTTP3(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) {
@@ -124,7 +124,7 @@ func TestErrorEventsOverHTTP3(t *testing.T) {
 	}
 	setFault(fault{Kind: fakevllm.CutMiddle}, e.decode...)
 	res, err := c.send(t.Context(), client, http.MethodPost, chatPath, chat("", text("x")), "X-Request-Id: half")
-	if err == nil { // else not even the header has come
+	if err == nil { // otherwise not even the headers have arrived
 		_, err = io.Copy(io.Discard, res.Body)
 		_ = res.Body.Close()
 	}
@@ -132,7 +132,7 @@ func TestErrorEventsOverHTTP3(t *testing.T) {
 	assert.Equal(t, "broke_off", c.access(t, "half").str("epd", "outcome"))
 }
 
-// Requests continue where the last one stopped, in every pool.
+// In every pool, round robin continues across requests.
 func TestRoundRobinGoesOnAcrossRequests(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 3, 2, 2)
@@ -149,8 +149,8 @@ func TestRoundRobinGoesOnAcrossRequests(t *testing.T) {
 	}
 }
 
-// Bytes reach the client when the engine sends them, not when the next ones come,
-// which takes forever here.
+// Bytes reach the client when the engine sends them. Here the engine sends no more after the
+// first ones.
 func TestStreamIsFlushedEventByEvent(t *testing.T) {
 	t.Parallel()
 	e := startEngines(t, 1, 0, 1, func(o *fakevllm.Options) { o.ChunkDelay = time.Hour })
@@ -159,7 +159,7 @@ func TestStreamIsFlushedEventByEvent(t *testing.T) {
 		res, err := c.send(t.Context(), c.client(t, http2), http.MethodPost, chatPath, stream(chat("", text("x"), image("AAAA"))))
 		require.NoError(t, err)
 		assert.Equal(t, "text/event-stream; charset=utf-8", res.Header.Get("Content-Type"))
-		begin := make([]byte, len(`data: {"id"`)) // the engine's first write, up to the middle of an event
+		begin := make([]byte, len(`data: {"id"`)) // the engine's first write ends in the middle of an event
 		_, err = io.ReadFull(res.Body, begin)
 		require.NoError(t, err)
 		assert.Equal(t, `data: {"id"`, string(begin))

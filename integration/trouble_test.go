@@ -12,8 +12,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// When everything fails, engines get little more than the requests of clients; the log says
-// why there is no further attempt.
+// If everything fails, engines get few requests beyond those of clients, and the log says
+// why there was no further attempt.
 func TestNothingWorks(t *testing.T) {
 	t.Parallel()
 	const clients, each = 8, 60
@@ -44,15 +44,15 @@ func TestNothingWorks(t *testing.T) {
 			assert.Less(t, m[`caddy_epd_retry_budget_tokens{stage="`+string(role)+`"}`], 5.0)
 			assert.EqualValues(t, 2*clients*each-attempts, m[`caddy_epd_retry_budget_exhausted_total{stage="`+string(role)+`"}`])
 			spent, _ := c.log.find(func(e entry) bool { return e.str("retry_budget") == "spent" })
-			require.Len(t, spent, 2*clients*each-attempts, "one line for each, that of the request's failure")
+			require.Len(t, spent, 2*clients*each-attempts, "one line for each failed request")
 			assert.Equal(t, "request failed", spent[0].str("msg"))
 			assert.Len(t, c.lines(), attempts)
 		})
 	}
 }
 
-// An instance that fails at all that it is asked, but not at its health checks, costs nobody a
-// request, and soon gets none, also after a reload, until it works again.
+// An instance that fails all requests but no health checks makes no request fail, and soon
+// gets none, also after a reload, until it works again.
 func TestBlackHole(t *testing.T) {
 	t.Parallel()
 	broken := fault{Kind: fakevllm.Status, Code: 500, Message: "broken"}
@@ -93,7 +93,7 @@ func TestBlackHole(t *testing.T) {
 			c.crowd(t, client, 8, 4, mixed)
 			c.reload(t, block)
 			c.crowd(t, client, 8, 4, mixed)
-			assert.LessOrEqual(t, len(hole.Requests()), 2+int(time.Since(since)/(10*time.Second)), "it goes on getting requests")
+			assert.LessOrEqual(t, len(hole.Requests()), 2+int(time.Since(since)/(10*time.Second)), "the ejected instance gets requests")
 			for _, p := range c.status(t).Handlers[0].Pools {
 				for i, u := range p.Upstreams {
 					assert.Equal(t, p.Stage == stage && i == 2, u.Ejected)
@@ -104,14 +104,14 @@ func TestBlackHole(t *testing.T) {
 			require.Eventually(t, func() bool {
 				c.crowd(t, client, 8, 1, mixed)
 				return len(said("instance is no longer ejected")) > 0
-			}, 2*time.Minute, 200*time.Millisecond, "it does not come back")
+			}, 2*time.Minute, 200*time.Millisecond, "the instance gets no requests after its recovery")
 			c.metrics(t).has(t, map[string]float64{upstream("upstream_ejected", stage, hole): 0})
 			e.assertContract(t)
 		})
 	}
 }
 
-// Requests that fail everywhere eject nobody, and nor does a prefill whose blocks are lost.
+// Requests that fail at all instances eject none, and nor does a prefill whose blocks are lost.
 func TestNobodyIsEjectedForOthers(t *testing.T) {
 	t.Parallel()
 	t.Run("poison", func(t *testing.T) {

@@ -1,5 +1,5 @@
-// Command caddy is Caddy with the standard modules and epd_proxy, for development
-// and tests. To build a Caddy with other plugins as well, use xcaddy.
+// Command caddy is Caddy with the standard modules and epd_proxy. To add other
+// plugins, use xcaddy.
 package main
 
 import (

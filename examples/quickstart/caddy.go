@@ -14,16 +14,16 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
-	_ "github.com/caddyserver/caddy/v2/modules/logging" // not modules/standard: a newcomer waits for what is compiled
+	_ "github.com/caddyserver/caddy/v2/modules/logging" // not modules/standard, which takes longer to compile
 	_ "github.com/caddyserver/caddy/v2/modules/metrics"
 
 	_ "github.com/caddy-epd/caddy-epd/epdhandler" // epd_proxy
 )
 
-// caddyfile takes the port of the admin endpoint, which lets browsers in, the storage,
-// the site's port, where to send the access log, and the block of epd_proxy. Most of it
-// keeps a Caddy that is gone in a minute from leaving anything behind; in a real one, a
-// domain name and the block are all it needs.
+// caddyfile has verbs for the port of the admin endpoint, which accepts browsers, the storage,
+// the site's port, the address for the access log, and the block of epd_proxy. Most options
+// make sure that this Caddy leaves nothing behind; a real Caddyfile needs only a domain name
+// and the block.
 const caddyfile = `{
 	admin 127.0.0.1:%[1]d {
 		origins localhost:%[1]d 127.0.0.1:%[1]d ""
@@ -56,7 +56,7 @@ type proxy struct {
 	block   string // of epd_proxy, in the Caddyfile
 	root    string // the file with the certificate of Caddy's own CA
 	client  *http.Client
-	log     net.Conn // over which Caddy sends its access log
+	log     net.Conn // receives Caddy's access log
 	reports <-chan report
 }
 
@@ -66,7 +66,7 @@ func startProxy(dir, block string) (*proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	adminPort, err := usualPort(2020) // 2019 is the port of a Caddy of the user's own
+	adminPort, err := usualPort(2020) // the user may run another Caddy, on 2019
 	if err != nil {
 		return nil, err
 	}
@@ -116,8 +116,8 @@ func (p *proxy) collectReports(listener net.Listener) (err error) {
 	return nil
 }
 
-// connect makes the client and waits until Caddy has a certificate for it. There is
-// no way out before that: Caddy would write into a directory that is gone.
+// connect makes the client and waits until Caddy has a certificate. It cannot be
+// interrupted: Caddy would write the certificate into a directory that no longer exists.
 func (p *proxy) connect(port int) error {
 	pem, err := os.ReadFile(p.root)
 	if err != nil {
@@ -140,7 +140,7 @@ func (p *proxy) connect(port int) error {
 	}
 }
 
-// stop stops Caddy. The reports end when the last ones are read.
+// stop stops Caddy. The channel of reports is closed after the last one.
 func (p *proxy) stop() {
 	p.client.CloseIdleConnections()
 	_ = caddy.Stop() // never fails
@@ -161,9 +161,9 @@ func usualPort(usual int) (int, error) {
 	return port, err
 }
 
-// freePort returns the port, or any for 0, if both TCP and, for HTTP/3, UDP can have it.
+// freePort returns the port, or any port for 0, if it is free for both TCP and UDP (HTTP/3).
 func freePort(port int) (int, error) {
-	// Clients may look for localhost at [::1] first, where somebody else may be.
+	// Clients may try [::1] for localhost first, where another server may listen.
 	if conn, err := net.Dial("tcp", fmt.Sprintf("[::1]:%d", port)); err == nil {
 		return 0, errors.Join(fmt.Errorf("port %d is taken", port), conn.Close())
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// engines are what vLLM is in a real deployment.
+// engines take the place of vLLM.
 type engines struct {
 	encode, prefill, decode []*fakevllm.Engine
 }
@@ -39,7 +39,7 @@ func startEngines() (*engines, error) {
 		o.Addr = fmt.Sprintf("127.0.0.1:%d", engine.port)
 		started, err := cluster.Start(o)
 		if err != nil {
-			o.Addr = "" // the port is taken; any free one will do
+			o.Addr = "" // the port is in use: take any free one
 			started, err = cluster.Start(o)
 		}
 		if err != nil {
@@ -73,7 +73,7 @@ func (e *engines) block() string {
 	return b.String()
 }
 
-// find returns the engine that epd_proxy's logs call, for example, decode#2.
+// find returns the engine with a name in epd_proxy's logs, such as decode#2.
 func (e *engines) find(upstream string) (*fakevllm.Engine, bool) {
 	for stage, list := range map[string][]*fakevllm.Engine{"encode": e.encode, "prefill": e.prefill, "decode": e.decode} {
 		for i, engine := range list {
@@ -85,13 +85,13 @@ func (e *engines) find(upstream string) (*fakevllm.Engine, bool) {
 	return nil, false
 }
 
-// drain waits until no request is under way, but not for long. Caddy itself waits
-// only where it ends the process.
+// drain waits a short time for running requests. Caddy itself waits for them only if it
+// ends the process.
 func (e *engines) drain() {
 	const (
 		patience = 3 * time.Second
 		glance   = 10 * time.Millisecond
-		glances  = 3 // a request on its way from one engine to the next is at none of them
+		glances  = 3 // a request between two stages is at no engine
 	)
 	deadline := time.Now().Add(patience)
 	for idle := 0; idle < glances && time.Now().Before(deadline); time.Sleep(glance) {

@@ -1,14 +1,14 @@
-// Command quickstart shows epd_proxy at work on a machine that has nothing but Go:
+// Command quickstart shows epd_proxy on a machine that has only Go:
 //
 //	go run ./examples/quickstart
 //
 // It starts fake vLLM engines and, in the same process, Caddy with epd_proxy. Then
-// it sends a request with an image through them, prints the answer and the way that
-// the request took, and stays up for more requests, with Caddy's metrics and the status
-// of the pools.
+// it sends a request with an image through them, prints the answer and the stages of the
+// request, and stays up for more requests, with Caddy's metrics and the status of the
+// pools.
 //
-// All of it is bound to 127.0.0.1, and nothing is left behind: no file, no
-// certificate in the system's trust store.
+// It listens only on 127.0.0.1, and leaves nothing behind: no file, no certificate in
+// the system's trust store.
 package main
 
 import (
@@ -24,7 +24,7 @@ import (
 )
 
 const intro = `epd_proxy quickstart: a request with an image goes through encode, prefill and decode.
-The engines are FAKE: no GPU, no model. They check the protocol and echo what they saw.
+The engines are FAKE: no GPU, no model. They check the protocol and echo what they received.
 `
 
 func main() {
@@ -46,8 +46,8 @@ func main() {
 	}
 }
 
-// run is the whole program. When ctx ends, it lets what is under way come to its
-// end, and returns nil.
+// run is the whole program. When ctx is done, it waits for running requests and
+// returns nil.
 func run(ctx context.Context, out io.Writer) (err error) {
 	to := printer{out}
 	to.printf("%s", intro)
@@ -71,13 +71,13 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	err = show(ctx, to, engines, proxy)
 	engines.drain()
 	proxy.stop()
-	for r := range proxy.reports { // of requests that have ended in the meantime
+	for r := range proxy.reports { // of requests that have ended since
 		to.printf("%s\n", r.line(engines))
 	}
 	return err
 }
 
-// show sends the request, and then waits for others until ctx ends.
+// show sends the request, and then waits for others until ctx is done.
 func show(ctx context.Context, to printer, engines *engines, proxy *proxy) error {
 	if ctx.Err() != nil {
 		return nil
@@ -88,7 +88,7 @@ func show(ctx context.Context, to printer, engines *engines, proxy *proxy) error
 	if err != nil {
 		return err
 	}
-	to.printf("\n\nThe way the request took:\n\n")
+	to.printf("\n\nThe stages of the request:\n\n")
 	for {
 		select {
 		case <-ctx.Done():
@@ -99,7 +99,7 @@ func show(ctx context.Context, to printer, engines *engines, proxy *proxy) error
 				return errors.New("the access log of Caddy has ended")
 			case r.EPD.RequestID == id:
 				to.printf("%s\nSend it again from another terminal:\n\n%s\n\n", r.table(engines), curl(proxy))
-				to.printf("How the pools are: %s/epd/status (in a browser, too)\nMetrics:           %s/metrics\n\n", proxy.admin, proxy.admin)
+				to.printf("Status of the pools: %s/epd/status (also in a browser)\nMetrics:             %s/metrics\n\n", proxy.admin, proxy.admin)
 				to.printf("Waiting for requests. Ctrl-C ends it.\n")
 			default:
 				to.printf("%s\n", r.line(engines))
@@ -108,7 +108,7 @@ func show(ctx context.Context, to printer, engines *engines, proxy *proxy) error
 	}
 }
 
-// printer prints for people. If they cannot read it, there is nobody to tell.
+// printer prints to the user. Errors of writing are ignored, because they could not be shown.
 type printer struct{ w io.Writer }
 
 func (p printer) printf(format string, args ...any) { _, _ = fmt.Fprintf(p.w, format, args...) }

@@ -24,13 +24,13 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// The tests run one after the other: a process has just one Caddy.
+// The tests do not run in parallel: a process has only one Caddy.
 
 const (
 	up       = "Ctrl-C ends it.\n"
 	patience = 30 * time.Second
 
-	// way is how every request goes, in one line.
+	// way matches the line of a request.
 	way = `(?m)^POST /v1/chat/completions 200 ok, encode \d+\.\d ms encoder-[12], ` +
 		`prefill \d+\.\d ms prefill-1, decode \d+\.\d ms decoder-[12], total \d+\.\d ms$`
 )
@@ -60,7 +60,7 @@ func TestQuickstart(t *testing.T) {
 	})
 	t.Run("curl", func(t *testing.T) {
 		if _, err := exec.LookPath("curl"); err != nil {
-			t.Skip("there is no curl")
+			t.Skip("curl is not installed")
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
@@ -137,7 +137,7 @@ func TestFailsWithOneLine(t *testing.T) {
 
 // program is a run of the program.
 type program struct {
-	dirs   []string // that it must leave empty
+	dirs   []string // must be empty afterwards
 	cancel context.CancelFunc
 	done   chan error
 
@@ -181,7 +181,7 @@ func (p *program) text() string {
 	return p.out.String()
 }
 
-// await returns what the program has printed when it has so many matches.
+// await returns the output of the program when the pattern has this many matches in it.
 func (p *program) await(t *testing.T, pattern string, matches int) string {
 	t.Helper()
 	re := regexp.MustCompile(pattern)
@@ -203,7 +203,7 @@ func (p *program) await(t *testing.T, pattern string, matches int) string {
 	}
 }
 
-// stop stops the program, which must leave nothing behind.
+// stop stops the program, and asserts that it leaves nothing behind.
 func (p *program) stop(t *testing.T) {
 	t.Helper()
 	p.cancel()
@@ -220,7 +220,7 @@ func (p *program) stop(t *testing.T) {
 	}
 }
 
-// commandLine is the curl line that was printed.
+// commandLine is the printed curl command.
 func commandLine(t *testing.T, text string) string {
 	t.Helper()
 	line := regexp.MustCompile(`(?m)^curl (.*\\\n)*.*$`).FindString(text)
@@ -228,7 +228,7 @@ func commandLine(t *testing.T, text string) string {
 	return line
 }
 
-// open sends what the curl line sends.
+// open sends the request of the curl command.
 func open(t *testing.T, command string) *http.Response {
 	t.Helper()
 	part := func(pattern string) string {
@@ -267,7 +267,7 @@ func answerOf(t *testing.T, stream []byte) string {
 	return text
 }
 
-// take has a port in use. If it is not to be had, somebody else uses it.
+// take occupies a port. If that fails, another process has it.
 func take(t *testing.T, network string, port int) {
 	t.Helper()
 	addr := fmt.Sprintf("127.0.0.1:%d", port)

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// report is what Caddy's access log says about a request. The member epd is
-// epd_proxy's, the others are Caddy's own.
+// report is an entry of Caddy's access log. The member epd is epd_proxy's, the others
+// are Caddy's own.
 type report struct {
 	Request struct {
 		Method string `json:"method"`
@@ -25,7 +25,7 @@ type report struct {
 	} `json:"epd"`
 }
 
-// stage is what a stage did for a request.
+// stage is the part of an entry about one stage.
 type stage struct {
 	Duration  seconds  `json:"duration"`
 	Upstreams []string `json:"upstreams"`
@@ -53,7 +53,7 @@ func readReports(log io.ReadCloser) <-chan report {
 	return reports
 }
 
-// stages are those that the request went through.
+// stages are the stages of the request.
 func (r report) stages(yield func(string, *stage) bool) {
 	for _, s := range []struct {
 		name  string
@@ -65,7 +65,7 @@ func (r report) stages(yield func(string, *stage) bool) {
 	}
 }
 
-// table is the report in some lines.
+// table formats the report in several lines.
 func (r report) table(e *engines) string {
 	var b strings.Builder
 	for name, s := range r.stages {
@@ -81,7 +81,7 @@ func (r report) table(e *engines) string {
 	return b.String()
 }
 
-// line is the report in one line.
+// line formats the report in one line.
 func (r report) line(e *engines) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s %d %s", r.Request.Method, r.Request.URI, r.Status, r.EPD.Outcome)

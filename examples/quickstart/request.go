@@ -19,7 +19,7 @@ import (
 
 const question = "What is in this picture?"
 
-// body is what a client of vLLM sends, nothing in it is about EPD.
+// body is an ordinary request for vLLM, without anything about EPD.
 func body() string {
 	return fmt.Sprintf(`{"model":"fake","stream":true,"messages":[{"role":"user","content":[`+
 		`{"type":"text","text":%q},{"type":"image_url","image_url":{"url":"data:image/png;base64,%s"}}]}]}`,
@@ -34,13 +34,13 @@ func picture() []byte {
 	}
 	var b bytes.Buffer
 	if err := png.Encode(&b, img); err != nil {
-		panic(err) // memory takes it all
+		panic(err) // writing to a buffer does not fail
 	}
 	return b.Bytes()
 }
 
-// ask sends the request and prints the answer as it comes. It returns the id under
-// which the request was logged.
+// ask sends the request and prints the answer as it arrives. It returns the request id
+// in the log.
 func ask(p *proxy, to printer) (id string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -61,14 +61,14 @@ func ask(p *proxy, to printer) (id string, err error) {
 	return answer.Header.Get("X-Request-Id"), printStream(answer.Body, to)
 }
 
-// printStream prints the text of a streamed answer, which are server-sent events.
+// printStream prints the text of a stream of server-sent events.
 func printStream(stream io.Reader, to printer) error {
 	done := false
 	lines := bufio.NewScanner(stream)
-	for lines.Scan() { // to the end: who leaves before it has cut the stream
+	for lines.Scan() { // to the end: otherwise the request counts as canceled by the client
 		data, isData := strings.CutPrefix(lines.Text(), "data: ")
 		done = done || data == "[DONE]"
-		if !isData || done { // not data: the empty line after an event
+		if !isData || done { // events are followed by an empty line
 			continue
 		}
 		var chunk struct {
@@ -89,7 +89,7 @@ func printStream(stream io.Reader, to printer) error {
 	return nil
 }
 
-// curl is the same request for a shell.
+// curl is the same request as a shell command.
 func curl(p *proxy) string {
 	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 	return fmt.Sprintf("curl -sSN --cacert %s %s \\\n  -H 'Content-Type: application/json' \\\n  -d %s",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs vLLM as one encoder, one prefill and one decode engine, with epd_proxy in front, and tries them out.
-# README.md says what this needs and which variables it takes.
+# Runs one encoder, one prefill and one decode engine of vLLM with epd_proxy in front, and sends requests.
+# README.md lists the requirements and the variables.
 set -euo pipefail
 
 ENCODE_PORT=${ENCODE_PORT:-19534}
@@ -13,14 +13,14 @@ GPU_D=${GPU_D:-2}
 # shellcheck source=/dev/null
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# The scheduler's budget of tokens means nothing to an encoder: 114688 is simply more than it ever needs.
+# An encoder does not need the scheduler's token budget: 114688 is more than it ever uses.
 engine encode "$GPU_E" "$ENCODE_PORT" "${ENCODE_ARGS:-}" \
 	--enforce-eager \
 	--no-enable-prefix-caching \
 	--max-num-batched-tokens 114688 \
 	--ec-transfer-config "$(ec_config ec_producer)"
 
-# NIXL's handshake has a port of its own, and one default for all: two engines on one machine would collide.
+# NIXL's handshake has its own port. Two engines on one machine need different ones.
 VLLM_NIXL_SIDE_CHANNEL_PORT=${PREFILL_NIXL_PORT:-5559} \
 	engine prefill "$GPU_P" "$PREFILL_PORT" "${PREFILL_ARGS:-}" \
 	--ec-transfer-config "$(ec_config ec_consumer)" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs vLLM as one encoder and one engine for prefill and decode, with epd_proxy in front, and tries them out.
-# README.md says what this needs and which variables it takes.
+# Runs one encoder and one prefill+decode engine of vLLM with epd_proxy in front, and sends requests.
+# README.md lists the requirements and the variables.
 set -euo pipefail
 
 ENCODE_PORT=${ENCODE_PORT:-19534}
@@ -11,7 +11,7 @@ GPU_PD=${GPU_PD:-1}
 # shellcheck source=/dev/null
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# The scheduler's budget of tokens means nothing to an encoder: 114688 is simply more than it ever needs.
+# An encoder does not need the scheduler's token budget: 114688 is more than it ever uses.
 engine encode "$GPU_E" "$ENCODE_PORT" "${ENCODE_ARGS:-}" \
 	--enforce-eager \
 	--no-enable-prefix-caching \

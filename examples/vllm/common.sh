@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What 1e1pd.sh and 1e1p1d.sh share. README.md lists the variables.
+# Functions that 1e1pd.sh and 1e1p1d.sh share. README.md lists the variables.
 
 MODEL=${MODEL:-Qwen/Qwen2.5-VL-3B-Instruct}
 ENDPOINT_PORT=${ENDPOINT_PORT:-10001}
@@ -17,7 +17,7 @@ die() {
 	exit 1
 }
 
-# die_of NAME MESSAGE: as die, with what the server wrote last.
+# die_of NAME MESSAGE prints the end of the server's log, then calls die.
 die_of() {
 	echo "==> the end of $LOG_PATH/$1.log" >&2
 	tail -n 30 "$LOG_PATH/$1.log" >&2
@@ -25,10 +25,10 @@ die_of() {
 }
 
 cleanup() {
-	# Nothing may cut this short: not a second Ctrl-C, and not a terminal that is gone and fails every echo.
+	# Must run to its end, also after a second Ctrl-C, and if the terminal is gone, where every echo fails.
 	trap '' INT TERM HUP PIPE
 	set +e
-	((${#PIDS[@]} == 0)) || echo "stopping everything"
+	((${#PIDS[@]} == 0)) || echo "stopping all processes"
 	local pid deadline=$((SECONDS + 30))
 	for pid in "${PIDS[@]}"; do
 		# A server that has only just been started may not be in its own session yet.
@@ -44,8 +44,8 @@ cleanup() {
 	rm -rf "$WORK" ${GENERATED_IMAGE:+"$GENERATED_IMAGE"}
 }
 
-# spawn NAME COMMAND... runs a command in the background and in a session of its own: Ctrl-C then reaches this script
-# alone, and cleanup can end the command together with all of its workers.
+# spawn NAME COMMAND... runs a command in the background in its own session: Ctrl-C then reaches only this script, and
+# cleanup can stop the command together with all of its workers.
 spawn() {
 	local name=$1
 	shift
@@ -53,7 +53,7 @@ spawn() {
 	PIDS[$name]=$!
 }
 
-# run COMMAND... waits for a client. Not in the foreground: bash would run no trap before the client ends.
+# run COMMAND... runs a client and waits for it. In the foreground, bash would run no trap before the client ends.
 run() {
 	local status=0
 	spawn client "$@"
@@ -66,7 +66,7 @@ run() {
 start() {
 	local name=$1 port=$2
 	shift 2
-	# Somebody else's server would answer the health check in place of ours.
+	# Another server on this port would answer the health check.
 	if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
 		die "$name: port $port is in use"
 	fi
@@ -87,13 +87,13 @@ engine() {
 		"$@" "${extra[@]}"
 }
 
-# ec_config ROLE is how embeddings travel from the encoder to its consumer.
+# ec_config ROLE is the configuration of the connector for embeddings.
 ec_config() {
 	printf '{"ec_connector":"%s","ec_role":"%s","ec_connector_extra_config":{"shared_storage_path":"%s"}}' \
 		"$EC_CONNECTOR" "$1" "$EC_SHARED_STORAGE_PATH"
 }
 
-# kv_config ROLE is how KV blocks travel from prefill to decode.
+# kv_config ROLE is the configuration of the connector for KV blocks.
 kv_config() {
 	printf '{"kv_connector":"NixlConnector","kv_role":"%s"}' "$1"
 }
@@ -127,7 +127,7 @@ find_caddy() {
 		candidates=("$CADDY")
 	fi
 	for candidate in "${candidates[@]}"; do
-		# Not grep -q: it would end caddy by SIGPIPE, which pipefail takes for a failure.
+		# Not grep -q: it would end caddy by SIGPIPE, which is a failure with pipefail.
 		if "$candidate" list-modules 2>/dev/null | grep -x http.handlers.epd_proxy >/dev/null; then
 			CADDY=$candidate
 			return
@@ -165,7 +165,7 @@ EOF
 	wait_ready
 }
 
-# write_png FILE: an image to ask about, red on the left and blue on the right.
+# write_png FILE writes an image for the request, red on the left and blue on the right.
 write_png() {
 	python3 - "$1" <<-'EOF'
 		import struct, sys, zlib
@@ -203,7 +203,7 @@ prepare_media() {
 # ask_about_image sends one request with a local image.
 ask_about_image() {
 	local status
-	echo "asking about $IMAGE"
+	echo "sending a request with $IMAGE"
 	python3 - "$MODEL" "$IMAGE" >"$WORK/request.json" <<-'EOF'
 		import json, pathlib, sys
 
@@ -240,7 +240,7 @@ benchmark() {
 	check_alive
 }
 
-# try_out uses what was started.
+# try_out sends a request and runs the benchmark, as configured.
 try_out() {
 	ask_about_image
 	if [[ ${SKIP_BENCH:-0} != 1 ]]; then

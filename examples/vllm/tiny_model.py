@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Makes a tiny Qwen2.5-VL of random weights, to run vLLM's encoders, prefill and decode on CPUs.
+"""Makes a tiny Qwen2.5-VL with random weights, to run vLLM's encoders, prefill and decode on CPUs.
 
 Usage: tiny_model.py DIR
 
-What it says is nonsense, but nonsense that depends on the images: E+PD and E+P+D give the same
-answer as one engine that does it all, or something got lost. Needs what vLLM itself needs.
+Its answers are nonsense, but depend on the images: E+PD and E+P+D must give the same answer as
+a single engine that runs all stages. It needs only packages that vLLM needs.
 """
 
 import json
@@ -78,7 +78,7 @@ def weights(directory):
     torch.manual_seed(1)
     model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(directory)).float()
     for parameter in model.parameters():
-        if parameter.dim() > 1:  # larger than they usually begin, or all prompts would get the same answer
+        if parameter.dim() > 1:  # larger than the usual initial weights; otherwise all prompts get the same answer
             torch.nn.init.normal_(parameter, std=0.15)
     return model
 
@@ -109,7 +109,7 @@ def main(directory):
     })
     write("config.json", config(t.token_to_id))
     weights(directory).save_pretrained(directory)
-    write("config.json", config(t.token_to_id))  # the saved one has names that older vLLM does not know
+    write("config.json", config(t.token_to_id))  # the saved configuration has names that older releases of vLLM do not know
     write("generation_config.json", {"eos_token_id": t.token_to_id("<|im_end|>"), "do_sample": False})
 
 

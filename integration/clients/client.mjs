@@ -1,4 +1,4 @@
-// Asks what openai_test.go asks, with the OpenAI SDK for Node, and prints what it has seen
+// Sends the requests of openai_test.go with the OpenAI SDK for Node, and prints the results
 // as JSON. The SDK itself reads OPENAI_BASE_URL and OPENAI_API_KEY.
 import OpenAI from "openai";
 

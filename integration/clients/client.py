@@ -1,5 +1,5 @@
-"""Asks what openai_test.go asks, with the OpenAI SDK for Python, and prints what it has
-seen as JSON. The SDK itself reads OPENAI_BASE_URL and OPENAI_API_KEY."""
+"""Sends the requests of openai_test.go with the OpenAI SDK for Python, and prints the
+results as JSON. The SDK itself reads OPENAI_BASE_URL and OPENAI_API_KEY."""
 
 import json
 

@@ -7,7 +7,7 @@ import (
 	"strconv"
 )
 
-// answer is a response in the pieces in which it is written.
+// answer is a response, as the pieces that are written one after the other.
 type answer struct {
 	status int
 	header http.Header
@@ -24,8 +24,8 @@ func jsonAnswer(status int, body []byte) *answer {
 
 func (e *apiError) answer() *answer { return jsonAnswer(e.code, marshal(e.body)) }
 
-// firstHalf is what a cut connection lets through. Of a stream, whose pieces end
-// within events, that is a few of them.
+// firstHalf is what is sent before a connection is cut. The pieces of a stream end within
+// events; the first few of them are sent.
 func (a *answer) firstHalf() *answer {
 	half := *a
 	if len(a.pieces) == 1 {
@@ -37,7 +37,7 @@ func (a *answer) firstHalf() *answer {
 	return &half
 }
 
-// firstEvents is firstHalf of a stream without the event that it cuts.
+// firstEvents is firstHalf of a stream without its last, incomplete event.
 func (a *answer) firstEvents() *answer {
 	half := a.firstHalf()
 	sent := bytes.Join(half.pieces, nil)
@@ -45,7 +45,7 @@ func (a *answer) firstEvents() *answer {
 	return half
 }
 
-// send writes piece by piece, each for itself on the wire.
+// send writes and flushes each piece separately.
 func (x *exchange) send(a *answer) error {
 	if x.cut != nil {
 		a = x.cut(a)
@@ -71,8 +71,8 @@ func (x *exchange) writeHead(a *answer) {
 	x.w.WriteHeader(a.status)
 }
 
-// atOnce is how many pieces of a stream come without a delay: vLLM sends the role with
-// the first token.
+// atOnce is the number of pieces of a stream that are sent without a delay: vLLM sends the
+// role together with the first token.
 const atOnce = 3
 
 func (x *exchange) sendPiece(piece []byte, early, last bool) error {

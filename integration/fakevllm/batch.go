@@ -6,7 +6,7 @@ import (
 )
 
 // group is one embedding of a modern encode request: an item, and all positions
-// at which the request has it.
+// at which it occurs in the request.
 type group struct {
 	item    item
 	indices []int
@@ -26,7 +26,7 @@ func groups(items []item) []group {
 	return all
 }
 
-// embedded is what comes of a group.
+// embedded is the result of encoding a group.
 type embedded struct {
 	group
 	name  string   // the entry's key
@@ -76,8 +76,8 @@ func (x *exchange) embed(g group) embedded {
 	return e
 }
 
-// checkBatch wants one message of the user that is nothing but images, or
-// nothing but one other item.
+// checkBatch requires a single message of the user that contains only images, or only
+// one other item.
 func (x *exchange) checkBatch() error {
 	p, most := x.prompt, x.engine.options.MaxBatch
 	if len(p.roles) != 1 || p.roles[0] != "user" {

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Content parts for modern engines. The uuids are a client's or a proxy's: only
-// being the same everywhere matters.
+// Content parts for modern engines. The values of the uuids do not matter, as long as
+// they are the same in all requests.
 const (
 	partA     = `{"type":"image_url","image_url":{"url":"https://a/a.png"},"uuid":"ua"}`
 	partB     = `{"type":"image_url","image_url":{"url":"https://a/b.png"},"uuid":"ub"}`

@@ -18,20 +18,20 @@ type kvParams struct {
 
 // prefillWork is one request's KV, held until decode has read it.
 type prefillWork struct {
-	engine      string    // whose memory it is in
-	lost        bool      // with the engine
+	engine      string    // the engine that has it in its memory
+	lost        bool      // its engine was killed
 	expires     time.Time // when the blocks are freed; zero: never
 	params      string    // as issued, canonical
 	blocks      []int64
 	fingerprint string
 }
 
-// blocksPerPrefill is more than one, so that a list of them is a list.
+// blocksPerPrefill is more than one, so that lists of block ids have several elements.
 const blocksPerPrefill = 3
 
 // hold keeps a prefilled request under fresh block ids, which it adds to the parameters,
-// for as long as they are leased. Unlike vLLM, which then lets others have them while decode
-// reads, it says when decode comes too late.
+// until the lease ends. Then vLLM reuses the blocks, even while decode reads them; the
+// fake engine answers a late decode request with an error instead.
 func (c *Cluster) hold(params kvParams, fingerprint string, lease time.Duration) kvParams {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -54,8 +54,8 @@ func (c *Cluster) hold(params kvParams, fingerprint string, lease time.Duration)
 	return params
 }
 
-// read gives the KV to a decode request. It frees the blocks even for the wrong
-// request: they have been read.
+// read gives the KV to a decode request. The blocks are freed even if the request is
+// the wrong one: they have been read.
 func (c *Cluster) read(params json.RawMessage, fingerprint string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -79,7 +79,7 @@ func (c *Cluster) read(params json.RawMessage, fingerprint string) error {
 	return nil
 }
 
-// findWork looks the blocks up that kv_transfer_params name. The caller holds mu.
+// findWork looks up the blocks that kv_transfer_params name. The caller holds mu.
 func (c *Cluster) findWork(params json.RawMessage) (*prefillWork, error) {
 	var named struct {
 		Blocks []int64 `json:"remote_block_ids"`
@@ -95,7 +95,7 @@ func (c *Cluster) findWork(params json.RawMessage) (*prefillWork, error) {
 	return c.blocks[named.Blocks[0]], nil
 }
 
-// lose loses what an engine has held: it died.
+// lose drops all KV of an engine that was killed.
 func (c *Cluster) lose(engine string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -5,15 +5,15 @@ import (
 	"strconv"
 )
 
-// forbiddenHeaders steer routers or the connection: on their way from a client
-// to an engine they are a mistake, or an attack.
+// forbiddenHeaders control routers or the connection. A proxy must not pass them on from
+// a client to an engine.
 var forbiddenHeaders = []string{
 	rankHeader, "X-Prefiller-Host-Port", "X-Encoder-Hosts-Ports", "Epp-Profile",
 	"Expect", "Content-Encoding", "Range", "Te", "Trailer", "Upgrade",
 }
 
-// checks is the contract of a role's requests, most of which all roles share.
-// The id comes last: only a request that is otherwise right holds it.
+// checks is the contract of a role's requests, most of which is common to all roles.
+// The id is checked last, so that only an otherwise correct request claims it.
 func (x *exchange) checks(role func() error) []func() error {
 	return []func() error{
 		x.checkLength, x.checkHeaders, x.checkBody, x.checkOptions, x.checkModel, x.checkPrompt, x.checkLimits, x.checkSampling, role,
@@ -80,7 +80,7 @@ func (x *exchange) checkID() error {
 	return nil
 }
 
-// checkPrompt reads what the path asks for: a chat's messages, or a completion's prompt.
+// checkPrompt parses what the path requires: the messages of a chat, or the prompt of a completion.
 func (x *exchange) checkPrompt() error {
 	member := "prompt"
 	if x.isChat() {

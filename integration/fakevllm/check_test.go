@@ -74,7 +74,7 @@ func TestFraming(t *testing.T) {
 	}
 }
 
-// Whether the client has died or miscounted, it has not sent what it promised.
+// The client has died or miscounted: the body is shorter than its Content-Length.
 func TestTruncatedBodyIsACancellation(t *testing.T) {
 	e := startAlone(t, Options{Role: Decode})
 	c := dial(t, e)

@@ -14,7 +14,7 @@ type Cluster struct {
 	mu         sync.Mutex
 	embeddings map[string]*embedding  // by mm_hash
 	handles    map[string]*offer      // by handle, unspent ones
-	encoded    map[string]string      // mm_hashes, by what references go by
+	encoded    map[string]string      // mm_hashes, by referenceKey
 	deliveries map[string]*delivery   // by transfer id, spent ones too
 	consumers  map[string]bool        // by control address
 	blocks     map[int64]*prefillWork // by block id
@@ -37,11 +37,11 @@ func NewCluster() *Cluster {
 
 // embedding is one encoded media item.
 type embedding struct {
-	shared bool // on shared storage: everybody may load it, as often as wanted
+	shared bool // on shared storage: any engine may load it, any number of times
 
-	// What follows is known of a modern encoder's embeddings only.
+	// The fields below are set only for embeddings of modern encoders.
 	item      item
-	metadata  string          // flattened, canonical; empty if none was told
+	metadata  string          // flattened, canonical; empty if none was reported
 	names     map[string]bool // its keys in answers
 	delivered bool            // at least once sent to one consumer
 }
@@ -56,7 +56,7 @@ func (c *Cluster) embeddingOf(hash string) *embedding {
 	return e
 }
 
-// offer is what a transfer handle is for.
+// offer is the embedding that a transfer handle gives access to.
 type offer struct {
 	hash   string
 	name   string // the entry's key, as issued
@@ -81,7 +81,8 @@ func (c *Cluster) offer(hash string, t transfer) {
 	c.handles[t.Handle] = &offer{hash: hash, name: hash, opaque: t.opaque()}
 }
 
-// consume loads the embeddings that a request needs, at a consumer with these options. What it presents is spent even if it fails: the transfer has begun.
+// consume loads the embeddings that a request needs, at a consumer with these options. The handles and
+// transfer ids in the request are spent even if it fails: the transfer has begun.
 func (c *Cluster) consume(items []item, b brought, o Options) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -92,7 +93,7 @@ func (c *Cluster) consume(items []item, b brought, o Options) error {
 	}
 	for n, i := range items {
 		if o.ECExample && c.embeddings[i.hash] == nil {
-			continue // it encodes that itself
+			continue // the consumer encodes that itself
 		}
 		if err := c.available(n, i, redeemed[i.hash], taken[n]); err != nil {
 			return err
@@ -101,7 +102,7 @@ func (c *Cluster) consume(items []item, b brought, o Options) error {
 	return nil
 }
 
-// available checks that an item's embedding has come in one of the ways. The caller holds mu.
+// available checks that an item's embedding is available to the consumer. The caller holds mu.
 func (c *Cluster) available(n int, i item, o *offer, d *delivery) error {
 	e := c.embeddings[i.hash]
 	switch {
@@ -119,12 +120,12 @@ func (c *Cluster) available(n int, i item, o *offer, d *delivery) error {
 	return nil
 }
 
-// known reports whether the media of an item that are not in the request have been
-// before, under its uuid. The caller holds mu.
+// known reports whether the media of an item that has only a uuid were sent in an earlier
+// request with that uuid. The caller holds mu.
 func (c *Cluster) known(i item) bool { return c.encoded[i.referenceKey()] != "" }
 
-// redeem spends the handles of ec_transfer_params and returns them by the hashes
-// that they are for. Lenient is who does without an embedding that is not there. The caller holds mu.
+// redeem spends the handles of ec_transfer_params and returns them by the hashes that they belong to.
+// A lenient consumer works without an embedding that is missing. The caller holds mu.
 func (c *Cluster) redeem(items []item, entries map[string]presented, lenient bool) (map[string]*offer, error) {
 	redeemed := make(map[string]*offer)
 	var failure error // the first; all handles are spent anyway
@@ -135,7 +136,7 @@ func (c *Cluster) redeem(items []item, entries map[string]presented, lenient boo
 		case failure != nil:
 		case !c.wanted(items, name):
 			failure = engineFailure("ec_transfer_params: %s is no item of this request", name)
-		case o == nil && t.opaque == "{}" && (lenient || c.announced(items, name)): // it tells a shape, and nothing else
+		case o == nil && t.opaque == "{}" && (lenient || c.announced(items, name)): // it has only a shape
 		case o == nil:
 			failure = engineFailure("unknown or spent transfer handle: %q of %s", t.handle, name)
 		case t.opaque != o.opaque:
@@ -148,13 +149,13 @@ func (c *Cluster) redeem(items []item, entries map[string]presented, lenient boo
 	return redeemed, failure
 }
 
-// wanted reports whether a request may bring an entry of this name. A part that
-// is an embedding may refer to any. The caller holds mu.
+// wanted reports whether a request may contain an entry of this name. A part that
+// is an embedding may refer to any entry. The caller holds mu.
 func (c *Cluster) wanted(items []item, name string) bool {
 	return c.announced(items, name) || slices.ContainsFunc(items, func(i item) bool { return i.hash == name || i.ready })
 }
 
-// announced reports whether a modern encoder has answered one of the items under
+// announced reports whether a modern encoder has reported one of the items under
 // this name. The caller holds mu.
 func (c *Cluster) announced(items []item, name string) bool {
 	return slices.ContainsFunc(items, func(i item) bool {
@@ -163,7 +164,7 @@ func (c *Cluster) announced(items []item, name string) bool {
 	})
 }
 
-// spendHandle returns what was issued with the handle under this name, or nil.
+// spendHandle spends the handle under this name and returns its offer, nil if there is none.
 // The caller holds mu.
 func (c *Cluster) spendHandle(name, handle string) *offer {
 	o := c.handles[handle]
@@ -174,7 +175,7 @@ func (c *Cluster) spendHandle(name, handle string) *offer {
 	return o
 }
 
-// spend takes all that a request brings away from it.
+// spend spends all handles and transfer ids of a request.
 func (c *Cluster) spend(b brought, kv json.RawMessage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

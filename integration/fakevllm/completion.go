@@ -11,14 +11,14 @@ type completion struct {
 	Object            string   `json:"object"`
 	Created           int64    `json:"created"`
 	Model             string   `json:"model"`
-	SystemFingerprint string   `json:"system_fingerprint"` // which engine it was
+	SystemFingerprint string   `json:"system_fingerprint"` // the name of the engine
 	Choices           []choice `json:"choices"`
 	Usage             *usage   `json:"usage,omitempty"`
 	KVTransferParams  any      `json:"kv_transfer_params,omitempty"`
 	ECTransferParams  any      `json:"ec_transfer_params,omitempty"`
 }
 
-// choice has Message in a chat, Delta in a chat's stream, and else Text.
+// choice has Message in a chat, Delta in a stream of a chat, otherwise Text.
 type choice struct {
 	Index        int      `json:"index"`
 	Message      *message `json:"message,omitempty"`
@@ -43,11 +43,11 @@ type promptDetails struct {
 	CachedTokens int `json:"cached_tokens"`
 }
 
-// completion is an answer that is not streamed.
+// completion is an answer that is not a stream.
 func (x *exchange) completion(finish string, texts ...string) completion {
 	c := x.envelope()
 	c.Usage = x.usage(texts)
-	c.KVTransferParams = json.RawMessage("null") // as vLLM, which has the member in all answers but not in chunks
+	c.KVTransferParams = json.RawMessage("null") // as in vLLM, where answers have the member and chunks do not
 	c.Object = "text_completion"
 	if x.isChat() {
 		c.Object = "chat.completion"
@@ -64,7 +64,7 @@ func (x *exchange) completion(finish string, texts ...string) completion {
 	return c
 }
 
-// envelope is what all answers and chunks of a request have in common.
+// envelope returns the members that all answers and chunks of a request have in common.
 func (x *exchange) envelope() completion {
 	prefix := "cmpl-"
 	if x.isChat() {
@@ -79,8 +79,8 @@ func (x *exchange) envelope() completion {
 	}
 }
 
-// usage counts four bytes of the body as a token. What has come from a prefill counts as
-// cached, all of it but one token.
+// usage counts four bytes of the body as a token. All tokens of a prompt that was prefilled
+// elsewhere, but one, count as cached.
 func (x *exchange) usage(texts []string) *usage {
 	prompt, completion := len(x.body)/4, 0
 	for _, text := range texts {

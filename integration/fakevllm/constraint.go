@@ -9,10 +9,10 @@ import (
 	"strings"
 )
 
-// constraintKinds are the ways in which structured_outputs says what an answer has to match.
+// constraintKinds are the members of structured_outputs that constrain an answer.
 var constraintKinds = []string{"json", "regex", "choice", "grammar", "json_object", "structural_tag"}
 
-// checkConstraints wants one constraint at most, and none beside the call of a named tool.
+// checkConstraints allows at most one constraint, and none together with a named tool_choice.
 func (o object) checkConstraints() error {
 	format, _ := parseObject(o["response_format"])
 	if format.is("type", `"json_schema"`) && !format.has("json_schema") {
@@ -35,7 +35,7 @@ func (o object) checkConstraints() error {
 	return nil
 }
 
-// verifyConstraint refuses what no grammar can be made of, as far as clients get it wrong.
+// verifyConstraint rejects constraints that vLLM cannot compile to a grammar, as far as clients send them.
 func (o object) verifyConstraint() error {
 	constraint, _ := parseObject(o["structured_outputs"])
 	if format, _ := parseObject(o["response_format"]); format.is("type", `"json_schema"`) {
@@ -65,10 +65,10 @@ func (o object) verifyConstraint() error {
 	return nil
 }
 
-// schemaTypes are those that there are in JSON Schema.
+// schemaTypes are the types of JSON Schema.
 var schemaTypes = []string{"null", "boolean", "object", "array", "number", "string", "integer"}
 
-// checkSchema looks for types that there are not.
+// checkSchema looks for types that JSON Schema does not have.
 func checkSchema(raw json.RawMessage) error {
 	schema, err := parseObject(raw)
 	if err != nil {

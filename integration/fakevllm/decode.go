@@ -2,7 +2,7 @@ package fakevllm
 
 import "net/http"
 
-// decode answers the client, with the prefill's KV or after a prefill of its own.
+// decode answers the client, with the KV from prefill or by doing the prefill itself.
 func (x *exchange) decode() (*answer, error) {
 	if err := x.resolve(); err != nil {
 		return nil, err
@@ -20,8 +20,8 @@ func (x *exchange) decode() (*answer, error) {
 	return jsonAnswer(http.StatusOK, marshal(x.completion("stop", texts...))), nil
 }
 
-// obtainKV reads the KV that the request brings, or consumes the embeddings to
-// compute it here. Each part reads: the second one finds the blocks freed.
+// obtainKV reads the KV that the request refers to, or consumes the embeddings to
+// compute it here. Each part of a request reads on its own: the second one finds the blocks freed.
 func (x *exchange) obtainKV() error {
 	if !x.bringsKV() {
 		return x.computeKV()
@@ -40,8 +40,8 @@ func (x *exchange) obtainKV() error {
 	return nil
 }
 
-// computeKV computes the prompt here. Where there is a prefill, this engine has no way to
-// get embeddings, and encodes what media there are itself.
+// computeKV computes the prompt here. If there is a prefill stage, this engine cannot
+// receive embeddings and encodes all media itself.
 func (x *exchange) computeKV() error {
 	if !x.engine.options.RequireKV {
 		return x.consume()
@@ -55,7 +55,7 @@ func (x *exchange) computeKV() error {
 	return nil
 }
 
-// bringsKV reports whether there was a prefill. Empty parameters are none.
+// bringsKV reports whether the request has KV from a prefill. Empty parameters do not count.
 func (x *exchange) bringsKV() bool {
 	return x.members.has("kv_transfer_params") && compact(x.members["kv_transfer_params"]) != "{}"
 }
@@ -74,5 +74,5 @@ func (x *exchange) checkDecode() error {
 	if err == nil && params.is("do_remote_decode", "true") {
 		return badRequest("do_remote_decode is true: these are a prefill's kv_transfer_params")
 	}
-	return nil // whether they are any good shows when they are read
+	return nil // their values are checked when the blocks are read
 }

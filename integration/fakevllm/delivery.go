@@ -11,7 +11,7 @@ import (
 // transferID names one delivery of one embedding.
 var transferID = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
-// target is where an encode request wants its embeddings delivered.
+// target is where the embeddings of an encode request are delivered.
 type target struct {
 	consumer string
 	ids      []string // of the transfers, one for each item
@@ -26,8 +26,8 @@ type delivery struct {
 	spent    bool
 }
 
-// addConsumers registers control addresses. They outlive their engine: an
-// encoder does not notice its end.
+// addConsumers registers control addresses. They stay registered after their engine has
+// ended, because encoders do not notice that.
 func (c *Cluster) addConsumers(addresses []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -74,8 +74,8 @@ func readTransferID(raw json.RawMessage) (string, error) {
 	return id, nil
 }
 
-// claimTransfers takes the ids for this request. They are used even if it
-// fails: another attempt needs others.
+// claimTransfers marks the ids as used, even if the request fails: another attempt
+// needs new ones.
 func (x *exchange) claimTransfers() error {
 	if x.target.consumer == "" {
 		return nil
@@ -150,7 +150,7 @@ func (c *Cluster) take(items []item, all []asked, addresses []string) ([]*delive
 	return taken, failure
 }
 
-// spendTransfer is of use to the named consumer only. The caller holds mu.
+// spendTransfer fails for every consumer but the one that the transfer was for.
 func (c *Cluster) spendTransfer(a asked, addresses []string) (*delivery, error) {
 	d := c.deliveries[a.id]
 	if d == nil || d.hash == "" || d.spent {
@@ -166,7 +166,7 @@ func (c *Cluster) spendTransfer(a asked, addresses []string) (*delivery, error) 
 	return d, nil
 }
 
-// exactly reads an object that has these members and no other.
+// exactly reads an object that has these members and no others.
 func exactly(raw json.RawMessage, names ...string) (object, error) {
 	o, err := parseObject(raw)
 	if err != nil {

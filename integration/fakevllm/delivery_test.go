@@ -23,7 +23,7 @@ func deliver(body, consumer string, ids ...string) string {
 	return with(body, "ec_transfer_params", `{"consumer_zmq":"`+consumer+`","ec_items":[`+strings.Join(items, ",")+`]}`)
 }
 
-// delivered is a chat with ec_items: hashes and ids by turns.
+// delivered is a chat with ec_items, given as alternating hashes and ids.
 func delivered(body string, pairs ...string) string {
 	var items []string
 	for n := 0; n < len(pairs); n += 2 {
@@ -143,7 +143,7 @@ func TestDeliveryServesOnceAndOneConsumer(t *testing.T) {
 	refused(t, decoder, post(t, decoder, chat, "r", body), failed, "unknown or spent transfer id: "+id1)
 	refused(t, other, post(t, other, chat, "r", delivered(chatOf(refA), hash, id2)), failed, "went to another consumer: "+zmq)
 
-	// A consumer that fails has got its embeddings all the same.
+	// A consumer that fails has received its embeddings.
 	decoder.SetFault(Fault{Kind: Status, Code: failed, Message: "embedding could not be delivered", Times: 1, Spend: true})
 	body = delivered(chatOf(refA), hash, id3)
 	assert.Contains(t, post(t, decoder, chat, "r", body).body, "embedding could not be delivered")
@@ -168,7 +168,7 @@ func TestDataParallelRank(t *testing.T) {
 	tests := []struct {
 		name    string
 		ranks   []string // of the consumer
-		to      string   // where the encoder delivers, if anywhere
+		to      string   // the address that the encoder delivers to, if any
 		header  []string
 		message string
 	}{
@@ -209,7 +209,7 @@ func TestDataParallelRank(t *testing.T) {
 	}
 }
 
-// The prefill has consumed at one of its ranks; decode has none to do with that.
+// Prefill has consumed at one of its ranks; decode must not get the rank header.
 func TestRankIsOfThePrefill(t *testing.T) {
 	c := NewCluster()
 	encoder := start(t, c, Options{Role: Encode, Modern: true})
@@ -226,7 +226,7 @@ func TestRankIsOfThePrefill(t *testing.T) {
 	assert.Equal(t, answerTo(t, chatOf(partPlain)), textOf(t, a, false))
 }
 
-// One engine's rank holds all embeddings of a request.
+// All embeddings of a request are on one rank.
 func TestEmbeddingsAtTwoRanks(t *testing.T) {
 	c := NewCluster()
 	encoder := start(t, c, Options{Role: Encode, Modern: true})

@@ -7,11 +7,11 @@ import (
 	"slices"
 )
 
-// encodeID is the request's id, the item's index, and what makes an attempt unique.
+// encodeID is the request's id, the index of the item, and a suffix that is unique to the attempt.
 var encodeID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,141}:[0-9]+:[0-9a-f]{6}$`)
 
-// encodeMembers are all that an encode request may have: the rest of a client's
-// request is none of an encoder's business.
+// encodeMembers are all members that an encode request may have. The other members of a
+// client's request must not be sent to encoders.
 var encodeMembers = []string{
 	"model", "messages", "max_tokens", "stream", "mm_processor_kwargs", "media_io_kwargs", "chat_template", "chat_template_kwargs", "priority", "session_id",
 }
@@ -62,7 +62,7 @@ func (x *exchange) checkEncode() error {
 	return x.checkItem()
 }
 
-// checkAlone wants parts that vLLM takes beside no text.
+// checkAlone requires forms of parts that vLLM accepts in a message without text.
 func (x *exchange) checkAlone() error {
 	messages, _ := array(x.members["messages"])
 	for _, raw := range messages {
@@ -77,7 +77,7 @@ func (x *exchange) checkAlone() error {
 	return nil
 }
 
-// checkItem wants one message of the user that is nothing but one media item.
+// checkItem requires a single message of the user that contains one media item and nothing else.
 func (x *exchange) checkItem() error {
 	p := x.prompt
 	if len(p.roles) != 1 || p.roles[0] != "user" {

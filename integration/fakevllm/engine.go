@@ -13,8 +13,8 @@ import (
 // Role is the stage that an engine serves.
 type Role string
 
-// The three roles. A decode engine also plays prefill+decode: a request that
-// brings no KV blocks is prefilled on the spot, and needs the embeddings there.
+// The three roles. A decode engine also serves prefill and decode together: a request
+// without KV blocks is prefilled there, and needs the embeddings there.
 const (
 	Encode  Role = "encode"
 	Prefill Role = "prefill"
@@ -32,93 +32,93 @@ type Options struct {
 	// Addr is where the engine listens. The default is a free port of 127.0.0.1, see FreePort.
 	Addr string
 
-	// APIKey, if set, is what everything but /health must bring as a bearer token.
+	// APIKey, if set, is the bearer token that all requests but GET /health must have.
 	APIKey string
 
 	// IdleTimeout is how long an idle connection lives. The default is uvicorn's: 5s.
 	IdleTimeout time.Duration
 
-	// Delay is the service time. It ends at once when the client goes away.
+	// Delay is the service time. It ends early if the client goes away.
 	Delay time.Duration
 
 	// ChunkDelay is the time between two events of a stream.
 	ChunkDelay time.Duration
 
-	// RequireKV makes a decode engine fail requests without kv_transfer_params, unless
-	// there can be none: the deployment has a prefill stage. It consumes no embeddings.
+	// RequireKV makes a decode engine reject requests without kv_transfer_params, except
+	// those that never have any: the deployment has a prefill stage. It consumes no embeddings.
 	RequireKV bool
 
-	// ComputesPrompts makes a decode engine with RequireKV take requests without kv_transfer_params
-	// all the same, as vLLM does: it computes the prompt itself, with the media.
+	// ComputesPrompts makes a decode engine with RequireKV accept requests without kv_transfer_params
+	// as vLLM does: it computes the prompt itself, including the media.
 	ComputesPrompts bool
 
-	// KVLease is how long a prefill engine keeps KV blocks that nobody reads: by default for ever.
+	// KVLease is how long a prefill engine keeps KV blocks that are not read. Default: no limit.
 	KVLease time.Duration
 
-	// Mooncake makes prefill and decode engines those of vLLM 0.32.0 with MooncakeConnector. A
-	// prefill engine has a bootstrap server then, at Bootstrap.
+	// Mooncake makes prefill and decode engines behave as vLLM 0.32.0 with MooncakeConnector. A
+	// prefill engine then has a bootstrap server, at Bootstrap.
 	Mooncake bool
 
-	// NoHandOver makes a prefill engine one without a connector: it answers, and hands
-	// nothing over.
+	// NoHandOver makes a prefill engine behave as one without a KV connector: its answers
+	// have no kv_transfer_params.
 	NoHandOver bool
 
-	// PromptDetails makes an engine say in usage how many tokens of the prompt were cached
-	// (vLLM's --enable-prompt-tokens-details): CachedTokens, and at decode what a prefill
-	// has handed over.
+	// PromptDetails makes an engine report in usage how many tokens of the prompt were cached
+	// (vLLM's --enable-prompt-tokens-details): CachedTokens, and at decode the tokens that
+	// prefill has computed.
 	PromptDetails bool
 	CachedTokens  int
 
 	// Handles makes an encode engine answer with ec_transfer_params. What it
-	// encodes can then be consumed only with the handle in there, once.
+	// encodes can then be consumed only once, with the handle in them.
 	Handles bool
 
 	// Modern makes an engine of vLLM 0.31.0: see the package comment.
-	// All engines of a cluster should be of one age.
+	// All engines of a cluster should have the same value.
 	Modern bool
 
-	// MaxBatch is the most images of one encode request, for a modern engine. 0 is no limit.
+	// MaxBatch is the maximum number of images of one encode request, for a modern engine. 0 is no limit.
 	MaxBatch int
 
-	// MaxImages is the most images of one request (vLLM's --limit-mm-per-prompt). 0 is no limit.
+	// MaxImages is the maximum number of images of one request (vLLM's --limit-mm-per-prompt). 0 is no limit.
 	MaxImages int
 
-	// MaxModelLen is the most tokens of a prompt and its answer (vLLM's --max-model-len), where
-	// each byte of text is one. 0 is no limit.
+	// MaxModelLen is the maximum number of tokens of a prompt and its answer (vLLM's --max-model-len), where
+	// each byte of text is a token. 0 is no limit.
 	MaxModelLen int
 
-	// NoItemIndices makes a modern encode engine answer by the items' uuids,
-	// without positions. An item without a uuid goes by its hash.
+	// NoItemIndices makes a modern encode engine name entries by the items' uuids,
+	// without positions. An item without a uuid is named by its hash.
 	NoItemIndices bool
 
-	// NoMetadata makes a modern encode engine tell no shapes, so that no
-	// reference can be made.
+	// NoMetadata makes a modern encode engine report no shapes, so that references
+	// cannot be made.
 	NoMetadata bool
 
-	// VaryShapes makes the shapes that a modern encode engine tells differ from
-	// item to item: otherwise all images look alike, and a proxy that mixes
-	// them up is not seen.
+	// VaryShapes makes a modern encode engine report different shapes for different
+	// items. Otherwise all images have the same shape, and a proxy that confuses
+	// them is not detected.
 	VaryShapes bool
 
-	// Modalities makes engines those of vLLM 0.33: encoders say the modality of each
+	// Modalities makes engines behave as vLLM 0.33: encoders report the modality of each
 	// entry, and a part may refer to a video and its sound.
 	Modalities bool
 
-	// Timing makes a modern encode engine tell the timing of videos too, without which
-	// there can be no references to them.
+	// Timing makes a modern encode engine report the timing of videos too, without which
+	// references to them cannot be made.
 	Timing bool
 
-	// ECExample makes a consumer one of vLLM 0.32.0 with ECExampleConnector where an
-	// embedding is missing: it encodes media by itself, and dies of a reference.
+	// ECExample makes a consumer behave as vLLM 0.32.0 with ECExampleConnector if an
+	// embedding is missing: it encodes media itself, and crashes on a reference.
 	ECExample bool
 
 	// ConsumerZMQ are the control addresses of a modern prefill or decode
-	// engine, one for each data-parallel rank. Encode requests name one of
-	// them, which alone can consume what they have encoded.
+	// engine, one for each data-parallel rank. An encode request names one of
+	// them; only that rank can consume the embeddings.
 	ConsumerZMQ []string
 
-	// KeepHandles makes a decode engine allow ec_transfer_params beside
-	// kv_transfer_params. It makes no use of them.
+	// KeepHandles makes a decode engine accept ec_transfer_params together with
+	// kv_transfer_params. They have no effect.
 	KeepHandles bool
 
 	// Model is the one model that is served, "fake" by default.
@@ -127,12 +127,12 @@ type Options struct {
 	// Version is what GET /version answers, "0.11.1" by default.
 	Version string
 
-	// Profiling makes an engine answer POST /start_profile and /stop_profile,
-	// which are 404 otherwise.
+	// Profiling makes an engine answer POST /start_profile and /stop_profile.
+	// Without it, they are 404.
 	Profiling bool
 
-	// Forget keeps no requests for Requests, whose bodies may be large: for
-	// an engine that runs for long.
+	// Forget keeps no requests for Requests, to save memory in an engine that
+	// runs for a long time.
 	Forget bool
 }
 
@@ -161,7 +161,7 @@ func (o Options) listen() (net.Listener, error) {
 type Engine struct {
 	options Options
 	cluster *Cluster
-	uuid    atomic.Pointer[string] // as vLLM's engine_id: it marks the KV blocks
+	uuid    atomic.Pointer[string] // like vLLM's engine_id; part of kv_transfer_params
 	addr    string
 	port    int
 	reports reports
@@ -169,7 +169,7 @@ type Engine struct {
 
 	mu     sync.Mutex // guards what follows
 	life   *life
-	server *bootstrap // nil: there is none
+	server *bootstrap // nil without Mooncake
 	closed bool
 }
 
@@ -199,7 +199,7 @@ func (c *Cluster) Start(o Options) (*Engine, error) {
 	return e, e.begin(listener)
 }
 
-// begin begins a life. The caller holds mu, or is the only one to know the engine.
+// begin starts a life. The caller holds mu or has not published the engine yet.
 func (e *Engine) begin(listener net.Listener) error {
 	id := randomUUID()
 	e.uuid.Store(&id)
@@ -221,8 +221,8 @@ func (e *Engine) URL() string { return "http://" + e.addr }
 // Name is the engine's name in its answers.
 func (e *Engine) Name() string { return e.options.Name }
 
-// Kill ends the engine as SIGKILL ends a process: every connection is reset at
-// once and new ones are refused. Nothing is answered any more, and the KV blocks that
+// Kill ends the engine as SIGKILL ends a process: all connections are reset at
+// once and new ones are refused. No request is answered, and the KV blocks that
 // decode has not read yet are lost.
 func (e *Engine) Kill() {
 	e.mu.Lock()
@@ -238,7 +238,7 @@ func (e *Engine) die() {
 	e.cluster.lose(*e.uuid.Load())
 }
 
-// wait returns when a killed engine has left nothing behind.
+// wait returns when the goroutines of a killed engine have ended.
 func (e *Engine) wait() {
 	e.life.wait()
 	if e.server != nil {
@@ -247,7 +247,7 @@ func (e *Engine) wait() {
 }
 
 // Restart kills the engine if it runs, and listens again on the same address.
-// Reports and fault are kept.
+// Reports and the fault are kept.
 func (e *Engine) Restart() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -11,13 +11,13 @@ type apiError struct {
 	code       int
 	message    string
 	body       any
-	late       bool // no fault of the request, and found out when it was under way
-	statusSent bool // in a stream, which has no event yet
+	late       bool // not an error in the request; found after its checks
+	statusSent bool // in a stream that has no event yet
 }
 
 func (e *apiError) Error() string { return e.message }
 
-// newAPIError has the shape of all errors that vLLM makes itself.
+// newAPIError returns an error in the form of all errors of vLLM's handlers.
 func newAPIError(code int, param any, message string) *apiError {
 	body := map[string]any{
 		"error": map[string]any{"message": message, "type": errorType(code), "param": param, "code": code},
@@ -31,24 +31,24 @@ func errorType(code int) string {
 	return strings.TrimSuffix(name, "Error") + "Error"
 }
 
-// badRequest is for a request that no engine could serve.
+// badRequest is for a request that is invalid for every engine.
 func badRequest(format string, args ...any) error {
 	return newAPIError(http.StatusBadRequest, nil, fmt.Sprintf(format, args...))
 }
 
-// lateRefusal is for a request that vLLM finds wrong when a stream has its status already.
+// lateRefusal is for an invalid request that vLLM rejects only after the status of a stream was sent.
 func lateRefusal(format string, args ...any) error {
 	e := newAPIError(http.StatusBadRequest, nil, fmt.Sprintf(format, args...))
 	e.statusSent = true
 	return e
 }
 
-// engineFailure is for a request that is well-formed but makes an engine fail.
+// engineFailure is for a valid request that makes an engine fail.
 func engineFailure(format string, args ...any) error {
 	return newAPIError(http.StatusInternalServerError, nil, fmt.Sprintf(format, args...))
 }
 
-// lateFailure is vLLM's answer to what is no fault of the request.
+// lateFailure is vLLM's answer to an internal error.
 func lateFailure() error {
 	e := newAPIError(http.StatusInternalServerError, nil, "Internal server error")
 	e.late = true
@@ -59,8 +59,8 @@ func unknownModel(model string) error {
 	return newAPIError(http.StatusNotFound, "model", fmt.Sprintf("The model `%s` does not exist.", model))
 }
 
-// These two do not come from vLLM's handlers but from its middleware and its
-// router, which have their own shapes.
+// These two come from vLLM's middleware and router, not from its handlers, and
+// have other forms.
 func unauthorized() error {
 	return &apiError{code: http.StatusUnauthorized, message: "Unauthorized", body: map[string]any{"error": "Unauthorized"}}
 }

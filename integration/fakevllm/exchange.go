@@ -23,16 +23,16 @@ type exchange struct {
 	prompt   prompt                // likewise
 	target   target                // likewise
 	referred bool                  // it has references
-	cut      func(*answer) *answer // what a connection lets through before it is reset
-	within   *apiError             // what a stream ends with after its first events
-	forgets  bool                  // what is encoded is not stored
-	started  bool                  // the client has got something
+	cut      func(*answer) *answer // selects what is sent before the connection is reset
+	within   *apiError             // error event at the end of a stream, after its first events
+	forgets  bool                  // embeddings are not stored
+	started  bool                  // a part of the answer was sent
 }
 
 func (x *exchange) context() context.Context { return x.r.Context() }
 
-// receive reads the whole body before anything else happens: only then does
-// net/http watch the connection, and notice a client that leaves.
+// receive reads the whole body first: only then does net/http watch the connection
+// and notice that a client has gone away.
 func (e *Engine) receive(w http.ResponseWriter, r *http.Request) (*exchange, error) {
 	x := &exchange{engine: e, w: w, r: r, id: r.Header.Get("X-Request-Id")}
 	e.reports.begin(x)
@@ -57,11 +57,11 @@ func (e *Engine) receive(w http.ResponseWriter, r *http.Request) (*exchange, err
 	return x, err
 }
 
-// end takes the request out of those in flight. It comes before the answer's
-// last byte: the client may send the next request with this id right after it.
+// end removes the request from those in flight. It is called before the answer's last
+// byte is sent: the client may send the next request with this id right after it.
 func (x *exchange) end() { x.engine.reports.end(x) }
 
-// finish sends the answer, or does what an error asks for.
+// finish sends the answer or the error.
 func (x *exchange) finish(a *answer, err error) {
 	var refusal *apiError
 	if errors.As(err, &refusal) {
@@ -81,7 +81,7 @@ func (x *exchange) finish(a *answer, err error) {
 	}
 }
 
-// abort resets the connection. Unless that is the engine's own will, the client
+// abort resets the connection. If the engine did not intend to cut it, the client
 // has gone away.
 func (x *exchange) abort(err error) {
 	if !errors.Is(err, errCut) && context.Cause(x.context()) != errKilled {
@@ -92,8 +92,8 @@ func (x *exchange) abort(err error) {
 	panic(http.ErrAbortHandler) // net/http's way to end a request without an answer
 }
 
-// refuseTruncated is for a body that ended before its Content-Length. Mostly the
-// client has gone away. One that has only stopped sending learns what is wrong.
+// refuseTruncated is for a body that ended before its Content-Length. Usually the
+// client has gone away; one that is still connected gets the error.
 func (x *exchange) refuseTruncated(err error) {
 	if context.Cause(x.context()) != errKilled {
 		x.reportGone()
@@ -103,7 +103,7 @@ func (x *exchange) refuseTruncated(err error) {
 	x.end()
 	a := refusal.answer()
 	x.writeHead(a)
-	_, _ = x.w.Write(a.pieces[0]) // if it fails, there is nobody to tell
+	_, _ = x.w.Write(a.pieces[0]) // the client may have gone away
 }
 
 func (x *exchange) reportGone() {

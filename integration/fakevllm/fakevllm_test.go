@@ -20,7 +20,7 @@ const (
 	chat        = "/v1/chat/completions"
 	completions = "/v1/completions"
 
-	// patience is how long a test polls. Nothing takes that long unless it is broken.
+	// patience is how long a test polls before it fails.
 	patience = 10 * time.Second
 )
 
@@ -53,7 +53,7 @@ func startAlone(t *testing.T, o Options) *Engine {
 	return start(t, NewCluster(), o)
 }
 
-// reply is an answer that was read to its end, or as far as it came.
+// reply is an answer, complete or cut.
 type reply struct {
 	status  int
 	header  http.Header
@@ -61,10 +61,10 @@ type reply struct {
 	bodyErr error
 }
 
-// client keeps no connections, so that no test is disturbed by another's.
+// client keeps no connections, so that tests do not affect each other.
 var client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
-// newRequest is a right one as far as its headers go.
+// newRequest returns a request with correct headers.
 func newRequest(t *testing.T, e *Engine, path, id, body string) *http.Request {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, e.URL()+path, strings.NewReader(body))
@@ -124,7 +124,7 @@ func postAsync(t *testing.T, ctx context.Context, e *Engine, id, body string) <-
 	return done
 }
 
-// eventually polls, without a goroutine: some conditions count them.
+// eventually polls without a goroutine, because some conditions count goroutines.
 func eventually(t *testing.T, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !condition(); time.Sleep(time.Millisecond) {
@@ -144,7 +144,7 @@ func await(t *testing.T, done <-chan error) error {
 	}
 }
 
-// dial opens a connection for what net/http's client would not send.
+// dial opens a connection for requests that net/http's client cannot send.
 func dial(t *testing.T, e *Engine) *net.TCPConn {
 	t.Helper()
 	c, err := net.Dial("tcp", e.Addr())
@@ -154,17 +154,17 @@ func dial(t *testing.T, e *Engine) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// raw is a POST as bytes.
+// raw is a POST request as bytes.
 func raw(path string, headers []string, body string) string {
 	return "POST " + path + " HTTP/1.1\r\nHost: engine\r\n" + strings.Join(headers, "\r\n") + "\r\n\r\n" + body
 }
 
-// rawHeaders are right for a body of this length.
+// rawHeaders are correct headers for a body of this length.
 func rawHeaders(length int) []string {
 	return []string{"Content-Type: application/json", "X-Request-Id: r", fmt.Sprintf("Content-Length: %d", length)}
 }
 
-// refused asserts an error in vLLM's shape that names what was wrong, and its report.
+// refused asserts an error in vLLM's form that names what was wrong, and its entry in Refusals.
 func refused(t *testing.T, e *Engine, a reply, code int, message string) {
 	t.Helper()
 	assert.Equal(t, code, a.status, a.body)
@@ -192,7 +192,7 @@ func accepted(t *testing.T, e *Engine, a reply) {
 	assert.Empty(t, e.Refusals())
 }
 
-// member cuts one top-level member out of an answer, to carry it on.
+// member returns a top-level member of an answer, for use in the next request.
 func member(t *testing.T, a reply, name string) string {
 	t.Helper()
 	require.Equal(t, http.StatusOK, a.status, a.body)
@@ -417,7 +417,7 @@ func TestDuplicateIDInFlight(t *testing.T) {
 	assert.Equal(t, http.StatusOK, post(t, e, chat, "r", textChat).status)
 }
 
-// A client may send an id again as soon as it has the answer.
+// A client may reuse an id as soon as it has the answer.
 func TestIDIsFreeWithTheAnswer(t *testing.T) {
 	e := startAlone(t, Options{Role: Decode})
 	keepAlive := &http.Client{Transport: &http.Transport{}}

@@ -9,18 +9,18 @@ import (
 	"time"
 )
 
-// FaultKind is what goes wrong.
+// FaultKind is a way in which an engine fails.
 type FaultKind string
 
 const (
 	// None is no fault.
 	None FaultKind = ""
 
-	// Hang accepts requests and stays silent, /health included, until the
-	// client leaves or SetFault is called again; then the request is served.
+	// Hang accepts requests, /health included, and sends nothing until the client
+	// leaves or SetFault is called again; then the request is served.
 	Hang FaultKind = "hang"
 
-	// CutBefore resets the connection without any byte of an answer.
+	// CutBefore resets the connection before the first byte of an answer.
 	CutBefore FaultKind = "cut before"
 
 	// CutMiddle sends the right status and headers with the first half of the
@@ -28,17 +28,17 @@ const (
 	// event, after the first few.
 	CutMiddle FaultKind = "cut middle"
 
-	// CutBetween is CutMiddle between two events of a stream, which is where
-	// engines break off: they write each event at once.
+	// CutBetween is CutMiddle between two events of a stream. Real engines fail there,
+	// because they write each event in one piece.
 	CutBetween FaultKind = "cut between"
 
-	// ErrorWithin ends a stream, after its first few events, with one that is an error, of
-	// Code and with Message, and with [DONE].
+	// ErrorWithin ends a stream, after its first few events, with an error event (Code,
+	// Message) and [DONE].
 	ErrorWithin FaultKind = "error within"
 
-	// ErrorFirst answers as vLLM does when a request fails after its checks: Code, with
-	// Message, but a stream has the status 200 and the error as its first event (in a chat
-	// as the one after the role), and [DONE].
+	// ErrorFirst answers as vLLM does when a request fails after its checks: with Code and
+	// Message. A stream has the status 200 and the error as its first event (in a chat,
+	// after the one with the role), then [DONE].
 	ErrorFirst FaultKind = "error first"
 
 	// Status answers Code, with Message in vLLM's error shape.
@@ -50,21 +50,21 @@ const (
 	// Garbage answers 200 with a body that is not JSON.
 	Garbage FaultKind = "garbage"
 
-	// Forget makes a modern encode engine answer as ever, but what it has encoded is not
-	// where consumers look for it: somebody has cleaned the storage.
+	// Forget makes a modern encode engine answer as usual, but consumers do not find the
+	// embeddings: they were removed from the storage.
 	Forget FaultKind = "forget"
 
-	// Crash is Kill, at the moment the request has been read.
+	// Crash is Kill, right after the request has been read.
 	Crash FaultKind = "crash"
 )
 
-// Fault makes an engine fail. A request that is wrong in itself is refused as
-// ever, and does not count: a fault hides nothing but missing embeddings and KV.
+// Fault makes an engine fail. An invalid request is rejected as usual and does not count:
+// a fault takes precedence only over errors about missing embeddings and KV.
 type Fault struct {
 	Kind    FaultKind
-	Code    int           // for Status, ErrorWithin and ErrorFirst; the default is 500
-	Message string        // likewise
-	Header  http.Header   // for Status: more headers, such as Retry-After
+	Code    int           // for Status, ErrorWithin and ErrorFirst; default 500
+	Message string        // for Status, ErrorWithin and ErrorFirst
+	Header  http.Header   // for Status: additional headers, such as Retry-After
 	Delay   time.Duration // for Slow
 
 	// Times is the number of requests that the fault applies to. 0 is all,
@@ -74,8 +74,8 @@ type Fault struct {
 	// Match limits the fault to requests whose body contains it.
 	Match string
 
-	// Spend makes the engine read what the request brings before it fails:
-	// KV blocks and transfer handles are gone then, though it has failed.
+	// Spend makes the engine read the KV blocks and transfer handles of the request
+	// before it fails, so that they are used up.
 	Spend bool
 }
 
@@ -118,7 +118,7 @@ func (f *faults) next(body []byte) (Fault, <-chan struct{}) {
 	return fault, f.replaced
 }
 
-// hang returns when GET /health may be answered. It returns nil for: now.
+// hang returns a channel that is closed when GET /health may be answered; nil: at once.
 func (f *faults) hang() <-chan struct{} {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -128,8 +128,8 @@ func (f *faults) hang() <-chan struct{} {
 	return f.replaced
 }
 
-// strike applies the current fault. Without an answer and an error the request
-// is served, by an engine that may have been slow.
+// strike applies the current fault. If it returns neither an answer nor an error, the
+// request is served, possibly after a delay.
 func (x *exchange) strike() (*answer, error) {
 	fault, replaced := x.engine.faults.next(x.body)
 	if fault.Spend {
@@ -188,7 +188,7 @@ func waitFor(ctx context.Context, done <-chan struct{}) error {
 	}
 }
 
-// pause sleeps, but no longer than the context lives.
+// pause sleeps until the time is over or the context is done.
 func pause(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return context.Cause(ctx)

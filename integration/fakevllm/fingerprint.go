@@ -5,16 +5,16 @@ import (
 	"maps"
 )
 
-// promptMembers are the members that shape what is prefilled. KV computed with
-// other values of them is another request's KV.
+// promptMembers are the members that affect the prefill: with other values the KV
+// is different.
 var promptMembers = []string{
 	"messages", "prompt", "tools", "documents",
 	"chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
 	"mm_processor_kwargs", "media_io_kwargs",
 }
 
-// fingerprint is the same for requests that have the same KV. The order of
-// members counts: templates print tools as they are.
+// fingerprint is equal for requests that have the same KV. The order of members
+// matters, because templates print tools as they are.
 func fingerprint(o object) string {
 	values := make([]string, len(promptMembers))
 	for n, name := range promptMembers {
@@ -23,8 +23,8 @@ func fingerprint(o object) string {
 	return digest(values...)
 }
 
-// fingerprint is that of one part of a request. It counts a reference of a request to a modern engine as the item
-// that it stands for, so media are the same however they are written.
+// fingerprint is that of one part of a request. For a modern engine, a reference counts as the item
+// that it stands for, so it does not matter how media are written.
 func (x *exchange) fingerprint(part object) string {
 	if !x.engine.options.Modern || !x.members.has("messages") {
 		return fingerprint(part)
@@ -34,14 +34,14 @@ func (x *exchange) fingerprint(part object) string {
 	return fingerprint(o)
 }
 
-// withItems puts modality and key of the items in the place of their parts. The
-// prompt has been read out of these messages, so nothing in them is wrong.
+// withItems replaces the parts by modality and key of their items. The messages were parsed
+// before, so they are valid.
 func withItems(messages json.RawMessage, items []item) json.RawMessage {
 	list, _ := array(messages)
 	for n, raw := range list {
 		message, _ := parseObject(raw)
 		parts, err := array(message["content"])
-		if err != nil { // it is text
+		if err != nil { // the content is text
 			continue
 		}
 		for m := range parts {

@@ -7,10 +7,10 @@ import (
 	"slices"
 )
 
-// A form is what a request model takes for a member.
+// A form reports whether vLLM's request model accepts a value for a member.
 type form func(json.RawMessage) bool
 
-// forms are what vLLM's request models take for the options of all requests.
+// forms are what vLLM's request models accept for the options of all requests.
 var forms = map[string]form{
 	"frequency_penalty":             orNull(isAnyNumber),
 	"presence_penalty":              orNull(isAnyNumber),
@@ -59,7 +59,7 @@ var completionForms = map[string]form{
 	"echo":     orNull(isFlag),
 }
 
-// checkForms checks each option for itself.
+// checkForms checks the form of each option.
 func (x *exchange) checkForms() error {
 	own := completionForms
 	if x.isChat() {
@@ -85,7 +85,7 @@ func isWhole(raw json.RawMessage) bool {
 	return ok && n == math.Trunc(n) && !math.IsInf(n, 0)
 }
 
-// isCount is for what vLLM compares before pydantic reads it.
+// isCount is for options that vLLM compares before pydantic validates them.
 func isCount(raw json.RawMessage) bool {
 	_, isString := stringOf(raw)
 	return !isString && isWhole(raw)

@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// errKilled is the cause that tells a killed engine from a client that went away.
+// errKilled is the cause by which requests of a killed engine differ from those of a client that went away.
 var errKilled = errors.New("engine killed")
 
-// life is one run of an engine's process, from its first listening to its kill.
+// life is one run of an engine's process, from its start to its kill.
 type life struct {
 	listener net.Listener
 	server   *http.Server
@@ -24,7 +24,7 @@ type life struct {
 	mu    sync.Mutex // guards what follows
 	over  bool
 	conns map[net.Conn]struct{}
-	empty sync.Cond // conns has become empty
+	empty sync.Cond // signals that conns has become empty
 }
 
 func newLife(listener net.Listener, idle time.Duration, handler http.Handler) *life {
@@ -48,12 +48,12 @@ func newLife(listener net.Listener, idle time.Duration, handler http.Handler) *l
 	}
 	go func() {
 		defer close(l.served)
-		_ = l.server.Serve(listener) // ends with the listener, nothing to report
+		_ = l.server.Serve(listener) // returns when the listener is closed
 	}()
 	return l
 }
 
-// track knows every open connection, so that kill can reset it.
+// track keeps the set of open connections, so that kill can reset them.
 func (l *life) track(c net.Conn, state http.ConnState) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -71,14 +71,14 @@ func (l *life) track(c net.Conn, state http.ConnState) {
 	}
 }
 
-// kill does not wait for requests in service, so one of them may call it.
+// kill does not wait for requests in service, because a request may call it.
 func (l *life) kill() {
 	if l.resetAll() {
 		_ = l.server.Close() // not under mu: it waits for an accept loop that may be in track
 	}
 }
 
-// resetAll reports false if the life was over already.
+// resetAll reports false if the life has already ended.
 func (l *life) resetAll() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -86,7 +86,7 @@ func (l *life) resetAll() bool {
 		return false
 	}
 	l.over = true
-	l.cancel(errKilled) // first, so that a reset does not pass for a client that went away
+	l.cancel(errKilled) // before the reset, so that requests do not count it as a client that went away
 	_ = l.listener.Close()
 	for c := range l.conns {
 		reset(c)
@@ -94,7 +94,7 @@ func (l *life) resetAll() bool {
 	return true
 }
 
-// wait returns when a killed life has left nothing behind.
+// wait returns when all goroutines and connections of a killed life have ended.
 func (l *life) wait() {
 	<-l.served
 	l.mu.Lock()
@@ -104,8 +104,8 @@ func (l *life) wait() {
 	}
 }
 
-// connection is how a request finds what it arrived on, to break it. Conn is not
-// embedded, as reset must see its real type.
+// connection lets a request find its own connection, to reset it. Conn is not
+// embedded, as reset needs its concrete type.
 type connection struct {
 	conn net.Conn
 	life *life

@@ -116,7 +116,7 @@ func TestRestartAfterClose(t *testing.T) {
 	assert.EqualError(t, e.Restart(), "restart d: engine is closed")
 }
 
-// A killed prefill engine's cluster still has its blocks.
+// After a prefill engine was killed, its cluster still has the blocks.
 func TestClusterOutlivesEngines(t *testing.T) {
 	c := NewCluster()
 	encoder, decoder := start(t, c, Options{Role: Encode}), start(t, c, Options{Role: Decode})
@@ -126,7 +126,7 @@ func TestClusterOutlivesEngines(t *testing.T) {
 	accepted(t, decoder, post(t, decoder, chat, "r", imageChat))
 }
 
-// Kills and restarts race with requests, for the race detector and for deadlocks.
+// Kills and restarts run concurrently with requests, to find data races and deadlocks.
 func TestKillUnderLoad(t *testing.T) {
 	e := startAlone(t, Options{Role: Decode})
 	var wg sync.WaitGroup
@@ -141,7 +141,7 @@ func TestKillUnderLoad(t *testing.T) {
 				default:
 					again := r.Clone(t.Context())
 					again.Body, _ = r.GetBody()
-					_, _ = try(again) // whatever a dying engine brings about
+					_, _ = try(again) // a dying engine may cause any error
 				}
 			}
 		})
@@ -160,7 +160,7 @@ func TestKillUnderLoad(t *testing.T) {
 	assert.Empty(t, e.Refusals())
 }
 
-// serverGoroutines is how many goroutines work for any engine.
+// serverGoroutines is the number of goroutines of all engines.
 func serverGoroutines() int {
 	stacks := make([]byte, 16<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]

@@ -1,6 +1,6 @@
 package fakevllm
 
-// checkLimits is what does not fit into the engine.
+// checkLimits checks the limits of the engine: images and length of the prompt.
 func (x *exchange) checkLimits() error {
 	if falsy(x.members["prompt"]) && !x.isChat() && !x.members.has("prompt_embeds") {
 		return badRequest("You must pass at least one prompt")
@@ -11,7 +11,7 @@ func (x *exchange) checkLimits() error {
 	return x.checkContext()
 }
 
-// checkContext checks that there is room for the prompt, and for all of the answer alone.
+// checkContext checks that the prompt fits, and that the maximum length of the answer alone does.
 func (x *exchange) checkContext() error {
 	o, room := x.members, x.engine.options.MaxModelLen
 	if room == 0 {
@@ -41,7 +41,7 @@ func (x *exchange) images() (n int) {
 	return n
 }
 
-// length is that of what is kept of the prompt, where -1 is what leaves room for one token.
+// length is that of the prompt after truncation, where -1 truncates it so that one token still fits.
 func (x *exchange) length() int {
 	if !x.members.has("truncate_prompt_tokens") {
 		return x.uncut()
@@ -53,8 +53,8 @@ func (x *exchange) length() int {
 	return min(x.uncut(), kept)
 }
 
-// uncut is the length of the prompt, of the longest one if there are several. A byte of text is a
-// token here, and media are none.
+// uncut is the length of the prompt before truncation, or of the longest of several. A byte of text is a
+// token here; media are not counted.
 func (x *exchange) uncut() (longest int) {
 	if x.isChat() {
 		for _, text := range x.prompt.texts {

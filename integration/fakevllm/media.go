@@ -16,21 +16,21 @@ import (
 type item struct {
 	kind     string // the member of the part, such as "input_audio"
 	modality string // "image", "audio" or "video"
-	ready    bool   // it is an embedding already, or stands for one
-	cached   bool   // the engine is to have it from before, by its uuid
+	ready    bool   // it is an embedding, or a reference to one
+	cached   bool   // the request has only its uuid: the engine must have it already
 
-	// key is the SHA-256 of the media and the processing options: an encoder
-	// and a consumer that process an image differently do not mean the same embedding.
+	// key is the SHA-256 of the media and the processing options: the embeddings of one
+	// image differ if the options differ.
 	key string
 
-	// hash is what engines call mm_hash: the key, or, if the part brings a
-	// uuid, one that depends on the uuid too. An item must have its uuid
-	// everywhere or nowhere, or the consumer looks up another hash than was encoded.
+	// hash is what engines call mm_hash: the key or, if the part has a uuid, a hash of
+	// both. An item must have its uuid in all requests or in none, or the consumer
+	// looks up another hash than was encoded.
 	hash string
 
-	message, part int             // where it stands
+	message, part int             // position of the part
 	uuid          json.RawMessage // of the part, nil if it has none
-	value         json.RawMessage // what is loaded
+	value         json.RawMessage // the data or URL that is loaded
 	options       string          // for its processing
 }
 
@@ -39,7 +39,7 @@ func newItem(l load, options string) (item, error) {
 	modality, _, _ := strings.Cut(l.kind, "_")
 	i := item{kind: l.member, modality: modality, ready: strings.HasSuffix(l.kind, "_embeds"), value: l.value, options: options}
 	if l.uuid != nil {
-		i.uuid = bytes.Clone(l.uuid) // what keeps the item keeps no body
+		i.uuid = bytes.Clone(l.uuid) // a clone, so that the item does not keep the body in memory
 	}
 	content, isText := stringOf(l.value)
 	switch {
@@ -65,10 +65,10 @@ func newItem(l load, options string) (item, error) {
 	return i, nil
 }
 
-// falsy is Python's idea of nothing.
+// falsy reports whether a value is false in Python.
 func falsy(raw json.RawMessage) bool {
 	if len(raw) > 2 && raw[0] == '"' {
-		return false // worth it: media are megabytes
+		return false // saves work: media are megabytes
 	}
 	switch compact(raw) {
 	case "null", "false", "0", `""`, "[]", "{}":
@@ -77,7 +77,7 @@ func falsy(raw json.RawMessage) bool {
 	return false
 }
 
-// load is what vLLM loads for a part, under the names of its parser.
+// load is what vLLM loads for a part, with the names of its parser.
 type load struct {
 	kind   string // image, audio, video, image_pil, prompt_embeds, or embeds of a modality
 	member string // of the part
@@ -85,7 +85,7 @@ type load struct {
 	uuid   json.RawMessage
 }
 
-// loads is how vLLM 0.32 reads a part that is no text (renderers/chat_utils.py).
+// loads returns what vLLM 0.32 loads for a part that is not text (renderers/chat_utils.py).
 func (r reading) load() (load, error) {
 	l := load{kind: r.kind, member: r.kind, value: r.content, uuid: r.uuid}
 	switch r.kind {
@@ -114,7 +114,7 @@ func (r reading) load() (load, error) {
 	return l, nil
 }
 
-// python writes a member as Python writes it into a string.
+// python formats a member as Python formats it in a string.
 func python(o object, name string) string {
 	if text, ok := stringOf(o[name]); ok {
 		return text
@@ -125,7 +125,7 @@ func python(o object, name string) string {
 	return ""
 }
 
-// within says where an error, if there is one, happened.
+// within adds the place to an error, if there is one.
 func within(where string, err error) error {
 	if err == nil {
 		return nil
@@ -133,7 +133,7 @@ func within(where string, err error) error {
 	return fmt.Errorf("%s: %w", where, err)
 }
 
-// digest hashes strings so that no two lists of them look the same.
+// digest hashes a list of strings; the hashes of different lists differ.
 func digest(values ...string) string {
 	h := sha256.New()
 	for _, v := range values {
@@ -143,12 +143,12 @@ func digest(values ...string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// processingOptions are the members that change what an encoder makes of an item.
+// processingOptions are the members that affect how an item is encoded.
 func processingOptions(o object) string {
 	return canonical(o["mm_processor_kwargs"]) + canonical(o["media_io_kwargs"])
 }
 
-// soundWanted reports whether a video stands for its sound as well.
+// soundWanted reports whether the sound of a video is an item too.
 func soundWanted(o object) bool {
 	kwargs, err := parseObject(o["mm_processor_kwargs"])
 	return err == nil && !falsy(kwargs["use_audio_in_video"])

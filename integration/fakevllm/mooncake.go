@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// mooncakeParams is what MooncakeConnector has in kv_transfer_params. Prefill gets the first
+// mooncakeParams are MooncakeConnector's kv_transfer_params. Prefill gets the first
 // three, decode all of them.
 type mooncakeParams struct {
 	DoRemoteDecode  bool   `json:"do_remote_decode"`
@@ -17,21 +17,21 @@ type mooncakeParams struct {
 	Bootstrap       string `json:"remote_bootstrap_addr,omitempty"`
 }
 
-// readMooncake returns nothing where there is nothing to read.
+// readMooncake returns the zero value if raw cannot be parsed.
 func readMooncake(params json.RawMessage) (m mooncakeParams) {
 	_ = json.Unmarshal(params, &m)
 	return m
 }
 
-// transferWork is one request's KV, which prefill holds until decode asks for it.
+// transferWork is one request's KV, which prefill keeps until decode reads it.
 type transferWork struct {
-	mooncakeParams // as decode must have them
+	mooncakeParams // as decode must send them
 	lost, spent    bool
 	expires        time.Time // zero: never
 	fingerprint    string
 }
 
-// checkMooncakePrefill takes only what ends because of max_tokens, and is handed over.
+// checkMooncakePrefill requires that a request ends because of max_tokens: only then is its KV handed over.
 func (x *exchange) checkMooncakePrefill() error {
 	o := x.members
 	m := readMooncake(o["kv_transfer_params"])
@@ -63,14 +63,14 @@ func (x *exchange) checkMooncakeDecode() error {
 	return nil
 }
 
-// transfer returns what is known of a transfer id, nil if it was never used.
+// transfer returns the work of a transfer id, nil if the id was never used.
 func (c *Cluster) transfer(id string) *transferWork {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.transfers[id]
 }
 
-// holdTransfer keeps the KV of the request for whoever has its transfer id.
+// holdTransfer keeps the KV of the request under its transfer id.
 func (x *exchange) holdTransfer() {
 	e, m := x.engine, readMooncake(x.members["kv_transfer_params"])
 	work := &transferWork{
@@ -87,8 +87,8 @@ func (x *exchange) holdTransfer() {
 	c.transfers[m.TransferID] = work
 }
 
-// pull gives the KV to a decode request. Unlike vLLM, which then waits for minutes, it says at
-// once that there is nothing to wait for.
+// pull gives the KV to a decode request. If there is none, it fails at once; vLLM waits for
+// minutes.
 func (c *Cluster) pull(params json.RawMessage, fingerprint string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -114,7 +114,7 @@ func (c *Cluster) pull(params json.RawMessage, fingerprint string) error {
 	return nil
 }
 
-// bootstrap is the bootstrap server of a prefill engine. It lives and dies with it.
+// bootstrap is the bootstrap server of a prefill engine. It is started and killed with it.
 type bootstrap struct {
 	engine *Engine
 	addr   string
@@ -138,7 +138,7 @@ func (b *bootstrap) begin() error {
 	return nil
 }
 
-// ServeHTTP answers GET /query, as vLLM's.
+// ServeHTTP answers GET /query as vLLM does.
 func (b *bootstrap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet || r.URL.Path != "/query" {
 		http.NotFound(w, r)
@@ -151,11 +151,11 @@ func (b *bootstrap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}}))
 }
 
-// Bootstrap is the address of the engine's bootstrap server, http://host:port. It stays the
-// same over restarts.
+// Bootstrap is the address of the engine's bootstrap server, http://host:port. It does not
+// change when the engine is restarted.
 func (e *Engine) Bootstrap() string { return "http://" + e.server.addr }
 
-// KillBootstrap ends the bootstrap server alone, until the engine is restarted.
+// KillBootstrap stops only the bootstrap server, until the engine is restarted.
 func (e *Engine) KillBootstrap() {
 	e.mu.Lock()
 	defer e.mu.Unlock()

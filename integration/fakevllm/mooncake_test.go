@@ -56,7 +56,7 @@ func TestMooncakeContract(t *testing.T) {
 	require.NoError(t, p.Restart())
 	assert.NotEqual(t, id, engineIDOf(t, p))
 	for want, a := range map[string]reply{
-		"Internal server error":               decode("a", "two", id, server), // it is lost
+		"Internal server error":               decode("a", "two", id, server), // the KV is lost
 		"is not that of the prefill":          decode("a", "three", engineIDOf(t, p), server),
 		"unknown transfer_id none":            decode("a", "none", id, server),
 		"kv_transfer_params missing":          post(t, d, completions, "r", `{"prompt":"a"}`),

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// number reads a number as pydantic does, in a string too. true and false are numbers to Python.
+// number reads a number as pydantic does, also from a string. In Python, true and false are numbers.
 func number(raw json.RawMessage) (float64, bool) {
 	text := string(raw)
 	if s, isString := stringOf(raw); isString {
@@ -21,19 +21,19 @@ func number(raw json.RawMessage) (float64, bool) {
 	return n, err == nil || math.IsInf(n, 0)
 }
 
-// lax reads a whole number as pydantic does, 0 if it is none.
+// lax reads an integer as pydantic does; 0 if it is none.
 func lax(raw json.RawMessage) int {
 	n, _ := number(raw)
 	return int(n)
 }
 
-// flags are what pydantic takes for false and true in a string.
+// flags are the strings that pydantic accepts as false and true.
 var flags = map[string]bool{
 	"0": false, "off": false, "f": false, "false": false, "n": false, "no": false,
 	"1": true, "on": true, "t": true, "true": true, "y": true, "yes": true,
 }
 
-// flag reads one as pydantic does.
+// flag reads a boolean as pydantic does.
 func flag(raw json.RawMessage) (on, ok bool) {
 	if s, isString := stringOf(raw); isString {
 		on, ok = flags[strings.ToLower(s)]

@@ -9,8 +9,8 @@ import (
 	"unicode/utf8"
 )
 
-// object is a JSON object whose values are still raw. Names compare exactly:
-// struct decoding would take "URL" for "url", which engines do not.
+// object is a JSON object with raw values. Names are compared exactly: decoding into a
+// struct would accept "URL" for "url", which engines do not.
 type object map[string]json.RawMessage
 
 // parseBody reads exactly one JSON object.
@@ -19,14 +19,13 @@ func parseBody(raw []byte) (object, error) {
 		return nil, errors.New("not UTF-8")
 	}
 	if !json.Valid(raw) {
-		return nil, fmt.Errorf("not JSON: %w", json.Unmarshal(raw, new(any))) // the error says where
+		return nil, fmt.Errorf("not JSON: %w", json.Unmarshal(raw, new(any))) // the error contains the position
 	}
 	return parseObject(bytes.TrimSpace(raw))
 }
 
-// parseObject reads an object out of JSON that parseBody has found valid. It
-// refuses duplicate members: two parsers that disagree about one disagree about
-// the request.
+// parseObject reads an object from JSON that parseBody has found valid. Duplicate
+// members are rejected: parsers differ in which of them they use.
 func parseObject(raw []byte) (object, error) {
 	if len(raw) == 0 || raw[0] != '{' {
 		return nil, errors.New("not a JSON object")
@@ -42,7 +41,7 @@ func parseObject(raw []byte) (object, error) {
 	return members, nil
 }
 
-// array reads a list out of JSON that parseBody has found valid.
+// array reads a list from JSON that parseBody has found valid.
 func array(raw json.RawMessage) ([]json.RawMessage, error) {
 	if len(raw) == 0 || raw[0] != '[' {
 		return nil, errors.New("not a list")
@@ -50,7 +49,7 @@ func array(raw json.RawMessage) ([]json.RawMessage, error) {
 	return split(raw), nil
 }
 
-// has reports whether a member is there. null counts as absent, as in vLLM.
+// has reports whether a member exists. As in vLLM, null counts as absent.
 func (o object) has(name string) bool {
 	value, ok := o[name]
 	return ok && string(value) != "null"
@@ -70,12 +69,12 @@ func (o object) text(name string) (string, error) {
 	return s, nil
 }
 
-// stringOf reports false for everything but a string.
+// stringOf reports false if the value is not a string.
 func stringOf(raw json.RawMessage) (string, bool) {
 	if len(raw) == 0 || raw[0] != '"' {
 		return "", false
 	}
-	if !bytes.Contains(raw, []byte(`\`)) { // worth it: media are megabytes, without escapes
+	if !bytes.Contains(raw, []byte(`\`)) { // saves work: media are megabytes, without escapes
 		return string(raw[1 : len(raw)-1]), true
 	}
 	var s string
@@ -83,7 +82,7 @@ func stringOf(raw json.RawMessage) (string, bool) {
 	return s, err == nil
 }
 
-// canonical is the same for values that differ only in spacing, escapes and the
+// canonical is equal for values that differ only in white space, escapes and the
 // order of members. An absent value is null.
 func canonical(raw json.RawMessage) string {
 	if raw == nil {
@@ -98,7 +97,7 @@ func canonical(raw json.RawMessage) string {
 	return string(marshal(value))
 }
 
-// compact is the value without spacing. An absent value is null.
+// compact returns the value without white space. An absent value is null.
 func compact(raw json.RawMessage) string {
 	if raw == nil {
 		return "null"
@@ -110,13 +109,13 @@ func compact(raw json.RawMessage) string {
 	return b.String()
 }
 
-// marshal encodes what this package answers: UTF-8 as it is, as vLLM writes it.
+// marshal encodes JSON without escaping HTML, as vLLM does.
 func marshal(value any) []byte {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
 	if err := e.Encode(value); err != nil {
-		panic(err) // only a value that this package built wrongly
+		panic(err) // only if this package built an invalid value
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }

@@ -2,7 +2,7 @@ package fakevllm
 
 import "encoding/json"
 
-// checkOptions is what vLLM's request models refuse, before anything else is looked at.
+// checkOptions checks what vLLM's request models check before everything else.
 func (x *exchange) checkOptions() error {
 	if err := x.checkForms(); err != nil {
 		return err
@@ -23,10 +23,10 @@ func (x *exchange) checkOptions() error {
 	return o.checkTools()
 }
 
-// streams reports whether a stream is asked for, before pydantic has read the member: "no" is true.
+// streams reports whether stream is true for Python, before pydantic has read the member: "no" is true.
 func (o object) streams() bool { return !falsy(o["stream"]) }
 
-// checkLogprobs checks the numbers of log probabilities, where -1 is all.
+// checkLogprobs checks the numbers of log probabilities, where -1 means all.
 func (o object) checkLogprobs(isChat bool) error {
 	for _, name := range logprobCounts(isChat) {
 		if n := lax(o[name]); n < -1 {
@@ -42,8 +42,8 @@ func (o object) checkLogprobs(isChat bool) error {
 	return nil
 }
 
-// logprobCounts are the options that say how many log probabilities there are of a token. In a
-// chat, logprobs is a flag.
+// logprobCounts are the options that set the number of log probabilities of a token. In a
+// chat, logprobs is a boolean.
 func logprobCounts(isChat bool) []string {
 	if isChat {
 		return []string{"prompt_logprobs", "top_logprobs"}
@@ -51,5 +51,5 @@ func logprobCounts(isChat bool) []string {
 	return []string{"prompt_logprobs", "logprobs"}
 }
 
-// shortened is enough of a value to know it by.
+// shortened is the begin of a value, for error messages.
 func shortened(raw json.RawMessage) []byte { return raw[:min(len(raw), 80)] }

@@ -13,7 +13,7 @@ const (
 	aTool     = `"tools":` + oneTool
 )
 
-// optionsTaken are members of requests that vLLM serves, by the path.
+// optionsTaken are members of requests that vLLM accepts, by path.
 var optionsTaken = map[string][]string{
 	chat: {
 		`"max_tokens":"7"`, `"max_tokens":7.0`, `"max_tokens":true`, `"max_tokens":null`, `"max_tokens":" 1_0 "`,
@@ -41,7 +41,7 @@ var optionsTaken = map[string][]string{
 	},
 }
 
-// optionsRefused are those that vLLM refuses at once.
+// optionsRefused are those that vLLM rejects at once.
 var optionsRefused = map[string][]string{
 	chat: {
 		`"max_tokens":0`, `"max_tokens":-1`, `"max_tokens":"many"`, `"max_tokens":1.5`, `"max_tokens":1e999`, `"max_tokens":[]`, `"max_tokens":{}`, `"max_tokens":""`,
@@ -69,7 +69,7 @@ var optionsRefused = map[string][]string{
 	},
 }
 
-// optionsRefusedLate are those that vLLM refuses when a stream has begun.
+// optionsRefusedLate are those that vLLM rejects after a stream has begun.
 var optionsRefusedLate = map[string][]string{
 	chat: {
 		`"structured_outputs":{"regex":"[a-"}`, `"structured_outputs":{"choice":[]}`, `"structured_outputs":{"grammar":" "}`, `"structured_outputs":{"json":"{"}`,
@@ -82,7 +82,7 @@ var optionsRefusedLate = map[string][]string{
 	completions: {`"logprobs":21`, `"logprobs":-1`, `"allowed_token_ids":[]`},
 }
 
-// Engines take and refuse options as vLLM does, whole answers and streams.
+// Engines accept and reject options as vLLM does, with and without streaming.
 func TestOptions(t *testing.T) {
 	e := startAlone(t, Options{Role: Decode})
 	for _, test := range []struct {
@@ -109,7 +109,7 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// What is refused late is the first event of a stream: there is no role before it.
+// A late error is the first event of a stream, without a role before it.
 func TestLateRefusalOfAStream(t *testing.T) {
 	e := startAlone(t, Options{Role: Decode})
 	a := post(t, e, chat, "r", with(with(textChat, "stream", "true"), "allowed_token_ids", "[]"))
@@ -119,7 +119,7 @@ func TestLateRefusalOfAStream(t *testing.T) {
 	assert.Len(t, e.Refusals(), 1)
 }
 
-// The rules are those of every role, for what the proxy makes of a client's request.
+// The rules apply to every role, to the requests that the proxy makes from a client's request.
 func TestOptionsAtPrefillAndEncode(t *testing.T) {
 	prefiller := startAlone(t, Options{Role: Prefill})
 	refused(t, prefiller, post(t, prefiller, chat, "r", with(textPrefill, "temperature", "-1")), http.StatusBadRequest, "temperature")

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The engines read parts as vLLM does: integration/oracle/parts.py.
+// The engines read parts as vLLM does; integration/oracle/parts.py says how.
 func TestOracle(t *testing.T) {
 	file, err := os.Open("../../epdhandler/internal/media/testdata/parts.jsonl.gz")
 	require.NoError(t, err)
@@ -90,8 +90,8 @@ func loadsOf(part object) (loads []load, refused bool) {
 	return []load{l}, err != nil
 }
 
-// oddForm reports whether a part has a member of a type that is nothing to
-// the engines here: a uuid that is no string, say.
+// oddForm reports whether a part has a member of a type that is invalid for the
+// engines here, such as a uuid that is not a string.
 func oddForm(part object) bool {
 	_, isString := stringOf(part["uuid"])
 	audio, _ := parseObject(part["input_audio"])

@@ -7,21 +7,21 @@ import (
 	"slices"
 )
 
-// reading is what a content part is for vLLM.
+// reading is how vLLM reads a content part.
 type reading struct {
-	kind    string          // its type, or the member that stands in for one
+	kind    string          // its type, or the member from which the type follows
 	content json.RawMessage // nil for null
 	uuid    json.RawMessage // nil if there is none
 }
 
-// carriers are the members that stand in for a type, in vLLM's order.
+// carriers are the members from which a type follows, in vLLM's order.
 var carriers = []string{
 	"image_url", "image_pil", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds",
 	"audio_url", "input_audio", "video_url", "tool_reference",
 }
 
-// contents tells where parts that are read by their type have their content. What has a
-// URL in an object is checked by the form of the part.
+// contents maps the type of a part to the member with its content. Types with an object that
+// has a URL are checked by the form of the part.
 var contents = map[string]string{
 	"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking",
 	"tool_reference": "name", "prompt_embeds": "data", "image_pil": "image_pil", "input_audio": "input_audio",
@@ -30,7 +30,7 @@ var contents = map[string]string{
 }
 
 // readPart reads a part as vLLM 0.32 does (renderers/chat_utils.py): by its type or, if it
-// has none, or has a uuid, by the first carrier that it has, null or not.
+// has none, or has a uuid, by the first carrier that it has, which may be null.
 func readPart(part object) (reading, error) {
 	typ, isString := stringOf(part["type"])
 	r := reading{kind: typ}
@@ -92,7 +92,7 @@ func typed(part object, typ, member string) (json.RawMessage, error) {
 	return content, nil
 }
 
-// literal wants a member to be one of these strings.
+// literal requires a member to be one of these strings.
 func literal(o object, name string, values ...string) error {
 	if value, _ := stringOf(o[name]); !slices.Contains(values, value) {
 		return fmt.Errorf("%s must be one of %q", name, values)
@@ -107,8 +107,8 @@ func notNull(raw json.RawMessage) json.RawMessage {
 	return raw
 }
 
-// alone reports whether vLLM takes media in a message of nothing else. It is stricter then:
-// the part has a uuid, or the form of its type.
+// alone reports whether vLLM accepts the part in a message without text. It is stricter then:
+// the part must have a uuid, or the form of its type.
 func alone(part object) bool {
 	uuid, there := part["uuid"]
 	if _, isString := stringOf(uuid); there && (isString || string(uuid) == "null") {
@@ -126,5 +126,5 @@ func alone(part object) bool {
 			return isString || string(part[name]) == "null"
 		})
 	}
-	return true // it has been read by its type
+	return true // it was read by its type
 }

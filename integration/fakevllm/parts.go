@@ -5,8 +5,8 @@ import (
 	"maps"
 )
 
-// parts are the requests that vLLM makes of one, in the order of their choices: one for
-// each prompt of a completion, and for each of n samples. Each has KV blocks of its own.
+// parts are the sub-requests that vLLM makes of a request, in the order of their choices: one
+// for each prompt of a completion, and for each of n samples. Each has its own KV blocks.
 func parts(o object) []object {
 	var all []object
 	for _, prompt := range prompts(o["prompt"]) {
@@ -21,7 +21,7 @@ func parts(o object) []object {
 	return all
 }
 
-// prompts are those of a completion: a list of numbers is one. There is always one at least.
+// prompts are the prompts of a completion: a list of numbers is one prompt. There is at least one.
 func prompts(raw json.RawMessage) []json.RawMessage {
 	list, err := array(raw)
 	if err != nil || len(list) == 0 || isNumber(list[0]) {
@@ -30,18 +30,18 @@ func prompts(raw json.RawMessage) []json.RawMessage {
 	return list
 }
 
-// scoresPrompt reports whether log probabilities of the prompt are wanted: only who
-// computes the prompt has them. In a chat, echo is enough, for top_logprobs is 0 by default.
+// scoresPrompt reports whether log probabilities of the prompt are wanted: only the engine that
+// computes the prompt has them. In a chat, echo is enough, because top_logprobs is 0 by default.
 func (x *exchange) scoresPrompt() bool {
 	o := x.members
 	echo := isTrue(o["echo"]) && (x.isChat() || o.has("logprobs"))
 	return o.has("prompt_logprobs") || echo
 }
 
-// beams reports whether there is a beam search, whose requests have no transfer parameters.
+// beams reports whether there is a beam search; its sub-requests have no transfer parameters.
 func (x *exchange) beams() bool { return isTrue(x.members["use_beam_search"]) }
 
-// handsOver reports whether decode can have the prompt from a prefill.
+// handsOver reports whether prefill can hand the prompt over to decode.
 func (x *exchange) handsOver() bool {
 	o := x.members
 	return len(parts(o)) == 1 && lax(o["best_of"]) <= 1 && !x.scoresPrompt() && !x.beams() &&

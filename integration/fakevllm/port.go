@@ -8,19 +8,19 @@ import (
 	"sync/atomic"
 )
 
-// Systems give outgoing connections ports from 32768 (Linux) or 49152 up. A port below
-// stays free while nobody listens on it: until a server starts, or while an engine is dead.
+// Systems assign ports from 32768 (Linux) or 49152 up to outgoing connections. A port below
+// them stays free until a server listens on it, also while an engine is dead.
 const firstPort, ports = 20000, 12768
 
-// port is the last port that was tried. Processes start at different ones.
+// port is the last port that was tried. Each process starts at another one.
 var port = func() *atomic.Uint32 {
 	var start atomic.Uint32
 	start.Store(rand.Uint32N(ports))
 	return &start
 }()
 
-// FreePort returns a port of 127.0.0.1 that neither TCP nor UDP uses. It
-// returns none twice, so that it can be used later.
+// FreePort returns a port of 127.0.0.1 that neither TCP nor UDP uses. It never
+// returns the same port twice, so the port can be used later.
 func FreePort() (int, error) {
 	l, err := listenFree()
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The first port that a system gives an outgoing connection.
+// ephemeral is the first port that a system assigns to an outgoing connection.
 const ephemeral = 32768
 
 func TestFreePort(t *testing.T) {
@@ -27,7 +27,7 @@ func TestFreePort(t *testing.T) {
 	}
 }
 
-// A port that is taken is passed over.
+// A port in use is skipped.
 func TestFreePortIsFree(t *testing.T) {
 	for network, listen := range map[string]func(addr string) (io.Closer, error){
 		"tcp": func(addr string) (io.Closer, error) { return net.Listen("tcp", addr) },
@@ -47,7 +47,7 @@ func TestFreePortIsFree(t *testing.T) {
 	}
 }
 
-// Nobody's outgoing connection can have the port of an engine that is dead.
+// No outgoing connection can have the port of a dead engine.
 func TestDeadEngineKeepsItsPort(t *testing.T) {
 	e := startAlone(t, Options{Role: Decode})
 	assert.Less(t, e.port, ephemeral)

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// prefillStub is the kv_transfer_params of a prefill request, canonical: the KV
-// is for somebody else, and nothing is known about him yet.
+// prefillStub is the canonical kv_transfer_params of a prefill request: the KV is for
+// another engine, which is not known yet.
 const prefillStub = `{"do_remote_decode":true,"do_remote_prefill":false,"remote_block_ids":null,` +
 	`"remote_engine_id":null,"remote_host":null,"remote_port":null}`
 
@@ -22,7 +22,7 @@ func (e *Engine) hold(id, fingerprint string) kvParams {
 }
 
 // prefill computes the KV of a request and keeps it for a decode engine. As in vLLM, each
-// part has blocks, but the answer tells only those of the first.
+// part has blocks, but the answer has only those of the first.
 func (x *exchange) prefill() (*answer, error) {
 	if err := x.resolve(); err != nil {
 		return nil, err

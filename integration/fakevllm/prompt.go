@@ -6,18 +6,18 @@ import (
 	"fmt"
 )
 
-// prompt is what an engine reads in a request, in document order.
+// prompt is the content of a request, in document order.
 type prompt struct {
 	roles []string // of the messages
 	texts []string
 	items []item
 }
 
-// reader is what the reading of parts depends on.
+// reader is the configuration for reading parts.
 type reader struct {
 	options         string // for the processing of items
-	sound           bool   // videos stand for their sound as well
-	soundReferences bool   // a part may refer to both (vLLM 0.33)
+	sound           bool   // the sound of a video is an item too
+	soundReferences bool   // a part may refer to a video and its sound (vLLM 0.33)
 }
 
 // readPrompt reads the messages of a chat, or else the prompt of a completion.
@@ -51,7 +51,7 @@ func (p *prompt) addMessage(raw json.RawMessage, o reader) error {
 	}
 	p.roles = append(p.roles, role)
 	content := message["content"]
-	if !message.has("content") || p.addText(content) { // without content: an assistant's tool calls
+	if !message.has("content") || p.addText(content) { // no content: an assistant's tool calls
 		return nil
 	}
 	parts, err := array(content)
@@ -70,7 +70,7 @@ func (p *prompt) addMessage(raw json.RawMessage, o reader) error {
 	return nil
 }
 
-// addPart adds a text or an item. A part that is a mere string is text. A video may be two
+// addPart adds a text or an item. A part that is a string is text. A video may be two
 // items, itself and its sound.
 func (p *prompt) addPart(raw json.RawMessage, o reader) error {
 	if p.addText(raw) {
@@ -127,7 +127,7 @@ func (p *prompt) addText(raw json.RawMessage) bool {
 	return ok
 }
 
-// addPrompt adds a string, several strings, or token ids.
+// addPrompt adds a string, a list of strings, or token ids.
 func (p *prompt) addPrompt(raw json.RawMessage) error {
 	if p.addText(raw) {
 		return nil

@@ -5,18 +5,18 @@ import (
 	"strconv"
 )
 
-// rankHeader steers a request to one of an engine's data-parallel ranks.
+// rankHeader selects one of an engine's data-parallel ranks.
 const rankHeader = "X-Data-Parallel-Rank"
 
-// ranked reports whether the engine has several ranks, each of which gets
-// embeddings for itself.
+// ranked reports whether the engine has several ranks, each with embeddings
+// of its own.
 func (x *exchange) ranked() bool {
 	o := x.engine.options
 	return o.Modern && o.Role != Encode && len(o.ConsumerZMQ) > 1
 }
 
-// checkRank wants the header on a request whose embeddings went to a rank of
-// this engine, and on no other.
+// checkRank requires the header on a request whose embeddings were delivered to a rank of
+// this engine, and rejects it on others.
 func (x *exchange) checkRank() error {
 	if !x.ranked() {
 		return nil
@@ -34,8 +34,8 @@ func (x *exchange) checkRank() error {
 	return nil
 }
 
-// deliveredTo returns the ranks of this engine that the request's transfers
-// went to. What is wrong with the others shows when they are taken.
+// deliveredTo returns the ranks of this engine to which the request's transfers were
+// delivered. Other transfers are checked when they are consumed.
 func (x *exchange) deliveredTo() []int {
 	b, err := x.brought()
 	if err != nil {

@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// referenceKey is the same for an item and the references to it.
+// referenceKey is equal for an item and the references to it.
 func (i item) referenceKey() string {
 	uuid, _ := stringOf(i.uuid)
 	return digest(i.modality, uuid, i.options)
 }
 
-// reference reports whether the part stands for an item that was encoded. It
-// has a shape, where an embedding that the client made has tensors.
+// reference reports whether the part stands for an item that was encoded. A reference
+// has a shape, where an embedding of the client has tensors.
 func (i item) reference() bool {
 	if !i.ready {
 		return false
@@ -25,7 +25,7 @@ func (i item) reference() bool {
 	return err == nil && (i.uuid != nil || isFlat(shape))
 }
 
-// isFlat reports whether there are only numbers and lists of numbers.
+// isFlat reports whether a value consists only of numbers and lists of numbers.
 func isFlat(shape object) bool {
 	for _, value := range shape {
 		numbers, err := array(value)
@@ -47,7 +47,7 @@ func not[T any](f func(T) bool) func(T) bool {
 	return func(v T) bool { return !f(v) }
 }
 
-// checkReferences checks what shows without a look at the embeddings.
+// checkReferences checks what can be checked without the embeddings.
 func (x *exchange) checkReferences() error {
 	if !x.engine.options.Modern {
 		return nil
@@ -60,7 +60,7 @@ func (x *exchange) checkReferences() error {
 	return checkWhole(x.prompt.items)
 }
 
-// checkReference is also for the uuid of media, which a reference may come to use.
+// checkReference also checks the uuid of media, because references may use it later.
 func (i item) checkReference() error {
 	if uuid, _ := stringOf(i.uuid); uuid == "" && (i.uuid != nil || i.reference()) {
 		return errors.New("uuid must be a non-empty string")
@@ -78,8 +78,8 @@ func (i item) checkReference() error {
 	return nil
 }
 
-// checkWhole refuses media beside embeddings of their modality, and beside references at all, which
-// only some models take.
+// checkWhole rejects media together with embeddings of their modality, and together with any reference,
+// which only some models accept.
 func checkWhole(items []item) error {
 	references, media := false, false
 	ready := make(map[string]bool)
@@ -96,8 +96,8 @@ func checkWhole(items []item) error {
 	return nil
 }
 
-// resolve puts the items in the place of the references to them: from there on
-// a request with references is the one that the client has sent.
+// resolve replaces references by their items. After that, a request with references
+// equals the request that the client has sent.
 func (x *exchange) resolve() error {
 	if !x.engine.options.Modern {
 		return nil

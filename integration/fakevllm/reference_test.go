@@ -14,7 +14,7 @@ func chatOf(parts ...string) string {
 	return `{"messages":[{"role":"user","content":["what is it?",` + strings.Join(parts, ",") + `]}]}`
 }
 
-// prefillOf is what a prefill gets of a chat.
+// prefillOf is the prefill request of a chat.
 func prefillOf(body string) string {
 	return strings.TrimSuffix(body, "}") + `,"stream":false,"max_tokens":1,` + stub + `}`
 }
@@ -106,7 +106,7 @@ func TestNoReferenceWithoutMetadata(t *testing.T) {
 	accepted(t, decoder, post(t, decoder, chat, "r", chatOf(partA)))
 }
 
-// An engine of 2025 takes a reference for an embedding like any other.
+// An engine that is not modern treats a reference as an embedding.
 func TestOldEngineKnowsNoReferences(t *testing.T) {
 	e := startAlone(t, Options{Role: Decode})
 	a := post(t, e, chat, "r", chatOf(refA))
@@ -169,7 +169,7 @@ func TestReferencesWithHandles(t *testing.T) {
 	}
 }
 
-// An entry that tells nothing but a shape may be carried on or not.
+// An entry that has only a shape may be passed on or not.
 func TestEntriesWithoutHandles(t *testing.T) {
 	c := NewCluster()
 	encoder, decoder := start(t, c, Options{Role: Encode, Modern: true}), start(t, c, Options{Role: Decode, Modern: true})
@@ -196,7 +196,7 @@ func TestKeepHandles(t *testing.T) {
 	accepted(t, decoder, post(t, decoder, chat, "r", with(with(imageChat, "kv_transfer_params", kv), "ec_transfer_params", ec)))
 }
 
-// What has no media is served as ever.
+// A request without media is served as usual.
 func TestModernText(t *testing.T) {
 	tests := []struct{ name, path, body string }{
 		{"text", chat, textChat},
@@ -215,7 +215,7 @@ func TestModernText(t *testing.T) {
 	}
 }
 
-// A consumer with shared storage that lacks an embedding encodes media itself, and dies of a
+// A consumer with shared storage that lacks an embedding encodes media itself, and crashes on a
 // reference: vLLM 0.32.0.
 func TestMissingEmbedding(t *testing.T) {
 	c := NewCluster()
@@ -231,7 +231,7 @@ func TestMissingEmbedding(t *testing.T) {
 	accepted(t, decoder, post(t, decoder, chat, "r", chatOf(refA)))
 }
 
-// A video whose sound counts is two items, which vLLM 0.33 tells apart and can be referred to.
+// A video whose sound is used is two items, which vLLM 0.33 distinguishes and can refer to.
 func TestSound(t *testing.T) {
 	const option, value = "mm_processor_kwargs", `{"use_audio_in_video":true}`
 	const ref = `{"type":"video_embeds","video_embeds":{"video_grid_thw":[8,36,36],"second_per_grid_ts":[1]},"audio_embeds":{"audio_feature_lengths":[1296]},"uuid":"uv"}`

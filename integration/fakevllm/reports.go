@@ -25,7 +25,7 @@ type Request struct {
 type Cancellation struct {
 	ID    string
 	At    time.Time // when the engine noticed
-	Stage string    // "before" or "during": before the answer's first byte, or after it
+	Stage string    // "before" or "during": before the first byte of the answer, or after it
 }
 
 // Refusal is a request that broke the contract.
@@ -36,19 +36,19 @@ type Refusal struct {
 	Message string
 }
 
-// reports is what an engine tells about itself. It outlives kills and restarts.
+// reports is what an engine records about requests. Kill and Restart keep it.
 type reports struct {
 	mu            sync.Mutex
 	requests      []Request
 	cancellations []Cancellation
 	refusals      []Refusal
-	inFlight      map[*exchange]string // with the x-request-id that each has claimed
+	inFlight      map[*exchange]string // and the x-request-id that each has claimed
 	peak          int                  // of inFlight
 	healthChecks  int
 }
 
-// Requests returns all that arrived except GET /health, oldest first. Requests
-// for unknown paths are among them.
+// Requests returns all requests except GET /health, oldest first, also those
+// for unknown paths.
 func (e *Engine) Requests() []Request {
 	e.reports.mu.Lock()
 	defer e.reports.mu.Unlock()
@@ -63,8 +63,8 @@ func (e *Engine) Cancellations() []Cancellation {
 }
 
 // Refusals returns the requests that broke the contract, oldest first: all that
-// got an error from the engine itself. The errors of a fault, and of KV blocks that were
-// lost with their engine, are not among them.
+// got an error from the engine itself. Errors that come from a fault, or from KV blocks that
+// were lost with their engine, do not count.
 func (e *Engine) Refusals() []Refusal {
 	e.reports.mu.Lock()
 	defer e.reports.mu.Unlock()
@@ -78,24 +78,24 @@ func (e *Engine) Reset() {
 	e.reports.requests, e.reports.cancellations, e.reports.refusals = nil, nil, nil
 }
 
-// InFlight is the number of requests in service, without GET /health. A request
-// leaves the count before its client can see the end of the answer, and after
-// its cancellation was reported.
+// InFlight is the number of requests in service, without GET /health. A request is
+// no longer counted when its client sees the end of the answer, or when its
+// cancellation is reported.
 func (e *Engine) InFlight() int {
 	e.reports.mu.Lock()
 	defer e.reports.mu.Unlock()
 	return len(e.reports.inFlight)
 }
 
-// Peak is the most requests that were in service at the same time since the engine
-// was started.
+// Peak is the maximum number of requests that were in service at the same time since the
+// engine was started.
 func (e *Engine) Peak() int {
 	e.reports.mu.Lock()
 	defer e.reports.mu.Unlock()
 	return e.reports.peak
 }
 
-// HealthChecks is the number of GET /health since the engine was started.
+// HealthChecks is the number of GET /health requests since the engine was started.
 func (e *Engine) HealthChecks() int {
 	e.reports.mu.Lock()
 	defer e.reports.mu.Unlock()
@@ -137,7 +137,7 @@ func (r *reports) begin(x *exchange) {
 }
 
 // claim reserves the request's id while it is in flight. It reports false if
-// another request holds it.
+// another request in flight has it.
 func (r *reports) claim(x *exchange) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -161,7 +161,7 @@ func TestTransferHandleServesOnce(t *testing.T) {
 	refused(t, prefiller, post(t, prefiller, chat, "r", imagePrefill), http.StatusInternalServerError, "unknown or spent transfer handle")
 }
 
-// A failed request has spent its handles too: the transfer was under way.
+// A failed request has spent its handles too: the transfer had begun.
 func TestFailedConsumerSpendsHandles(t *testing.T) {
 	c := NewCluster()
 	encoder, decoder := start(t, c, Options{Role: Encode, Handles: true}), start(t, c, Options{Role: Decode})
@@ -172,7 +172,7 @@ func TestFailedConsumerSpendsHandles(t *testing.T) {
 	refused(t, decoder, post(t, decoder, chat, "r", with(imageChat, "ec_transfer_params", ec)), http.StatusInternalServerError, "unknown or spent")
 }
 
-// One item twice in a request is one embedding.
+// An item that occurs twice in a request is one embedding.
 func TestOneHandleServesEqualItems(t *testing.T) {
 	c := NewCluster()
 	encoder, decoder := start(t, c, Options{Role: Encode, Handles: true}), start(t, c, Options{Role: Decode})
@@ -281,7 +281,7 @@ func TestKVServesOnce(t *testing.T) {
 	refused(t, decoder, post(t, decoder, chat, "r", body), http.StatusInternalServerError, "unknown or already freed kv blocks")
 }
 
-// KV that the wrong request has read is gone for the right one.
+// KV that the wrong request has read is no longer there for the right one.
 func TestWrongRequestSpendsKV(t *testing.T) {
 	c := NewCluster()
 	prefiller, decoder := start(t, c, Options{Role: Prefill}), start(t, c, Options{Role: Decode})

@@ -5,7 +5,7 @@ import (
 	"strconv"
 )
 
-// spans are where vLLM's SamplingParams wants numbers to be.
+// spans are the ranges that vLLM's SamplingParams accepts.
 var spans = []struct {
 	name        string
 	least, most float64
@@ -24,7 +24,7 @@ var spans = []struct {
 // greedy is the temperature below which vLLM does not sample.
 const greedy = 1e-5
 
-// checkSampling is what vLLM refuses of the options when it has rendered the prompt.
+// checkSampling checks the options that vLLM checks after it has rendered the prompt.
 func (x *exchange) checkSampling() error {
 	o := x.members
 	for _, s := range spans {
@@ -52,8 +52,8 @@ func (x *exchange) checkSampling() error {
 	return nil
 }
 
-// checkTokens checks how many tokens an answer may have, and must. With echo, a completion may
-// have none.
+// checkTokens checks the minimum and maximum number of tokens of an answer. With echo, the
+// maximum of a completion may be 0.
 func (x *exchange) checkTokens() error {
 	o, most := x.members, x.maxTokens()
 	if most == 0 && !x.isChat() && isTrue(o["echo"]) {
@@ -68,7 +68,7 @@ func (x *exchange) checkTokens() error {
 	return nil
 }
 
-// maxTokens is how many tokens an answer may have.
+// maxTokens is the maximum number of tokens of an answer.
 func (x *exchange) maxTokens() int {
 	o, most := x.members, math.MaxInt
 	if limit := x.engine.options.MaxModelLen; limit > 0 {

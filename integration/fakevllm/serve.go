@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// serve answers every request to the engine.
+// serve handles every request to the engine.
 func (e *Engine) serve(w http.ResponseWriter, r *http.Request) {
 	e.sign(w.Header())
-	if r.Header.Get("Origin") != "" { // as vLLM's middleware for CORS does
+	if r.Header.Get("Origin") != "" { // as vLLM's CORS middleware does
 		w.Header().Set("Access-Control-Allow-Origin", "*")
 	}
 	if r.Method == http.MethodGet && r.URL.Path == "/health" {
@@ -26,8 +26,8 @@ func (e *Engine) serve(w http.ResponseWriter, r *http.Request) {
 	x.finish(a, err)
 }
 
-// sign sets the headers that tell who has answered. The request id is made up,
-// so that a proxy which lets it through is seen.
+// sign sets the headers that identify the engine. The request id is random,
+// so that tests detect a proxy that passes it on.
 func (e *Engine) sign(h http.Header) {
 	h.Set("Server", "uvicorn")
 	h.Set("X-Request-Id", "engine-"+randomHex(8))
@@ -36,7 +36,7 @@ func (e *Engine) sign(h http.Header) {
 	}
 }
 
-// health answers 200 without a body, which is what net/http does on return.
+// health answers 200 without a body, as net/http does on return.
 func (e *Engine) health(r *http.Request) {
 	e.reports.health()
 	if replaced := e.faults.hang(); replaced != nil && waitFor(r.Context(), replaced) != nil {
@@ -45,8 +45,8 @@ func (e *Engine) health(r *http.Request) {
 	}
 }
 
-// answer takes a request through all that can refuse it, from the outside in:
-// middleware, router, contract, fault, and the role itself.
+// answer runs all checks of a request in vLLM's order: middleware, router, contract;
+// then the fault and the role itself.
 func (x *exchange) answer() (*answer, error) {
 	if key := x.engine.options.APIKey; key != "" && x.r.Header.Get("Authorization") != "Bearer "+key {
 		return nil, unauthorized()
@@ -66,13 +66,13 @@ func (x *exchange) answer() (*answer, error) {
 	return s.serve()
 }
 
-// service is what an engine does with a request.
+// service is how an engine handles a request.
 type service struct {
-	checks []func() error // what the request alone must fulfil, before any fault
+	checks []func() error // of the request alone, before any fault
 	serve  func() (*answer, error)
 }
 
-// route returns nil for what the engine's role does not serve.
+// route returns nil for paths that the engine's role does not serve.
 func (x *exchange) route() *service {
 	role := x.engine.options.Role
 	switch x.r.Method + " " + x.r.URL.Path {
@@ -103,7 +103,7 @@ func (x *exchange) route() *service {
 	}
 }
 
-// models lists the one model.
+// models answers with a list of the one model.
 func (x *exchange) models() (*answer, error) {
 	model := x.engine.options.Model
 	return jsonAnswer(http.StatusOK, marshal(map[string]any{

@@ -5,7 +5,7 @@ import (
 	"strconv"
 )
 
-// shape is what a modern encoder tells of an item.
+// shape is the metadata that a modern encoder reports for an item.
 func (o Options) shape(i item) map[string]any {
 	if o.NoMetadata {
 		return map[string]any{}
@@ -13,7 +13,7 @@ func (o Options) shape(i item) map[string]any {
 	if !o.VaryShapes {
 		return o.shapes(i.modality)
 	}
-	n, _ := strconv.ParseInt(i.key[:6], 16, 32) // six digits of a hash, as good as unique
+	n, _ := strconv.ParseInt(i.key[:6], 16, 32) // six hex digits of the hash: practically unique
 	varied := make(map[string]any)
 	for name, value := range o.shapes(i.modality) {
 		varied[name] = vary(value, int(n))
@@ -21,7 +21,7 @@ func (o Options) shape(i item) map[string]any {
 	return varied
 }
 
-// shapes is what is told of a modality, but for what differs from item to item.
+// shapes is the metadata of each modality; vary makes it differ from item to item.
 func (o Options) shapes(modality string) map[string]any {
 	if modality == "video" && o.Timing {
 		return map[string]any{"video_grid_thw": [][]int{{8, 36, 36}}, "second_per_grid_ts": []int{1}}

@@ -6,8 +6,8 @@ import (
 )
 
 // split cuts a valid JSON list into its elements, or a valid JSON object into
-// its names and values by turns. encoding/json would scan megabytes of media
-// several times at every level; this looks at most bytes once, for the next quote.
+// alternating names and values. encoding/json would scan megabytes of media
+// several times at every level; this searches most bytes once, for the next quote.
 func split(raw []byte) []json.RawMessage {
 	var parts []json.RawMessage
 	depth, from := 0, 1
@@ -35,7 +35,7 @@ func split(raw []byte) []json.RawMessage {
 	return parts
 }
 
-// closingQuote returns where the string ends that begins at the index.
+// closingQuote returns the index at which the string ends that begins at the index.
 func closingQuote(raw []byte, at int) int {
 	for {
 		at++

@@ -1,6 +1,6 @@
 package fakevllm
 
-// store publishes what a modern encode request has encoded, all of it or nothing.
+// store stores all embeddings of a modern encode request, or none.
 func (c *Cluster) store(all []embedded) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -15,8 +15,8 @@ func (c *Cluster) store(all []embedded) error {
 	return nil
 }
 
-// checkName refuses a uuid that stands for other media: whoever refers to it
-// would get one of the two. The caller holds mu.
+// checkName rejects a uuid that was used for other media: a reference to it would be
+// ambiguous. The caller holds mu.
 func (c *Cluster) checkName(i item) error {
 	hash, known := c.encoded[i.referenceKey()]
 	if i.uuid != nil && known && hash != i.hash {
@@ -25,13 +25,13 @@ func (c *Cluster) checkName(i item) error {
 	return nil
 }
 
-// storeOne leaves the embedding to everybody, to who has the handle, or to the
-// consumer that gets the transfers. The caller holds mu.
+// storeOne makes the embedding available to all engines, to the holder of the handle, or to
+// the consumer of the transfers. The caller holds mu.
 func (c *Cluster) storeOne(e embedded) {
 	hash := e.item.hash
 	stored := c.embeddingOf(hash)
 	stored.item = e.item
-	stored.item.value = nil // or it would keep megabytes of media
+	stored.item.value = nil // so that it does not keep megabytes of media
 	stored.names[e.name] = true
 	if len(e.entry.Metadata) > 0 {
 		stored.metadata = flattened(e.entry.Metadata)

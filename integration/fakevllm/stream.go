@@ -5,7 +5,7 @@ import (
 	"unicode/utf8"
 )
 
-// stream answers with server-sent events, in pieces that do not respect them.
+// stream answers with server-sent events, in pieces that end within events.
 func (x *exchange) stream(texts ...string) *answer {
 	header := http.Header{}
 	header.Set("Content-Type", "text/event-stream; charset=utf-8")
@@ -44,8 +44,8 @@ func (x *exchange) events(texts ...string) [][]byte {
 	return append(events, event([]byte("[DONE]")))
 }
 
-// failingStream is how vLLM says in a stream what it finds out only after it has begun
-// to answer: with the status 200 and, in a chat whose request is right, an event with the role.
+// failingStream is how vLLM reports an error after a stream has begun: with the status 200
+// and, in a chat whose request is valid, an event with the role before the error.
 func (x *exchange) failingStream(e *apiError) *answer {
 	a := x.stream("")
 	events := x.events("")
@@ -74,7 +74,7 @@ func event(data []byte) []byte {
 	return append(append([]byte("data: "), data...), "\n\n"...)
 }
 
-// tokens cuts a text into three characters each.
+// tokens cuts a text into pieces of three characters.
 func tokens(text string) []string {
 	var tokens []string
 	runes := []rune(text)
@@ -87,7 +87,7 @@ func tokens(text string) []string {
 }
 
 // pieces cuts a stream once within every event, and nowhere else: no piece but
-// the last ends where an event ends, and most hold the borders of two.
+// the last ends at the end of an event, and most contain the end of one event and the begin of the next.
 func pieces(events [][]byte) [][]byte {
 	var pieces [][]byte
 	var rest []byte
@@ -99,8 +99,8 @@ func pieces(events [][]byte) [][]byte {
 	return append(pieces, rest)
 }
 
-// awkwardCut is in the middle of the event's first multibyte character. Without
-// one it is in the middle of the event.
+// awkwardCut is in the middle of the event's first multibyte character or, if there
+// is none, in the middle of the event.
 func awkwardCut(event []byte) int {
 	for at, b := range event {
 		if b >= utf8.RuneSelf {

@@ -8,14 +8,14 @@ import (
 	"strings"
 )
 
-// greeting begins every answer: characters of two, three and four bytes, and an
+// greeting is the begin of every answer: characters of two, three and four bytes, and an
 // emoji of two code points.
 const greeting = "größe 你好 👋🏽"
 
-// Answer is the text with which a decode engine answers a client's body, if the
-// proxy does everything right: a greeting, every text of the request, modality and
-// key of every media item, the number of tools, and the user. Of a request with several
-// choices it is those of all, one a line.
+// Answer is the text that a decode engine answers to a client's body, if the proxy
+// has changed nothing: a greeting, every text of the request, modality and key of every
+// media item, the number of tools, and the user. If the request has several choices, it is
+// the text of all, one per line.
 func Answer(body []byte) (string, error) {
 	o, err := parseBody(body)
 	if err != nil {
@@ -42,8 +42,8 @@ func (p prompt) answer(o object) string {
 	return strings.Join(words, " ")
 }
 
-// Text puts the text of a decode engine's response together again. A stream
-// must have ended with [DONE].
+// Text assembles the text of a decode engine's response. A stream must have ended
+// with [DONE].
 func Text(response []byte, stream bool) (string, error) {
 	choices := make(map[int]string)
 	if !stream {
@@ -55,7 +55,7 @@ func Text(response []byte, stream bool) (string, error) {
 		return "", fmt.Errorf("stream has no [DONE] at its end: %q", tail(response))
 	}
 	for event := range strings.SplitAfterSeq(data, "\n\n") {
-		if event == "" { // after the last
+		if event == "" { // after the last event
 			continue
 		}
 		if err := addEvent(choices, event); err != nil {
@@ -65,7 +65,7 @@ func Text(response []byte, stream bool) (string, error) {
 	return joined(choices), nil
 }
 
-// joined is the text of all choices, one a line.
+// joined is the text of all choices, one per line.
 func joined(choices map[int]string) string {
 	texts := make([]string, len(choices))
 	for n := range texts {
@@ -83,13 +83,13 @@ func addEvent(choices map[int]string, event string) error {
 	return addChunk(choices, []byte(data))
 }
 
-// addChunk adds the text in a completion, or in one chunk of a stream.
+// addChunk adds the text of a completion, or of one chunk of a stream.
 func addChunk(choices map[int]string, raw []byte) error {
 	var c completion
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return fmt.Errorf("%w: %q", err, raw)
 	}
-	if len(c.Choices) == 0 && c.Usage == nil { // else it is a stream's usage
+	if len(c.Choices) == 0 && c.Usage == nil { // otherwise it is the usage of a stream
 		return fmt.Errorf("want one choice at least: %q", raw)
 	}
 	for _, own := range c.Choices {
@@ -112,7 +112,7 @@ func (c choice) texts() []*string {
 	return texts
 }
 
-// tail is enough of a response to see how it ended.
+// tail is the end of a response, for error messages.
 func tail(response []byte) []byte {
 	return response[max(0, len(response)-80):]
 }

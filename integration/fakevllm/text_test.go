@@ -57,7 +57,7 @@ func TestAnswerKeysItems(t *testing.T) {
 	assert.NotEqual(t,
 		answer(`{"input_audio":{"data":"u","format":"wav"}}`, ""),
 		answer(`{"input_audio":{"data":"u","format":"mp3"}}`, ""))
-	assert.Equal(t, // which is what vLLM makes of it
+	assert.Equal(t, // the same as vLLM's output
 		answer(`{"input_audio":{"data":"u","format":"wav"}}`, ""),
 		answer(`{"audio_url":"data:audio/wav;base64,u"}`, ""))
 }

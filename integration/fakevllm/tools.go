@@ -2,7 +2,7 @@ package fakevllm
 
 import "slices"
 
-// checkTools checks which tools there are, and which of them is to be called.
+// checkTools checks tools and tool_choice.
 func (o object) checkTools() error {
 	var names []string
 	if o.has("tools") {
@@ -42,7 +42,7 @@ func (o object) checkTools() error {
 	return nil
 }
 
-// functionName is for a tool, and for the choice of one.
+// functionName returns the name of the function in a tool or in tool_choice.
 func functionName(tool object) (string, error) {
 	function, err := parseObject(tool["function"])
 	if err != nil {

@@ -8,7 +8,7 @@ type transfer struct {
 	*handle
 }
 
-// handle is where and how a consumer gets an embedding, once.
+// handle is where and how a consumer can get an embedding, once.
 type handle struct {
 	PeerHost  string `json:"peer_host"`
 	PeerPort  int    `json:"peer_port"`
@@ -30,14 +30,14 @@ func newHandle(port int) *handle {
 	}
 }
 
-// shapes is what the metadata tells of each modality.
+// shapes is the metadata of each modality.
 var shapes = map[string]map[string]any{
 	"image": {"image_grid_thw": [][]int{{1, 36, 36}}},
 	"video": {"video_grid_thw": [][]int{{8, 36, 36}}},
 	"audio": {"audio_feature_lengths": []int{1296}},
 }
 
-// opaque is the part of the entry that must come back as it is.
+// opaque is the part of the entry that must be returned unchanged.
 func (t transfer) opaque() string {
 	o, err := parseObject(marshal(t))
 	if err != nil {
@@ -46,7 +46,7 @@ func (t transfer) opaque() string {
 	return opaque(o)
 }
 
-// opaque leaves out what a proxy reads and may adapt: shape and positions.
+// opaque removes what a proxy reads and may change: shape and positions.
 func opaque(entry object) string {
 	rest := make(object)
 	for name, value := range entry {
@@ -57,20 +57,20 @@ func opaque(entry object) string {
 	return canonical(marshal(rest))
 }
 
-// presented is an entry of ec_transfer_params as a consumer gets it.
+// presented is an entry of ec_transfer_params in a request to a consumer.
 type presented struct {
 	handle string
 	opaque string
 }
 
-// brought is what a consumer's request brings to get embeddings with.
+// brought is the part of a request by which a consumer gets embeddings.
 type brought struct {
 	entries map[string]presented // by mm_hash
 	asked   []asked              // ec_items
 }
 
-// brought reads ec_transfer_params. Only a modern engine takes ec_items for
-// anything but an entry.
+// brought reads ec_transfer_params. On an engine that is not modern, ec_items is an
+// entry like any other.
 func (x *exchange) brought() (brought, error) {
 	raw := x.members["ec_transfer_params"]
 	if !x.members.has("ec_transfer_params") {
@@ -113,8 +113,8 @@ func (x *exchange) consume() error {
 	return x.engine.cluster.consume(x.prompt.items, b, x.engine.options)
 }
 
-// spend is for an engine that has read all that the request brings, and failed afterwards.
+// spend is for an engine that reads all handles and transfers of the request and then fails.
 func (x *exchange) spend() {
-	b, _ := x.brought() // what cannot be read has nothing to spend
+	b, _ := x.brought() // invalid parameters have nothing to spend
 	x.engine.cluster.spend(b, x.members["kv_transfer_params"])
 }

@@ -11,7 +11,7 @@ const (
 	maxLogprobs = 20      // vLLM's default
 )
 
-// verify is what vLLM finds out only when it hands the request to its engine.
+// verify checks what vLLM checks only when it hands the request to its engine.
 func (x *exchange) verify() error {
 	o := x.members
 	if x.beams() {
@@ -26,7 +26,7 @@ func (x *exchange) verify() error {
 	return o.verifyConstraint()
 }
 
-// verifyTokens wants tokens that there are.
+// verifyTokens checks that token ids are in the vocabulary.
 func (o object) verifyTokens() error {
 	for token := range o.biases() {
 		if n, err := strconv.Atoi(token); err != nil || n < 0 || n >= vocabulary {
@@ -49,7 +49,7 @@ func isToken(raw json.RawMessage) bool {
 	return 0 <= n && n < vocabulary
 }
 
-// verifyLogprobs allows only so many log probabilities, but not -1, which is all.
+// verifyLogprobs limits the number of log probabilities; -1, which means all, is allowed.
 func (o object) verifyLogprobs(isChat bool) error {
 	for _, name := range logprobCounts(isChat) {
 		if n := lax(o[name]); n > maxLogprobs || n == -1 {

@@ -1,31 +1,31 @@
 #!/usr/bin/env python3
-"""What vLLM loads of content parts: its own parser's answer for thousands of them.
+"""Records how vLLM's own parser reads content parts, for thousands of them.
 
     VENV/bin/python integration/oracle/parts.py epdhandler/internal/media/testdata/parts.jsonl.gz
 
 It runs where vLLM is installed (examples/vllm/README.md says how to install the CPU
-build) and starts no engine. Every part goes in a whole chat request through vLLM's
-request model and its message parser, as with every --enable-… flag; only what would
-fetch or decode media notes down what it was asked for. The same vLLM gives the same
-bytes.
+build) and starts no engine. Every part is put into a chat request, which vLLM's request
+model and message parser read as if every --enable-… flag were set. The functions that
+fetch or decode media are replaced: they record their arguments. The output of one vLLM
+release is always the same.
 
 The first line of the output is {"vllm": version}. Then one part per line:
 
     {"part": …, "alone": result, "beside": result}
 
-"alone" is a user's message of this part and no other, "beside" one that has a text part
-before it. vLLM refuses some parts alone that it takes beside a text part, or in a message
-with members that OpenAI's messages do not have. Lines with "role" have the results for a
+"alone" is the result for a user message with only this part, "beside" for one with a text
+part before it. vLLM rejects some parts alone that it accepts beside a text part, or in a
+message with members that OpenAI's messages do not have. Lines with "role" have the results for a
 message of that role; all others are of role user. A result is one of
 
-    {"status": 400}             how vLLM answers
+    {"status": 400}             the status of vLLM's answer
     {"load": [[kind, value, uuid], …], "template": …}
 
-"load" is what vLLM loads: kind as vLLM's parser calls it (image, image_embeds,
-image_pil, audio, …), value as the request gives it ("input_audio" comes as data URL) and
-the uuid as the engine uses it, or null. A value of null is media that the engine is to
-have from before, by the uuid. "template" is what the chat template is given for the
-part, with the members of the part that it passes on; null if vLLM skips the part.
+"load" is what vLLM loads: the kind in vLLM's parser (image, image_embeds, image_pil,
+audio, …), the value in the request ("input_audio" as a data URL) and the uuid that the
+engine uses, or null. If the value is null, the engine must have the media in its cache
+under the uuid. "template" is what the chat template gets for the part, with the members
+of the part that are passed on; null if vLLM skips the part.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.renderers import chat_utils
 
-# The members that vLLM reads as media, and its types, as its source has them.
+# The members that vLLM reads as media, and their types, as in its source.
 MEDIA = sorted(chat_utils._MEDIA_CONTENT_PART_KEYS)
 TYPES = sorted(chat_utils.MM_PARSER_MAP)
 
@@ -52,14 +52,14 @@ UUIDS = [ABSENT, "U", "", None, 7, 0, False, ["U"]]
 
 
 class Recorder(chat_utils.AsyncMultiModalContentParser):
-    """vLLM's parser of parts, with notes in place of fetching and decoding."""
+    """vLLM's parser of parts, which records instead of fetching and decoding."""
 
     def __init__(self):
         super().__init__(tracker=None)
         self.loads = []
 
     class model_config:
-        enable_prompt_embeds = False  # asked for words that are then reserved in text
+        enable_prompt_embeds = False  # if true, some words are reserved in text
 
     def _note(kind):
         def parse(self, value, uuid=None):
@@ -67,7 +67,7 @@ class Recorder(chat_utils.AsyncMultiModalContentParser):
 
         return parse
 
-    # input_audio stays: it makes a data URL and hands that to parse_audio.
+    # input_audio is not replaced: it makes a data URL and passes it to parse_audio.
     for _name in chat_utils.BaseMultiModalContentParser.__abstractmethods__ - {"parse_input_audio"}:
         if _name.startswith("parse_"):
             locals()[_name] = _note(_name.removeprefix("parse_"))
@@ -82,7 +82,7 @@ class Tracker:
 
 
 def ask(text, role, beside):
-    """vLLM's reading of a part, given as JSON text, in a message of a role."""
+    """How vLLM reads a part, given as JSON text, in a message of a role."""
     before = '{"type":"text","text":"t"},' if beside else ""
     call = '"tool_call_id":"c",' if role == "tool" else ""
     message = f'{{"role":"{role}",{call}"content":[{before}{text}]}}'
@@ -111,7 +111,7 @@ def write(**members):
 
 
 def natural(member):
-    """A member's value as clients write it. It tells the member's name."""
+    """A member's value as clients write it. It contains the member's name."""
     if member == "input_audio":
         return {"data": member, "format": "wav"}
     if member.endswith("_url"):
@@ -120,7 +120,7 @@ def natural(member):
 
 
 def values(member):
-    """All the forms in which a member's value is tried."""
+    """All values that are tried for a member."""
     yield natural(member)
     yield from (member, "", None, [], [member], [{"url": member}], {}, 5, True)
     for name in ("url", "data"):
@@ -178,7 +178,7 @@ def others():
     for name in (*extra, "type", "file_id"):
         yield write(type="file", file={"file_data": "data:image/png;base64,AA", name: "x"})
         yield write(**{"type": "text", "text": "words", name: "high"})
-    for name in MEDIA:  # the last one of two counts
+    for name in MEDIA:  # if there are two, the last one counts
         yield f'{{"{name}":"first","{name}":"last"}}'
         yield f'{{"{name}":{{"url":"first","url":"last"}},"type":"{name}","type":"{name}"}}'
         yield f'{{"type":"text","type":"{name}","text":"words","{name}":{json.dumps(natural(name))}}}'
@@ -204,7 +204,7 @@ def main(path):
         for text, role in rows():
             results = {"alone": ask(text, role, False), "beside": ask(text, role, True)}
             named = {} if role == "user" else {"role": role}
-            # The part stands as it was sent: a member may be there twice.
+            # The part is written as it was sent: a member may occur twice.
             rest = json.dumps({**named, **results}, **compact)[1:]
             out.write(f'{{"part":{text},{rest}\n'.encode())
     with open(path, "wb") as file:

@@ -19,15 +19,15 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
 
-// answer is what a client got, in a form in which two answers to one request are equal.
+// answer is a client's view of an answer, in a form in which two answers to one request are equal.
 type answer struct {
 	Status int
 	Type   string // of the content
-	// Body is the JSON of a whole answer, or what the events of a stream add up to. In place of
-	// what is new in each answer (ids, times) it says only that it is there; members that are null
+	// Body is the JSON of a whole answer, or the sum of the events of a stream. Values that
+	// differ between answers (ids, times) are replaced by a mark; members that are null
 	// are left out.
 	Body any
-	// Failed is what is wrong with a stream, or how it failed.
+	// Failed is the defect of a stream, or how it failed.
 	Failed string
 }
 
@@ -68,7 +68,7 @@ func post(ctx context.Context, client *http.Client, base string, r requests.Requ
 
 const eventStream = "text/event-stream"
 
-// lasting returns a value of JSON without what differs between equal answers.
+// lasting returns a JSON value without what differs between equal answers.
 func lasting(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
@@ -88,10 +88,10 @@ func lasting(v any) any {
 	return v
 }
 
-// perAnswer are the members that differ between two answers to one request.
+// perAnswer are the members whose values differ between two answers to one request.
 var perAnswer = []string{"id", "created", "system_fingerprint", "request_id"}
 
-// byIndex puts the choices in order: those of a stream come in any.
+// byIndex sorts choices: those of a stream come in any order.
 func byIndex(list []any) []any {
 	slices.SortStableFunc(list, func(a, b any) int { return cmp.Compare(index(a), index(b)) })
 	return list
@@ -103,10 +103,10 @@ func index(v any) float64 {
 	return i
 }
 
-// tolerance is how much numbers may differ: log probabilities depend a little on what else is in a batch.
+// tolerance is the accepted difference of numbers: log probabilities depend slightly on the other requests in a batch.
 const tolerance = 1e-3
 
-// difference names the first place where two answers differ, or returns nothing.
+// difference describes the first difference between two answers; empty if there is none.
 func difference(want, got answer) string {
 	switch {
 	case want.Status != got.Status:
@@ -121,7 +121,7 @@ func difference(want, got answer) string {
 	return differs("", want.Body, got.Body)
 }
 
-// errorForm says what is wrong with the body of an error: every client expects OpenAI's form.
+// errorForm returns the defect of an error's body: clients expect OpenAI's form.
 func errorForm(body any) string {
 	o, _ := body.(map[string]any)
 	inner, _ := o["error"].(map[string]any)
@@ -176,7 +176,7 @@ func both(a, b map[string]any) map[string]any {
 	return all
 }
 
-// brief is the beginning of a value's JSON.
+// brief is the begin of a value's JSON.
 func brief(v any) string {
 	data, err := json.Marshal(v)
 	if err != nil {

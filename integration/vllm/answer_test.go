@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
 
-// answered returns what ask makes of an answer of a server.
+// answered returns the result of ask for this response of a server.
 func answered(t *testing.T, status int, contentType, body string) answer {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -165,7 +165,7 @@ data: [DONE]
 	}
 }
 
-// An explanation counts only for what it explains.
+// A reason applies only to its own requests and outcomes.
 func TestReason(t *testing.T) {
 	late := answer{Status: 200, Failed: failedEvent, Body: map[string]any{}}
 	early := whole(t, 400, `{"error":{"message":"no"}}`)
@@ -175,7 +175,7 @@ func TestReason(t *testing.T) {
 	assert.Empty(t, reason("", "text (stream)", late, early))
 }
 
-// Names are how requests are chosen, and how their answers are found again.
+// Names select requests and find their answers, so they are unique.
 func TestNamesAreUnique(t *testing.T) {
 	for _, m := range models {
 		seen := map[string]bool{}

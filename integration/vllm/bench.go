@@ -24,16 +24,16 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// rounds is how often each contender is measured, in turn with the others.
+// rounds is how many times each contender is measured, in turn with the others.
 const rounds = 5
 
-// contender is a proxy in front of the same engines, one encoder and one prefill+decode.
+// contender is a proxy in front of the same engines: one encoder and one prefill+decode.
 type contender struct {
 	name  string
 	start func(ctx context.Context, f *fleet) (*engine, error)
 }
 
-// measured is what `vllm bench serve` says of one round.
+// measured are the results that `vllm bench serve` reports for one round.
 type measured struct {
 	Failed     int     `json:"failed"`
 	Throughput float64 `json:"request_throughput"` // requests per second
@@ -42,7 +42,7 @@ type measured struct {
 	P99TTFT    float64 `json:"p99_ttft_ms"`
 }
 
-// bench measures ours beside vLLM's own proxy script, one after the other, in rounds.
+// bench measures epd_proxy and vLLM's own proxy script in turn, in several rounds.
 func (s *suite) bench(ctx context.Context, f *fleet) error {
 	script, err := f.release.script(ctx, filepath.Dir(f.venv))
 	if err != nil {
@@ -81,7 +81,7 @@ func (s *suite) bench(ctx context.Context, f *fleet) error {
 	return nil
 }
 
-// measure lets `vllm bench serve` ask one contender. Every round has images of its own.
+// measure runs `vllm bench serve` against one contender. Every round has new images.
 func (s *suite) measure(ctx context.Context, f *fleet, c contender, seed int) (m measured, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
@@ -97,7 +97,7 @@ func (s *suite) measure(ctx context.Context, f *fleet, c contender, seed int) (m
 	if err != nil {
 		return m, err
 	}
-	ascii := make([]string, 16) // or half of the tokens are halves of characters, and no event has any text
+	ascii := make([]string, 16) // otherwise half of the tokens are parts of characters, and no event has any text
 	for i := range ascii {
 		ascii[i] = fmt.Sprint(40 + i)
 	}
@@ -124,7 +124,7 @@ func (s *suite) measure(ctx context.Context, f *fleet, c contender, seed int) (m
 	return m, json.Unmarshal(data, &m)
 }
 
-// ours is Caddy, over HTTP as theirs.
+// ours starts Caddy, over HTTP like vLLM's script.
 func (s *suite) ours(options string) func(context.Context, *fleet) (*engine, error) {
 	return func(_ context.Context, f *fleet) (*engine, error) {
 		port, err := fakevllm.FreePort()
@@ -140,7 +140,7 @@ func (s *suite) ours(options string) func(context.Context, *fleet) (*engine, err
 	}
 }
 
-// theirs is vLLM's script.
+// theirs starts vLLM's script.
 func theirs(script string, flags ...string) func(context.Context, *fleet) (*engine, error) {
 	return func(_ context.Context, f *fleet) (*engine, error) {
 		port, err := fakevllm.FreePort()
@@ -162,7 +162,7 @@ func theirs(script string, flags ...string) func(context.Context, *fleet) (*engi
 
 const scriptPath = "examples/disaggregated/disaggregated_encoder/disagg_epd_proxy.py"
 
-// script gets vLLM's proxy script out of the release's source distribution.
+// script extracts vLLM's proxy script from the source distribution of the release.
 func (r release) script(ctx context.Context, dir string) (string, error) {
 	file := filepath.Join(dir, path.Base(scriptPath))
 	if _, err := os.Stat(file); err == nil {
@@ -219,7 +219,7 @@ func (r release) source(ctx context.Context) (*os.File, error) {
 	return nil, fmt.Errorf("PyPI has no source distribution of vLLM %s", r)
 }
 
-// download downloads into a temporary file, and checks it.
+// download downloads into a temporary file and checks its SHA-256.
 func download(ctx context.Context, url, sum string) (file *os.File, err error) {
 	resp, err := get(ctx, url, "*/*")
 	if err != nil {

@@ -7,12 +7,12 @@ import (
 	"regexp"
 )
 
-// deliberate is a difference between the proxy and one engine that does it all, and its reason.
+// deliberate is an intended difference between the proxy and a single engine that runs all stages.
 type deliberate struct {
 	names  string // regular expression for names of requests
 	where  string // regular expression for "release, model, topology"; empty: everywhere
-	single string // what the one engine answers, see outcome
-	proxy  string // what the proxy answers
+	single string // outcome of the single engine
+	proxy  string // outcome of the proxy
 	reason string
 }
 
@@ -21,15 +21,15 @@ const (
 	failedLate = "200, " + failedEvent
 )
 
-// differences are the ones that are known. What is not here is a fault.
+// differences are all intended ones. Any other difference is an error.
 var differences = []deliberate{
 	{
 		names: `^(a schema that cannot be|a broken regex|logit_bias out of range|allowed_token_ids empty) \(stream\)$`, single: failedLate, proxy: badRequest,
-		reason: "vLLM has begun the stream when it finds the error; the proxy waits for the first event, and can give the true status",
+		reason: "vLLM finds the error after it has begun the stream; the proxy waits for the first event, and can send the real status",
 	},
 	{
 		names: `^a list$`, where: `^0\.(11|24)\.`, single: "500", proxy: badRequest,
-		reason: "older vLLM fails at a body that is no object",
+		reason: "older vLLM fails on a body that is not an object",
 	},
 }
 
@@ -44,7 +44,7 @@ func outcome(a answer) string {
 	return fmt.Sprint(a.Status)
 }
 
-// reason returns why answers differ on purpose, or nothing.
+// reason returns why a difference is intended; empty if it is not.
 func reason(where, name string, single, proxy answer) string {
 	for _, d := range differences {
 		if d.single == outcome(single) && d.proxy == outcome(proxy) &&

@@ -14,17 +14,17 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
 
-// answerTime is more than any answer takes.
+// answerTime is the limit for one answer.
 const answerTime = 3 * time.Minute
 
-// asked are the requests to a model that were chosen, in both forms.
+// asked are the chosen requests to a model, in both forms.
 func (s *suite) asked(r release, m model) []requests.Request {
 	return slices.DeleteFunc(requests.Both(m.list(r, s.media())), func(q requests.Request) bool { return !s.match(q.Name) })
 }
 
-// reference asks an engine that does it all.
+// reference asks a single engine that runs all stages.
 func (s *suite) reference(ctx context.Context, f *fleet, all []requests.Request) (map[string]answer, error) {
-	say("%d requests to one engine that does it all", len(all))
+	say("%d requests to a single engine that runs all stages", len(all))
 	answers := map[string]answer{}
 	for _, q := range all {
 		a, err := s.ask(ctx, nil, f.engines["single"].url(), q)
@@ -49,8 +49,8 @@ func (s *suite) reference(ctx context.Context, f *fleet, all []requests.Request)
 	return answers, nil
 }
 
-// judgeReference makes sure that the one engine is worth being compared with: it answers nearly all
-// that is no mistake (older releases have fewer options), and not the same about other media.
+// judgeReference checks that the single engine is usable as a reference: it serves nearly all
+// valid requests (older releases have fewer options), and its answers depend on the media.
 func (s *suite) judgeReference(f *fleet, all []requests.Request, answers map[string]answer) {
 	var failed []string
 	for _, q := range all {
@@ -59,7 +59,7 @@ func (s *suite) judgeReference(f *fleet, all []requests.Request, answers map[str
 		}
 	}
 	if len(failed) > len(all)/20 {
-		s.report.failed(f, "one engine", fmt.Sprintf("it fails at %q", failed))
+		s.report.failed(f, "one engine", fmt.Sprintf("it fails %q", failed))
 	}
 	for name, other := range map[string]string{"one image": "another image", "two images": "two images, swapped", "one audio": "another audio"} {
 		a, asked := answers[name]
@@ -69,7 +69,7 @@ func (s *suite) judgeReference(f *fleet, all []requests.Request, answers map[str
 	}
 }
 
-// record writes how the one engine's answers ended: fake engines are held against it.
+// record writes the outcomes of the single engine's answers; the fake engines are compared with them.
 func record(path string, answers map[string]answer) error {
 	outcomes := map[string]string{}
 	for name, a := range answers {
@@ -82,7 +82,7 @@ func record(path string, answers map[string]answer) error {
 	return os.WriteFile(path, append(data, '\n'), 0o644)
 }
 
-// compare asks through the proxy, and compares the answers with those of the one engine.
+// compare sends the requests through the proxy and compares the answers with those of the single engine.
 func (s *suite) compare(ctx context.Context, f *fleet, t topology, number int, all []requests.Request, reference map[string]answer) error {
 	say("%s: %d requests through the proxy", t.name, len(all))
 	p, err := s.startProxy(ctx, f.logs, t.block(f))
@@ -112,7 +112,7 @@ func (s *suite) compare(ctx context.Context, f *fleet, t topology, number int, a
 	return nil
 }
 
-// ask asks one question, of the proxy if there is one.
+// ask sends one request, through the proxy if there is one.
 func (s *suite) ask(ctx context.Context, p *proxy, url string, q requests.Request) (answer, error) {
 	client := s.direct
 	if p != nil {

@@ -23,7 +23,7 @@ const (
 // engine is one vLLM.
 type engine struct {
 	name string
-	addr string // stays the same over a restart
+	addr string // does not change when it is restarted
 	args []string
 	env  []string
 	log  string
@@ -34,8 +34,8 @@ type engine struct {
 
 func (e *engine) url() string { return "http://" + e.addr }
 
-// start starts the process, in a group of its own: vLLM's workers end with it, and Ctrl-C
-// reaches this program alone.
+// start starts the process in its own process group: vLLM's workers end with it, and Ctrl-C
+// reaches only this program.
 func (e *engine) start() error {
 	file, err := os.OpenFile(e.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -58,7 +58,7 @@ func (e *engine) start() error {
 	return nil
 }
 
-// ready waits until it answers.
+// ready waits until the engine answers.
 func (e *engine) ready(ctx context.Context) error {
 	return until(ctx, startTime, e.running(func(ctx context.Context) bool {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -68,7 +68,7 @@ func (e *engine) ready(ctx context.Context) error {
 	}))
 }
 
-// listens waits until it accepts connections.
+// listens waits until the engine accepts connections.
 func (e *engine) listens(ctx context.Context) error {
 	return until(ctx, time.Minute, e.running(func(ctx context.Context) bool {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", e.addr)
@@ -76,7 +76,7 @@ func (e *engine) listens(ctx context.Context) error {
 	}))
 }
 
-// running is a condition that is waited for as long as the process runs.
+// running makes a condition fail when the process has ended.
 func (e *engine) running(is func(context.Context) bool) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
 		if !e.alive() {
@@ -99,20 +99,20 @@ func (e *engine) alive() bool {
 	}
 }
 
-// signal reaches the engine and its workers, if it has ever started.
+// signal sends a signal to the engine and its workers, if it was ever started.
 func (e *engine) signal(s syscall.Signal) {
 	if e.done != nil {
 		_ = syscall.Kill(-e.cmd.Process.Pid, s)
 	}
 }
 
-// kill ends it as a crash does.
+// kill ends the engine like a crash.
 func (e *engine) kill() {
 	e.signal(syscall.SIGKILL)
 	<-e.done
 }
 
-// stop ends it, its workers as well, whatever state they are in.
+// stop ends the engine and its workers in any state.
 func (e *engine) stop() {
 	if e.done == nil {
 		return

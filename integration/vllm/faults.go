@@ -19,14 +19,14 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
 
-// fault is something that goes wrong at the engines or at a client, and what is to come of it.
+// fault is a failure of engines or clients, and a check of its effects.
 type fault struct {
 	name     string
 	topology topology
 	try      func(ctx context.Context, t *trial) error
 }
 
-// trial is a fault that is being tried.
+// trial is the test of one fault.
 type trial struct {
 	*suite
 	fleet    *fleet
@@ -34,7 +34,7 @@ type trial struct {
 	proxy    *proxy
 }
 
-// watched makes the health checks fast, so that nobody has to wait for them.
+// watched makes health checks frequent, to shorten the waits.
 const watched = "health_interval 1s\nhealth_timeout 2s"
 
 var (
@@ -45,7 +45,7 @@ var (
 	stages     = topology{encode: list("e1"), prefill: list("p1"), decode: list("d1"), each: watched}
 )
 
-// faults are in an order in which few engines have to be started.
+// faults are in an order that needs few starts of engines.
 var faults = []fault{
 	{"clients leave, E+PD", pairs, leave},
 	{"one of two encoders is killed", pairs, oneDies("e1", 0)},
@@ -60,7 +60,7 @@ var faults = []fault{
 	{"decode is killed, E+P+D", stages, onlyOneDies("d1")},
 }
 
-// tryFaults tries those that are asked for.
+// tryFaults tests the chosen faults.
 func (s *suite) tryFaults(ctx context.Context, f *fleet) error {
 	for _, fault := range s.faultsOf(f.release) {
 		say("%s", fault.name)
@@ -77,7 +77,7 @@ func (s *suite) tryFaults(ctx context.Context, f *fleet) error {
 	return nil
 }
 
-// faultsOf are the chosen ones that a release has.
+// faultsOf are the chosen faults that a release supports.
 func (s *suite) faultsOf(r release) []fault {
 	return slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return !s.match(f.name) || !r.has(f.topology) })
 }
@@ -95,8 +95,8 @@ func (s *suite) try(ctx context.Context, f *fleet, fault fault) error {
 	return fault.try(ctx, t)
 }
 
-// oneDies kills one of two engines under load, and starts it again. At most so many requests may
-// get an error, those that it was busy with.
+// oneDies kills one of two engines under load, and restarts it. At most this many requests may
+// get an error: those in service at the engine.
 func oneDies(name string, allowed int) func(context.Context, *trial) error {
 	return func(ctx context.Context, t *trial) error {
 		load := t.startLoad(ctx, t.proxy)
@@ -112,7 +112,7 @@ func oneDies(name string, allowed int) func(context.Context, *trial) error {
 			return err
 		}
 		if err := load.more(ctx, 20); err != nil {
-			return fmt.Errorf("after %s was there again: %w", name, err)
+			return fmt.Errorf("after the restart of %s: %w", name, err)
 		}
 		load.stop()
 		if err := t.works(ctx, name); err != nil {
@@ -122,8 +122,8 @@ func oneDies(name string, allowed int) func(context.Context, *trial) error {
 	}
 }
 
-// onlyOneDies kills the only engine of a pool under load: all requests fail then, cleanly, and none
-// does once it is there again.
+// onlyOneDies kills the only engine of a pool under load: all requests then fail with clean errors,
+// and none fails after the restart.
 func onlyOneDies(name string) func(context.Context, *trial) error {
 	return func(ctx context.Context, t *trial) error {
 		load := t.startLoad(ctx, t.proxy)
@@ -141,7 +141,7 @@ func onlyOneDies(name string) func(context.Context, *trial) error {
 			return err
 		}
 		if right, _, _ := t.kinds(ctx, t.fleet, load.since(before)); right > clients {
-			return fmt.Errorf("%d answers without %s", right, name)
+			return fmt.Errorf("%d right answers while %s was dead", right, name)
 		}
 		if err := t.restart(ctx, name); err != nil {
 			return err
@@ -171,14 +171,14 @@ func onePauses(name string, allowed int) func(context.Context, *trial) error {
 			return fmt.Errorf("while %s was paused: %w", name, err)
 		}
 		if err := load.more(ctx, 20); err != nil {
-			return fmt.Errorf("after %s went on: %w", name, err)
+			return fmt.Errorf("after %s was resumed: %w", name, err)
 		}
 		load.stop()
 		return t.judge(ctx, load.since(0), allowed)
 	}
 }
 
-// judge says whether all answers are right, but for so many clean errors.
+// judge checks that all answers are right, except for at most this many clean errors.
 func (t *trial) judge(ctx context.Context, list []exchange, allowed int) error {
 	right, failed, wrong := t.kinds(ctx, t.fleet, list)
 	sum := 0
@@ -190,14 +190,14 @@ func (t *trial) judge(ctx context.Context, list []exchange, allowed int) error {
 	case len(wrong) > 0:
 		return fmt.Errorf("%d answers are wrong, the first: %s", len(wrong), wrong[0])
 	case sum > allowed:
-		return fmt.Errorf("%v errors, not at most %d", failed, allowed)
+		return fmt.Errorf("%v errors, want at most %d", failed, allowed)
 	case right == 0:
 		return errors.New("no answer is right")
 	}
 	return nil
 }
 
-// restart starts a dead engine again, and waits until the proxy's health checks have seen it.
+// restart restarts a dead engine and waits until the proxy's health checks find it up.
 func (t *trial) restart(ctx context.Context, name string) error {
 	if err := t.fleet.want(ctx, append(t.topology.engines(), "single")...); err != nil {
 		return err
@@ -217,17 +217,17 @@ func (t *trial) restart(ctx context.Context, name string) error {
 	})
 }
 
-// works makes sure that an engine that has been started again has answered something since.
+// works checks that a restarted engine has answered requests since.
 func (t *trial) works(ctx context.Context, name string) error {
 	a, err := t.fleet.engines[name].activity(ctx)
 	if err == nil && a.answered == 0 {
-		err = fmt.Errorf("%s was not asked again", name)
+		err = fmt.Errorf("%s got no request after its restart", name)
 	}
 	return err
 }
 
-// filesAreDeleted deletes the embedding of an image that the encoder takes for known, and no consumer
-// has seen: somebody encodes it, and just so many consumers die of it.
+// filesAreDeleted deletes the embedding of an image that the encoder has cached and no consumer
+// has loaded. The next requests with the image crash exactly this many consumers.
 func filesAreDeleted(deaths int) func(context.Context, *trial) error {
 	return func(ctx context.Context, t *trial) error {
 		r := requests.AboutImage(pattern(rand.Uint64()), 24)
@@ -236,7 +236,7 @@ func filesAreDeleted(deaths int) func(context.Context, *trial) error {
 			return err
 		}
 		if a, err := t.ask(ctx, t.proxy, t.proxy.url(), r.Spoilt()); err != nil || a.Status != http.StatusBadRequest {
-			return errors.Join(err, fmt.Errorf("a request that engines refuse: %s", outcome(a)))
+			return errors.Join(err, fmt.Errorf("want status 400 for an invalid request: %s", outcome(a)))
 		}
 		if err := empty(t.fleet.storage); err != nil {
 			return err
@@ -250,16 +250,16 @@ func filesAreDeleted(deaths int) func(context.Context, *trial) error {
 		}
 		time.Sleep(dying)
 		if dead := t.fleet.dead(); len(dead) != deaths {
-			return fmt.Errorf("%v have ended, not %d", dead, deaths)
+			return fmt.Errorf("%v have ended, want %d", dead, deaths)
 		}
 		return nil
 	}
 }
 
-// dying is how long an engine takes to end that has lost its core.
+// dying is how long an engine takes to end after its core process has ended.
 const dying = 15 * time.Second
 
-// empty removes all that is in a directory.
+// empty removes everything in a directory.
 func empty(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

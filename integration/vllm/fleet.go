@@ -18,8 +18,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/fakevllm"
 )
 
-// fleet is the engines of one release and one model that run now. An engine's name is its role and
-// a number: e1, e2 (encoders), pd1 (prefill+decode), p1, d1, and single, which does it all.
+// fleet is the running engines of one release and one model. An engine's name is its role and
+// a number: e1, e2 (encoders), pd1 (prefill+decode), p1, d1, and single, which runs all stages.
 type fleet struct {
 	release release
 	model   model
@@ -28,13 +28,13 @@ type fleet struct {
 	media   string
 	logs    string
 	storage string // of embeddings
-	// connectors has a module for releases whose own connector needs a GPU.
+	// connectors has a Python module for releases whose own connector needs a GPU.
 	connectors string
 
 	engines map[string]*engine
 }
 
-// want makes exactly these engines run.
+// want starts and stops engines so that exactly these run.
 func (f *fleet) want(ctx context.Context, names ...string) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -64,7 +64,7 @@ func (f *fleet) want(ctx context.Context, names ...string) error {
 	return f.ready(ctx, started)
 }
 
-// quiet holds engines with NIXL, which keep half a core busy while they are idle, until others are ready.
+// quiet pauses engines with NIXL, which use half a core while they are idle, until the others are ready.
 func (f *fleet) quiet(starting []*engine) (goOn func()) {
 	var held []*engine
 	for _, e := range f.engines {
@@ -95,7 +95,7 @@ func (f *fleet) ready(ctx context.Context, engines []*engine) error {
 	return errors.Join(errs...)
 }
 
-// launch starts an engine, in the place of a dead one if there is one.
+// launch starts an engine, also in place of a dead one.
 func (f *fleet) launch(name string) (*engine, error) {
 	e := f.engines[name]
 	if e == nil {
@@ -108,7 +108,7 @@ func (f *fleet) launch(name string) (*engine, error) {
 	return e, e.start()
 }
 
-// engine prepares one that has not run yet.
+// engine prepares an engine that has not run yet.
 func (f *fleet) engine(name string) (*engine, error) {
 	port, err := fakevllm.FreePort()
 	if err != nil {
@@ -143,7 +143,7 @@ func (f *fleet) engine(name string) (*engine, error) {
 	}, nil
 }
 
-// roles are the flags by which engines of a role differ from one that does it all.
+// roles are the flags of each role in addition to those of all engines.
 func (f *fleet) roles() map[string][]string {
 	files := func(role string) []string {
 		return []string{"--ec-transfer-config", fmt.Sprintf(
@@ -162,7 +162,7 @@ func (f *fleet) roles() map[string][]string {
 	}
 }
 
-// stop ends all of them.
+// stop stops all engines.
 func (f *fleet) stop() {
 	var wait sync.WaitGroup
 	for _, e := range f.engines {
@@ -181,7 +181,7 @@ func (f *fleet) addrs(names []string) []string {
 	return list
 }
 
-// dead are the names of engines that have ended by themselves.
+// dead are the names of engines that have ended without being stopped.
 func (f *fleet) dead() (names []string) {
 	for _, name := range slices.Sorted(maps.Keys(f.engines)) {
 		if !f.engines[name].alive() {

@@ -16,11 +16,11 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
 
-// Equal answers do not tell whether a consumer has used the embeddings that were made for it, or a
-// decode the blocks: each can do all of the work itself. So both are looked for.
+// Equal answers do not show whether a consumer has used the embeddings that were made for it, or
+// decode the KV blocks: each can do all of the work itself. These checks show it.
 
-// handOver makes sure that engines use what others have made for them. Number says which media are
-// new to them.
+// handOver checks that engines use the embeddings and blocks that others have made for them. Each
+// number gives media that the engines have not seen.
 func (s *suite) handOver(ctx context.Context, f *fleet, t topology, p *proxy, number int, reference map[string]answer) error {
 	hits, err := f.sum(ctx, t.decode, func(a activity) float64 { return a.handedOver })
 	if err != nil {
@@ -41,7 +41,7 @@ func (s *suite) handOver(ctx context.Context, f *fleet, t topology, p *proxy, nu
 	return s.imagesAreBatched(ctx, f, t, p)
 }
 
-// imagesAreBatched counts what an encoder is asked for an album.
+// imagesAreBatched counts the encode requests for an album.
 func (s *suite) imagesAreBatched(ctx context.Context, f *fleet, t topology, p *proxy) error {
 	answered := func(a activity) float64 { return a.answered }
 	before, err := f.sum(ctx, t.encode, answered)
@@ -53,12 +53,12 @@ func (s *suite) imagesAreBatched(ctx context.Context, f *fleet, t topology, p *p
 	}
 	after, err := f.sum(ctx, t.encode, answered)
 	if asked := after - before; err == nil && asked != float64(len(t.encode)) {
-		err = fmt.Errorf("encoders were asked %v times for six images, not once each", asked)
+		err = fmt.Errorf("encoders got %v requests for six images, want one each", asked)
 	}
 	return err
 }
 
-// sum adds up what engines say of themselves.
+// sum adds up a metric of several engines.
 func (f *fleet) sum(ctx context.Context, names []string, what func(activity) float64) (sum float64, err error) {
 	for _, name := range names {
 		a, err := f.engines[name].activity(ctx)
@@ -70,15 +70,15 @@ func (f *fleet) sum(ctx context.Context, names []string, what func(activity) flo
 	return sum, nil
 }
 
-// embeddingsAreUsed has media encoded by a request that the consumer refuses, changes the
-// embedding, and asks about the media: the answer must be another one then.
+// embeddingsAreUsed sends a request that is encoded but rejected by the consumer, changes the
+// embedding, and sends the media again: the answer must then be different.
 func (s *suite) embeddingsAreUsed(ctx context.Context, f *fleet, p *proxy, r requests.Request, want answer) error {
 	before, err := f.embeddings()
 	if err != nil {
 		return err
 	}
 	if refused, err := s.ask(ctx, p, p.url(), r.Spoilt()); err != nil || refused.Status != http.StatusBadRequest {
-		return errors.Join(err, fmt.Errorf("a request that engines refuse: %s", outcome(refused)))
+		return errors.Join(err, fmt.Errorf("want status 400 for an invalid request: %s", outcome(refused)))
 	}
 	files, err := f.embeddings()
 	if err != nil {
@@ -100,7 +100,7 @@ func (s *suite) embeddingsAreUsed(ctx context.Context, f *fleet, p *proxy, r req
 	case got.Status != http.StatusOK:
 		return fmt.Errorf("media whose embedding was changed: %s: %s", outcome(got), brief(got.Body))
 	case difference(want, got) == "":
-		return errors.New("the consumer has not used the embedding, but made its own")
+		return errors.New("the consumer has not used the embedding, but computed its own")
 	}
 	return nil
 }
@@ -110,8 +110,8 @@ func (f *fleet) embeddings() ([]string, error) {
 	return filepath.Glob(filepath.Join(f.storage, "*", "*.safetensors"))
 }
 
-// negate changes the sign of all numbers in a file of 32-bit floats: a header, its length in front
-// of it, and the numbers.
+// negate changes the sign of all numbers in a safetensors file of 32-bit floats: the length of the
+// header, the header, and the numbers.
 func negate(path string) error {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -119,7 +119,7 @@ func negate(path string) error {
 	}
 	const length = 8
 	if len(data) < length || binary.LittleEndian.Uint64(data) > uint64(len(data)-length) {
-		return fmt.Errorf("%s is no safetensors file", path)
+		return fmt.Errorf("%s is not a safetensors file", path)
 	}
 	numbers := data[length+int(binary.LittleEndian.Uint64(data)):]
 	for i := 3; i < len(numbers); i += 4 {

@@ -15,7 +15,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
 
-// leave goes away in the middle of requests: soon after that no engine works for them any more.
+// leave closes connections in the middle of requests: soon after, no engine may still work for them.
 func leave(ctx context.Context, t *trial) error {
 	const endless = 7000
 	stream := requests.AboutText(endless).Streamed()
@@ -42,7 +42,7 @@ func leave(ctx context.Context, t *trial) error {
 	return nil
 }
 
-// leaves sends a request, and leaves after a time, or after having read enough of the answer.
+// leaves sends a request and closes the connection after a time, or after reading a part of the answer.
 func (t *trial) leaves(ctx context.Context, r requests.Request, wait time.Duration, enough func(io.Reader) error) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
@@ -68,7 +68,7 @@ func (t *trial) leaves(ctx context.Context, r requests.Request, wait time.Durati
 	return enough(resp.Body)
 }
 
-// events reads so many events of a stream.
+// events reads n events of a stream.
 func events(body io.Reader, n int) error {
 	lines := bufio.NewScanner(body)
 	lines.Buffer(nil, 1<<20)
@@ -82,12 +82,12 @@ func events(body io.Reader, n int) error {
 	return fmt.Errorf("the stream ended %d events early: %w", n, lines.Err())
 }
 
-// calm waits until no engine does anything, and makes sure that none begins to.
+// calm waits until all engines are idle, and checks that they stay idle.
 func (t *trial) calm(ctx context.Context) error {
 	var before, after float64
 	for i, sum := range []*float64{&before, &after} {
 		if i > 0 {
-			time.Sleep(time.Second) // in which tokens would be made
+			time.Sleep(time.Second) // any engine that still works generates tokens in this time
 		}
 		for _, name := range t.topology.engines() {
 			e := t.fleet.engines[name]
@@ -104,7 +104,7 @@ func (t *trial) calm(ctx context.Context) error {
 		}
 	}
 	if before != after {
-		return fmt.Errorf("%v tokens more", after-before)
+		return fmt.Errorf("generated %v more tokens", after-before)
 	}
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
 
-// load is clients that ask again and again, each time about an image of its own.
+// load is clients that send one request after the other, each about a new image.
 type load struct {
 	stop func()
 
@@ -23,7 +23,7 @@ type load struct {
 	count atomic.Int64
 }
 
-// exchange is a request of the load, and what came of it.
+// exchange is a request of the load and its answer.
 type exchange struct {
 	request requests.Request
 	answer  answer
@@ -31,11 +31,11 @@ type exchange struct {
 }
 
 const (
-	clients = 3           // how many ask at a time
-	pause   = time.Second // of a client, between two requests: all answers are held against the one engine's
+	clients = 3           // concurrent clients
+	pause   = time.Second // of a client between two requests: all answers are compared with those of the single engine
 )
 
-// startLoad starts them.
+// startLoad starts the clients.
 func (s *suite) startLoad(ctx context.Context, p *proxy) *load {
 	ctx, cancel := context.WithCancel(ctx)
 	l := &load{}
@@ -58,7 +58,7 @@ func (s *suite) startLoad(ctx context.Context, p *proxy) *load {
 	return l
 }
 
-// ask asks once; a request that is cut off by the end of the load does not count.
+// ask sends one request; one that is cut off by the end of the load does not count.
 func (l *load) ask(ctx context.Context, p *proxy) {
 	r := requests.AboutImage(pattern(rand.Uint64()), 24).Streamed()
 	a, err := ask(ctx, p.client, p.url(), r)
@@ -71,21 +71,21 @@ func (l *load) ask(ctx context.Context, p *proxy) {
 	l.count.Add(1)
 }
 
-// more waits until n further requests have been answered.
+// more waits for n further answers.
 func (l *load) more(ctx context.Context, n int64) error {
 	want := l.count.Load() + n
 	return until(ctx, answerTime, func(context.Context) (bool, error) { return l.count.Load() >= want, nil })
 }
 
-// since returns what has been answered since the first n.
+// since returns all exchanges but the first n.
 func (l *load) since(n int64) []exchange {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.asked[n:])
 }
 
-// kinds sorts what came of requests: right answers, clean errors by their outcome, and what is
-// neither. Answers are held against those of the one engine.
+// kinds counts right answers, and clean errors by outcome, and lists all other answers. Answers
+// are compared with those of the single engine.
 func (s *suite) kinds(ctx context.Context, f *fleet, list []exchange) (right int, failed map[string]int, wrong []string) {
 	failed = map[string]int{}
 	for _, a := range list {

@@ -1,8 +1,8 @@
 //go:build unix
 
-// Command vllm compares the answers of epd_proxy in front of real vLLM engines with those of one
-// engine that does it all. It installs vLLM's build for CPUs, makes tiny models of random weights,
-// starts engines and Caddy, asks, and ends with a table of what was compared. README.md says how.
+// Command vllm compares the answers of epd_proxy in front of real vLLM engines with those of a
+// single engine that runs all stages. It installs vLLM's CPU build, makes tiny models with random
+// weights, starts engines and Caddy, sends requests, and prints a table of the results. See README.md.
 package main
 
 import (
@@ -23,10 +23,10 @@ import (
 // suite is one run.
 type suite struct {
 	root   string // of the repository
-	dir    string // where installations, models and logs are kept
+	dir    string // for installations, models and logs
 	python string
 	caddy  string
-	direct *http.Client // for engines, which close idle connections without a warning
+	direct *http.Client // for engines, which close idle connections without notice
 	report report
 
 	releases   []release
@@ -38,7 +38,7 @@ type suite struct {
 
 var begin = time.Now()
 
-// say tells what is done, and after how long.
+// say prints a step, and the time since the start.
 func say(format string, args ...any) {
 	fmt.Printf("%6s  %s\n", time.Since(begin).Round(time.Second), fmt.Sprintf(format, args...))
 }
@@ -72,15 +72,15 @@ func execute(ctx context.Context) error {
 	case err != nil:
 		return err
 	case len(s.report.unexplained) > 0:
-		return errors.New("there are differences without an explanation")
+		return errors.New("there are unexplained differences")
 	case len(s.report.rows) == 0:
 		return errors.New("nothing was compared: no topology, request or fault of these releases matches")
 	}
 	return nil
 }
 
-// run does all parts with all models of all releases. A release that fails does not keep the others
-// from being tried.
+// run runs all parts with all models of all releases. It goes on with the next release if one
+// fails.
 func (s *suite) run(ctx context.Context) error {
 	var failures []error
 	for _, r := range s.releases {
@@ -111,7 +111,7 @@ func (s *suite) runRelease(ctx context.Context, r release) error {
 	return nil
 }
 
-// media are where engines can read them.
+// media is a directory that engines can read.
 func (s *suite) media() requests.Media { return requests.Media(filepath.Join(s.dir, "media")) }
 
 func (s *suite) runModel(ctx context.Context, r release, m model, venv, dir string) error {

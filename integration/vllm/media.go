@@ -16,8 +16,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
 
-// unseen are requests about one of each kind of media that a model takes: for each number others,
-// which no engine has seen.
+// unseen are requests about one of each kind of media that a model accepts. Each number gives
+// media that no engine has seen.
 func (m model) unseen(number int) []requests.Request {
 	const tokens = 24
 	seed := uint64(number)
@@ -46,7 +46,7 @@ func patterns(n int) (list [][]byte) {
 func pattern(seed uint64) []byte {
 	var b bytes.Buffer
 	if err := png.Encode(&b, picture(seed)); err != nil {
-		panic(err) // a buffer takes all
+		panic(err) // writing to a buffer does not fail
 	}
 	return b.Bytes()
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Makes the images, sounds and videos that engines are asked about, the same bytes each time.
+"""Makes the images, sounds and videos of the requests, with the same bytes each time.
 
 Usage: media.py DIR
 
-Needs what vLLM itself needs.
+It needs only packages that vLLM needs.
 """
 
 import io
@@ -44,7 +44,7 @@ def write_wav(path, samples):
 
 
 def write_coded(path, codec=None, samples=None, frames=()):
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:  # or Ogg's serial number is random
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:  # otherwise Ogg's serial number is random
         sound_stream = codec and container.add_stream(codec, rate=RATE, layout="mono")
         video_stream = frames and container.add_stream("mpeg4", rate=len(frames))  # a second of video
         if frames:

@@ -11,12 +11,12 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
 
-// model is a tiny model of random weights.
+// model is a tiny model with random weights.
 type model struct {
 	name   string
-	script string // that makes it, from the repository's root
+	script string // makes the model; relative to the repository's root
 	flags  []string
-	media  []string // it takes, beside images
+	media  []string // besides images
 	kwargs bool     // its requests have mm_processor_kwargs
 	list   func(release, requests.Media) []requests.Request
 }
@@ -51,7 +51,7 @@ var models = []model{
 	},
 }
 
-// make makes the model with the libraries of a release, if it is not there yet.
+// make makes the model with the libraries of a release, if it does not exist yet.
 func (m model) make(ctx context.Context, root, venv, dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, "config.json")); err == nil {
 		return nil
@@ -67,7 +67,7 @@ func (m model) make(ctx context.Context, root, venv, dir string) error {
 	return os.Rename(unfinished, dir)
 }
 
-// flags are those that a release needs for a model.
+// flags are the flags that a release needs for the model.
 func (r release) flags(m model) []string {
 	if m.kwargs && r.since("0.31.0") {
 		return []string{"--trust-request-mm-kwargs"}

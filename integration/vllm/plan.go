@@ -19,15 +19,15 @@ import (
 	"time"
 )
 
-// parts are what can be done with engines.
+// parts are the parts of the suite.
 var parts = []string{"differential", "faults", "bench"}
 
-// What things take, on two cores.
+// Estimates of time, memory and disk, on two cores.
 const (
 	installTime  = 6 * time.Minute
 	launchTime   = 40 * time.Second // an engine
 	requestTime  = 200 * time.Millisecond
-	prefillTime  = 300 * time.Millisecond // more, with a prefill pool
+	prefillTime  = 300 * time.Millisecond // additional, with a prefill pool
 	faultTime    = 90 * time.Second
 	benchTime    = rounds * 2 * time.Minute
 	engineMemory = 2.4 // GB
@@ -43,14 +43,14 @@ func plan(ctx context.Context, args []string) (*suite, error) {
 		return nil, err
 	}
 	flags := flag.NewFlagSet("vllm", flag.ContinueOnError)
-	all := flags.Bool("all", false, "all models, topologies and parts that are not named otherwise")
+	all := flags.Bool("all", false, "all models, topologies and parts, unless other flags select some")
 	names := map[string]*string{}
 	for name, list := range map[string][]string{"releases": texts(releases), "models": modelNames(models), "parts": parts} {
 		names[name] = flags.String(name, "", fmt.Sprintf("`list` of: %s, or all (default %s)", strings.Join(list, ", "), list[0]))
 	}
-	topology := flags.String("topologies", "", "regular `expression` for names of topologies, of the part differential (default E+PD and E+P+D)")
+	topology := flags.String("topologies", "", "regular `expression` for names of topologies (differential; default E+PD and E+P+D)")
 	request := flags.String("requests", "", "regular `expression` for names of requests (differential) and faults")
-	flags.StringVar(&s.dir, "dir", filepath.Join(cache, "epd_proxy-vllm"), "where installations, models and logs are kept")
+	flags.StringVar(&s.dir, "dir", filepath.Join(cache, "epd_proxy-vllm"), "directory for installations, models and logs")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func plan(ctx context.Context, args []string) (*suite, error) {
 	return s, err
 }
 
-// filter chooses topologies and requests.
+// filter selects topologies and requests by name.
 func (s *suite) filter(topology, request string, all bool) error {
 	where, err := regexp.Compile(topology)
 	if err != nil {
@@ -115,7 +115,7 @@ func (s *suite) filter(topology, request string, all bool) error {
 	return nil
 }
 
-// choose returns the names of a list that are known, the first one that is if there is no list.
+// choose returns the names of a list if all are known; without a list, the first known name.
 func choose(what, names string, known []string) ([]string, error) {
 	switch names {
 	case "":
@@ -126,7 +126,7 @@ func choose(what, names string, known []string) ([]string, error) {
 	chosen := strings.Split(names, ",")
 	for _, name := range chosen {
 		if !slices.Contains(known, name) {
-			return nil, fmt.Errorf("%s: %q is none of %s", what, name, strings.Join(known, ", "))
+			return nil, fmt.Errorf("%s: %q is not one of %s", what, name, strings.Join(known, ", "))
 		}
 	}
 	return chosen, nil
@@ -148,7 +148,7 @@ func modelNames(list []model) (names []string) {
 
 func (s *suite) has(part string) bool { return slices.Contains(s.parts, part) }
 
-// needs tells what the run needs, before it begins, and refuses to if it would run out of memory.
+// needs prints what the run will need before it begins, and fails if there is not enough memory.
 func (s *suite) needs() error {
 	engines, disk, duration := s.estimate()
 	if engines == 0 {
@@ -177,7 +177,7 @@ It needs Linux on x86-64, Go, Python 3.11 or 3.12, access to PyPI and to Go's mo
 	return nil
 }
 
-// estimate says how many engines run at a time, how much disk is still needed, in GB, and how long it takes.
+// estimate returns how many engines run at a time, how much more disk is needed, in GB, and how long the run takes.
 func (s *suite) estimate() (engines int, disk float64, duration time.Duration) {
 	duration = time.Minute // Caddy
 	for _, r := range s.releases {
@@ -231,7 +231,7 @@ func (s *suite) estimateModel(r release, m model) (engines int, duration time.Du
 	return engines, duration
 }
 
-// availableMemory is what Linux can give without swapping, in GB.
+// availableMemory is the memory, in GB, that Linux can provide without swapping.
 func availableMemory() (float64, error) {
 	file, err := os.Open("/proc/meminfo")
 	if err != nil {

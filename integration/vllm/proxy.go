@@ -31,7 +31,7 @@ func buildCaddy(ctx context.Context, root, path string) error {
 
 // proxy is a running Caddy with epd_proxy.
 type proxy struct {
-	*engine // it starts and ends as one
+	*engine // started and stopped in the same way
 	client  *http.Client
 	storage string // of its CA
 }
@@ -50,7 +50,7 @@ func block(encode, prefill, decode []string, each, options string) string {
 	return b.String() + options
 }
 
-// caddyEngine prepares a Caddy with this block of epd_proxy at an address. What it keeps is in dir.
+// caddyEngine prepares a Caddy with this block of epd_proxy at an address. Its data is in dir.
 func (s *suite) caddyEngine(dir, site, block string) (*engine, error) {
 	tls := ""
 	if strings.HasPrefix(site, "https:") {
@@ -81,7 +81,7 @@ func (s *suite) caddyEngine(dir, site, block string) (*engine, error) {
 	}, err
 }
 
-// storage is where Caddy keeps its CA.
+// storage is the directory with Caddy's CA.
 func storage(dir string) string { return filepath.Join(dir, "caddy") }
 
 // startProxy runs Caddy over HTTPS.
@@ -107,10 +107,10 @@ func (s *suite) startProxy(ctx context.Context, dir, block string) (*proxy, erro
 	return p, nil
 }
 
-// url is where clients reach it.
+// url is the URL for clients.
 func (p *proxy) url() string { return "https://" + p.addr }
 
-// serves waits until it does, and makes the client that trusts its CA.
+// serves waits until Caddy serves requests, and makes a client that trusts its CA.
 func (p *proxy) serves(ctx context.Context) error {
 	return until(ctx, time.Minute, p.running(func(ctx context.Context) bool {
 		roots := x509.NewCertPool()
@@ -128,7 +128,7 @@ func (p *proxy) serves(ctx context.Context) error {
 	}))
 }
 
-// stop ends Caddy as its service manager does.
+// stop stops Caddy as a service manager does.
 func (p *proxy) stop() {
 	if p.client != nil {
 		p.client.CloseIdleConnections()

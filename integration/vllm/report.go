@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/integration/vllm/requests"
 )
 
-// row is what was compared in one topology, or one fault that was tried.
+// row is the result of one topology or one fault.
 type row struct {
 	release release
 	model   string
@@ -22,7 +22,7 @@ type row struct {
 	equal, deliberate, unexplained int
 }
 
-// report is what the suite has seen.
+// report collects the results.
 type report struct {
 	rows        []*row
 	reasons     map[string]int
@@ -41,7 +41,7 @@ func (r *report) row(f *fleet, what string) *row {
 	return r.rows[at]
 }
 
-// compared takes down two answers to one request.
+// compared records two answers to one request.
 func (r *report) compared(f *fleet, topology string, q requests.Request, single, proxy answer) {
 	row := r.row(f, topology)
 	where := fmt.Sprintf("%s, %s, %s", f.release, f.model.name, topology)
@@ -58,10 +58,10 @@ func (r *report) compared(f *fleet, topology string, q requests.Request, single,
 	r.failed(f, topology, q.Name+": "+d)
 }
 
-// passed takes down something that was as it should be.
+// passed records a check that passed.
 func (r *report) passed(f *fleet, what string) { r.row(f, what).equal++ }
 
-// failed takes down what has no explanation.
+// failed records a failure without an intended reason.
 func (r *report) failed(f *fleet, what, problem string) {
 	r.row(f, what).unexplained++
 	line := fmt.Sprintf("%s, %s, %s: %s", f.release, f.model.name, what, problem)
@@ -69,7 +69,7 @@ func (r *report) failed(f *fleet, what, problem string) {
 	say("DIFFERENT: %s", line)
 }
 
-// measured takes down the medians of what was measured in several rounds, and their range.
+// measured records median and range of several rounds.
 func (r *report) measured(contender string, rounds []measured) {
 	line := contender + ":"
 	for _, column := range []struct {
@@ -91,7 +91,7 @@ func (r *report) measured(contender string, rounds []measured) {
 	r.benchmark = append(r.benchmark, line)
 }
 
-// write writes the table, and what needs an explanation.
+// write writes the table, the intended differences and the unexplained ones.
 func (r *report) write(w io.Writer) {
 	fmt.Fprintln(w)
 	for _, why := range slices.Sorted(maps.Keys(r.reasons)) {

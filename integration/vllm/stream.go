@@ -12,20 +12,20 @@ import (
 	"strings"
 )
 
-// failedEvent is how a stream ends that failed after it had begun.
+// failedEvent is the failure of a stream that ended with an error event.
 const failedEvent = "error event"
 
-// stream is the events of an answer, as they come.
+// stream is the state of reading a stream of events.
 type stream struct {
-	sum      map[string]any // what they add up to
-	id       any            // of all of them
-	usages   int            // events with nothing but the usage
+	sum      map[string]any // of all events
+	id       any            // the same in all events
+	usages   int            // events with only the usage
 	finished map[any]bool   // choices, by index
 	done     bool
-	failed   string // what was wrong first
+	failed   string // the first defect
 }
 
-// readStream adds up the events of a stream, and looks for what clients stumble over.
+// readStream adds up the events of a stream, and looks for defects that clients do not handle.
 func (a *answer) readStream(r io.Reader) error {
 	s := stream{sum: map[string]any{}, finished: map[any]bool{}}
 	lines := bufio.NewScanner(r)
@@ -48,7 +48,7 @@ func (a *answer) readStream(r io.Reader) error {
 	}
 	a.Body, a.Failed = s.sum, s.failed
 	if a.Failed == failedEvent {
-		return nil // after the event, the connection may break
+		return nil // the connection may end after an event
 	}
 	return lines.Err()
 }
@@ -76,7 +76,7 @@ func (s *stream) event(data string) error {
 	return nil
 }
 
-// check looks at what adding up does not show.
+// check checks what the sum does not show.
 func (s *stream) check(event map[string]any) {
 	if s.id == nil {
 		s.id = event["id"]
@@ -99,10 +99,10 @@ func (s *stream) check(event map[string]any) {
 	}
 }
 
-// grows are the members of a stream's events of which each event has a piece.
+// grows are the members of which each event has a piece.
 var grows = []string{"content", "reasoning", "reasoning_content", "text", "arguments"}
 
-// add adds an event, or a part of one, to what came before it.
+// add adds an event, or a part of one, to the sum.
 func add(sum, event map[string]any) {
 	for name, value := range event {
 		before := sum[name]
@@ -127,7 +127,7 @@ func add(sum, event map[string]any) {
 	}
 }
 
-// join appends a list to one, but for elements with an index, which are added to those with the same.
+// join appends a list to another; elements with an index are added to the element with that index.
 func join(before, list []any) []any {
 	for _, element := range list {
 		event, _ := element.(map[string]any)

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// topology is how engines stand behind the proxy, and what the proxy is told of them.
+// topology is the engines behind the proxy, and the proxy's configuration.
 type topology struct {
 	name                    string
 	encode, prefill, decode []string // names of engines
@@ -17,7 +17,7 @@ type topology struct {
 	quick                   bool // part of the short run
 }
 
-// topologies are in an order in which few engines have to be started and stopped.
+// topologies are in an order that needs few starts and stops of engines.
 var topologies = []topology{
 	{name: "E+PD", encode: list("e1"), decode: list("pd1"), quick: true},
 	{name: "E+PD, references, encode_batch", encode: list("e1"), decode: list("pd1"), options: "references\nencode_batch 8", since: "0.31.0"},
@@ -29,16 +29,16 @@ var topologies = []topology{
 	{name: "E+P+D, references, decode_has_embeddings", encode: list("e1"), prefill: list("p1"), decode: list("de1"), options: "references\ndecode_has_embeddings", since: "0.30.0"},
 }
 
-// withoutNIXL are releases whose NixlConnector does not start on CPUs: 0.24 does not know how blocks
-// are laid out there, and 0.11 finds no UCX in the NIXL of its time.
+// withoutNIXL are releases whose NixlConnector does not start on CPUs: 0.24 does not know the layout
+// of blocks there, and 0.11 finds no UCX in the NIXL of its time.
 var withoutNIXL = []release{"0.24.0", "0.11.1.post2"}
 
-// has says whether a release has a topology, on CPUs.
+// has reports whether a release supports a topology on CPUs.
 func (r release) has(t topology) bool {
 	return r.since(t.since) && (len(t.prefill) == 0 || !slices.Contains(withoutNIXL, r))
 }
 
-// topologiesOf are the chosen ones that a release has.
+// topologiesOf are the chosen topologies that a release supports.
 func (s *suite) topologiesOf(r release) []topology {
 	return slices.DeleteFunc(slices.Clone(s.topologies), func(t topology) bool { return !r.has(t) })
 }

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// until waits until something is so.
+// until polls until a condition is true.
 func until(ctx context.Context, limit time.Duration, is func(context.Context) (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -29,17 +29,17 @@ func until(ctx context.Context, limit time.Duration, is func(context.Context) (b
 	}
 }
 
-// activity is what an engine does, by its own metrics.
+// activity is what an engine does, according to its metrics.
 type activity struct {
 	running, waiting float64 // requests
-	generated        float64 // tokens, since it began
+	generated        float64 // tokens, since the start
 	handedOver       float64 // tokens of prompts whose blocks came from another engine
-	answered         float64 // requests, since it began
+	answered         float64 // requests, since the start
 }
 
 func (a activity) idle() bool { return a.running == 0 && a.waiting == 0 }
 
-// activity asks an engine for its metrics.
+// activity reads an engine's metrics.
 func (e *engine) activity(ctx context.Context) (a activity, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -78,7 +78,7 @@ func (e *engine) activity(ctx context.Context) (a activity, err error) {
 	return a, fmt.Errorf("%s has no metrics of its requests", e.name)
 }
 
-// get returns an answer that is 200.
+// get returns the body of an answer with status 200.
 func get(ctx context.Context, url, accept string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes a tiny LLaVA-NeXT of random weights, whose encoders tell nothing of the images.
+"""Makes a tiny LLaVA-NeXT with random weights; encoders of this model report no shapes of images.
 
 Usage: llava.py DIR
 

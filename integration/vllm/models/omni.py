@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Makes a tiny Qwen2.5-Omni of random weights, which takes images, sounds, videos, and videos with their sound.
+"""Makes a tiny Qwen2.5-Omni with random weights, for images, sounds, videos, and videos with their sound.
 
 Usage: omni.py DIR
 
-It has the thinker only, which is what vLLM serves.
+It has only the thinker, the part that vLLM serves.
 """
 
 from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
@@ -31,7 +31,7 @@ def thinker(tokenizer):
         "video_token_index": token("<|VIDEO|>"),
         "audio_start_token_id": token("<|audio_bos|>"),
         "audio_end_token_id": token("<|audio_eos|>"),
-        "seconds_per_chunk": 1,  # videos and their sound take turns, so that one of a second has two of each
+        "seconds_per_chunk": 1,  # video and sound are interleaved in chunks; a video of one second has two of each
         "vision_start_token_id": token("<|vision_bos|>"),
         "vision_end_token_id": token("<|vision_eos|>"),
         "text_config": tiny.text(

@@ -1,4 +1,4 @@
-"""What the scripts that make tiny models have in common."""
+"""Functions that the scripts for tiny models share."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ HIDDEN = 256
 
 
 def chat_template(parts):
-    """Of the special tokens that stand for a part of each type."""
+    """A template with the special tokens that stand for a part of each type."""
     media = "".join(f"{{%- elif c.type == '{kind}' %}}{token}\n" for kind, token in parts.items())
     return (
         "{%- for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -24,7 +24,7 @@ def chat_template(parts):
 
 
 def tokenizer(special):
-    """Has a token for each byte."""
+    """A tokenizer with a token for each byte."""
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     t.decoder = decoders.ByteLevel()
@@ -34,7 +34,7 @@ def tokenizer(special):
 
 
 def text(tokenizer, **more):
-    """The language model, which is a Llama or a Qwen2 by what is added."""
+    """Configuration of the language model; the other members decide between Llama and Qwen2."""
     return {
         "vocab_size": tokenizer.get_vocab_size(),
         "bos_token_id": tokenizer.token_to_id("<|endoftext|>"),
@@ -51,11 +51,11 @@ def text(tokenizer, **more):
 
 
 def weights(kind, config):
-    """Random ones for a model of this kind."""
+    """Random weights for a model of this kind."""
     torch.manual_seed(1)
     m = kind(config).float()
     for parameter in m.parameters():
-        if parameter.dim() > 1:  # larger than they usually begin, or all prompts would get the same answer
+        if parameter.dim() > 1:  # larger than the usual initial weights; otherwise all prompts get the same answer
             torch.nn.init.normal_(parameter, std=0.15)
     return m.state_dict()
 

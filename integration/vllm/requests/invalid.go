@@ -2,7 +2,7 @@ package requests
 
 import "strings"
 
-// Refused are those that a model for images and text refuses, or might be thought to.
+// Refused are requests that a model for images and text rejects or can be expected to reject.
 func Refused(m Media) []Request {
 	list := append(refusedMedia(m), refusedOptions(m.image("photo.jpg"))...)
 	for i := range list {
@@ -11,7 +11,7 @@ func Refused(m Media) []Request {
 	return list
 }
 
-// refusedMedia have something wrong in a part of the content.
+// refusedMedia have an error in a part of the content.
 func refusedMedia(m Media) []Request {
 	photo := m.image("photo.jpg")
 	question := text("What do you see?")
@@ -37,7 +37,7 @@ func refusedMedia(m Media) []Request {
 	}
 }
 
-// refusedOptions have something wrong elsewhere.
+// refusedOptions have an error elsewhere.
 func refusedOptions(photo object) []Request {
 	question := text("What do you see?")
 	return []Request{
@@ -84,7 +84,7 @@ func repeat(part object, n int) (list []any) {
 	return list
 }
 
-// reads says that the answer depends on what the media's bytes are.
+// reads marks a request whose status depends on the bytes of the media.
 func reads(r Request) Request {
 	r.ReadsMedia = true
 	return r

@@ -1,5 +1,5 @@
-// Package requests has one request of each kind that clients send to vLLM, those that vLLM
-// refuses included. It knows nothing of engines, topologies or answers.
+// Package requests has one request of each kind that clients send to vLLM, including those that
+// vLLM rejects. It knows nothing of engines, topologies or answers.
 package requests
 
 import (
@@ -17,13 +17,13 @@ type Request struct {
 	Name string
 	// Path is the route. Default: /v1/chat/completions.
 	Path string
-	// Body is a JSON object that does not ask for a stream, or bytes that are meant to be refused.
+	// Body is a JSON object that does not ask for a stream, or bytes that are not a valid request.
 	Body []byte
-	// Once says that there is no streamed form: it is one already, is refused, or is no JSON.
+	// Once says that there is no streamed form: it already is a stream, is rejected, or is not JSON.
 	Once bool
-	// ReadsMedia says that the answer's status depends on what the media's bytes are.
+	// ReadsMedia says that the status of the answer depends on the bytes of the media.
 	ReadsMedia bool
-	// Refused says that engines may refuse it.
+	// Refused says that engines may reject it.
 	Refused bool
 }
 
@@ -60,8 +60,8 @@ const (
 
 type object = map[string]any
 
-// Media is the directory of the media files, which engines can read too. Without one, media are
-// placeholders, which only fake engines take.
+// Media is the directory of the media files, which engines can read too. If it is empty, media are
+// placeholders that only fake engines accept.
 type Media string
 
 // file returns the contents of a file as a data URI.
@@ -72,12 +72,12 @@ func (m Media) file(name string) string {
 	}
 	data, err := os.ReadFile(filepath.Join(string(m), name))
 	if err != nil {
-		panic(err) // the suite makes them before it asks for requests
+		panic(err) // the suite makes them first
 	}
 	return dataURI(kind, data)
 }
 
-// types does not depend on what the system knows.
+// types are fixed here because the MIME types that the system knows vary.
 var types = map[string]string{
 	".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif", ".bmp": "image/bmp",
 	".wav": "audio/wav", ".mp4": "video/mp4",
@@ -97,7 +97,7 @@ func (m Media) audio(name string) object {
 
 func (m Media) video(name string) object { return videoURL(m.file(name)) }
 
-// frames is a video as vLLM takes it without a container: JPEG pictures, separated by commas.
+// frames is a video in vLLM's form without a container: JPEG pictures, separated by commas.
 func (m Media) frames() object {
 	var pictures []string
 	for i := range 4 {
@@ -119,15 +119,15 @@ func text(s string) object { return object{"type": "text", "text": s} }
 
 func message(role string, content any) object { return object{"role": role, "content": content} }
 
-// with returns an object with some more members.
+// with returns an object with additional members.
 func with(o object, more object) object {
 	o = maps.Clone(o)
 	maps.Copy(o, more)
 	return o
 }
 
-// common is what all requests have that do not say otherwise: answers that are short,
-// the same each time, and compared by their tokens.
+// common are the members of all requests unless overridden: answers are short, deterministic
+// and compared by their tokens.
 var common = object{"model": "tiny", "max_tokens": 12, "temperature": 0, "seed": 1, "return_token_ids": true}
 
 // chat is a chat of one message of the user.
@@ -145,7 +145,7 @@ func completion(name string, prompt any, options object) Request {
 	return Request{Name: name, Path: textPath, Body: body(options, object{"prompt": prompt})}
 }
 
-// body makes a request of the common members and others, which count more. A nil takes a member out.
+// body makes a request of the common members and others, which override them. nil removes a member.
 func body(options, content object) []byte {
 	o := with(with(common, content), options)
 	for name, value := range o {
@@ -164,12 +164,12 @@ func encode(o object) []byte {
 	return b
 }
 
-// AboutImage is a chat about one PNG image, whose answer has that many tokens.
+// AboutImage is a chat about one PNG image; the answer has this many tokens.
 func AboutImage(png []byte, tokens int) Request {
 	return about("an image of its own", tokens, imageURL(dataURI("image/png", png)))
 }
 
-// AboutFrames is one about a video of JPEG images.
+// AboutFrames is a chat about a video of JPEG images.
 func AboutFrames(tokens int, frames ...[]byte) Request {
 	var list []string
 	for _, f := range frames {
@@ -178,12 +178,12 @@ func AboutFrames(tokens int, frames ...[]byte) Request {
 	return about("a video of its own", tokens, videoURL("data:video/jpeg;base64,"+strings.Join(list, ",")))
 }
 
-// AboutSound is one about a WAV file.
+// AboutSound is a chat about a WAV file.
 func AboutSound(wav []byte, tokens int) Request {
 	return about("a sound of its own", tokens, object{"type": "audio_url", "audio_url": object{"url": dataURI("audio/wav", wav)}})
 }
 
-// Album is one about several PNG images.
+// Album is a chat about several PNG images.
 func Album(images ...[]byte) Request {
 	var parts []any
 	for _, i := range images {
@@ -196,13 +196,14 @@ func about(name string, tokens int, media ...any) Request {
 	return chat(name, object{"max_tokens": tokens, "ignore_eos": true}, append(media, text("What do you see?"))...)
 }
 
-// Spoilt returns the same request in a form that every engine refuses, once its media are encoded.
+// Spoilt returns the same request with an error that is found only by engines that generate, after
+// its media were encoded.
 func (r Request) Spoilt() Request {
 	r.Body = []byte(strings.Replace(string(r.Body), `"temperature":0`, `"temperature":"hot"`, 1))
 	return r
 }
 
-// AboutText is a chat about nothing, whose answer has that many tokens.
+// AboutText is a chat without media; the answer has this many tokens.
 func AboutText(tokens int) Request {
 	return chat("text", object{"max_tokens": tokens, "ignore_eos": true}, text("Tell me more."))
 }

@@ -14,7 +14,7 @@ var weather = object{"type": "function", "function": object{
 	},
 }}
 
-// Texts are those without media, and with all the options that there are.
+// Texts are requests without media, and with all options.
 func Texts() []Request {
 	question := text("What do you see?")
 	list := []Request{
@@ -74,7 +74,7 @@ func Texts() []Request {
 	)
 }
 
-// Images are chats with images, for a model that can see some of them at once.
+// Images are chats with images, for a model that accepts several images in a request.
 func Images(m Media) []Request {
 	small, photo, other := m.image("small.png"), m.image("photo.jpg"), m.image("photo2.jpg")
 	question := text("What do you see?")
@@ -148,7 +148,7 @@ func Audios(m Media) []Request {
 	}
 }
 
-// Sounds are videos whose sound is heard as well; engines need --trust-request-mm-kwargs from 0.31.0 on.
+// Sounds are videos whose sound is used too; engines need --trust-request-mm-kwargs from 0.31.0 on.
 func Sounds(m Media) []Request {
 	heard := object{"mm_processor_kwargs": object{"use_audio_in_video": true}}
 	question := text("What happens?")
