@@ -167,7 +167,7 @@ func (d *Dispatcher) maxOut(up int) int {
 
 // mayEject reports whether one more instance may be ejected.
 func (d *Dispatcher) mayEject() bool {
-	up, ejected, v := 0, 1, d.view()
+	up, ejected, v := 0, 1, d.newest.Load()
 	for i, u := range v.upstreams {
 		if !u.Available() {
 			continue

@@ -185,13 +185,13 @@ func TestEjectedInstanceProvesItself(t *testing.T) {
 	assert.Equal(t, map[string]int{"p2": 100}, f.choices(t), "a second one")
 	first.Release() // without an answer
 	second := probe()
-	at.Fails(second.Since(), time.Now())
+	at.Fails(second.Since, time.Now())
 	second.Release()
 	assert.Equal(t, map[string]int{"p2": 100}, f.choices(t), "it has failed again")
 
 	at.ejection.until = time.Now()
 	third := probe()
-	assert.True(t, at.Succeeds(third.Since(), time.Now()))
+	assert.True(t, at.Succeeds(third.Since, time.Now()))
 	assert.Equal(t, map[string]int{"p1": 50, "p2": 50}, f.choices(t))
 	third.Release()
 }

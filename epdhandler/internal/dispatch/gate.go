@@ -11,8 +11,7 @@ import (
 // Gate is where requests wait for decode before their prefill, if there is a pool for it and
 // a decode_limit. What prefill makes lasts only as long as its lease, and takes memory there:
 // it should be made when decode has a free slot soon, and not at all for a request that is
-// refused. A decode slot, on the other hand, is not held while prefill works, which can
-// take minutes.
+// refused. But a decode slot is not held while prefill works, which can take minutes.
 //
 // So the gate counts those who have passed it, until they are over, and lets in as many as
 // decode has slots, and some ahead of these, whose blocks are ready when a slot becomes
@@ -31,7 +30,7 @@ type Gate struct {
 // NewGate returns the gate in front of decode, where blocks may wait so long for a slot. It is nil,
 // and lets everybody pass, if decode has no limit.
 func NewGate(decode *Dispatcher, before time.Duration) *Gate {
-	if decode.Limit == noLimit {
+	if decode.Limit == 0 {
 		return nil
 	}
 	return &Gate{decode: decode, before: before}
@@ -107,19 +106,16 @@ func (g *Gate) Wait(ctx context.Context, turn chan struct{}) error {
 	defer func() {
 		shared.metrics.StageWait.WithLabelValues(g.decode.Stage).Observe(time.Since(start).Seconds())
 	}()
-	timeout := time.NewTimer(g.decode.QueueTime)
-	defer timeout.Stop()
-	again := time.NewTicker(lookPeriod)
-	defer again.Stop()
+	timeout, again := time.After(g.decode.QueueTime), time.Tick(lookPeriod)
 	for over := false; !over; {
 		select {
 		case <-turn:
 			return nil
-		case <-again.C: // there may be more instances
+		case <-again: // there may be more instances
 			g.look()
 		case <-ctx.Done():
 			over = true
-		case <-timeout.C:
+		case <-timeout:
 			over = true
 		}
 	}

@@ -228,9 +228,9 @@ func TestPolicyThatHangsHoldsUpNobody(t *testing.T) {
 	first := f.ask(t.Context(), newAsk())
 	release := make(chan struct{})
 	hangs := newAsk()
-	hangs.Policy = func(fit reverseproxy.UpstreamPool) (*reverseproxy.Upstream, error) {
+	hangs.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
 		<-release
-		return fit[0], nil
+		return fit[0]
 	}
 	one, two := f.asks(t, hangs), f.asks(t, newAsk())
 	first.slot.Release()

@@ -1,17 +1,12 @@
 package engine
 
 import (
-	"cmp"
-	"context"
-	"errors"
-	"net/http"
+	"fmt"
+	"math/rand/v2"
 	"time"
-
-	"go.opentelemetry.io/otel/trace"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
-	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
 // Call is what a stage asks of its pool in one attempt.
@@ -49,81 +44,6 @@ type Clock interface {
 	Expired() error
 }
 
-// call is a call on its way, with what comes of it.
-type call struct {
-	Call
-	*Attempt
-
-	pool   *Pool
-	client *Client
-	ask    dispatch.Ask
-	slot   *dispatch.Slot
-	span   trace.Span
-
-	fault  error               // of somebody else's code: it panicked, or chose nonsense
-	busy   error               // why there was no slot
-	writer http.ResponseWriter // of the policy
-	told   http.Header         // what the policy tells the client
-
-	early     bool // it is only to reserve an instance
-	lookingUp bool // it is only to find out which upstreams there are
-}
-
-type callKey struct{}
-
-func withCall(ctx context.Context, c *call) context.Context {
-	return context.WithValue(ctx, callKey{}, c)
-}
-
-// callOf returns the call that a request to an engine belongs to, nil if none.
-func callOf(ctx context.Context) *call {
-	c, _ := ctx.Value(callKey{}).(*call)
-	return c
-}
-
-// NewAttempt returns the attempt to have a call answered by the pool, on behalf of a client.
-func (p *Pool) NewAttempt(client *Client, in Call) *Attempt {
-	c := &call{Call: in, pool: p, client: client}
-	c.Attempt = &Attempt{Stage: p.Stage, Number: in.Number, Items: in.Items, HasBody: in.Body != nil, Pinned: in.Reserved != nil, pool: p, call: c}
-	c.ask = dispatch.Ask{Turn: in.Turn, Skip: in.Skip, Patience: in.Patience}
-	if in.Clock != nil {
-		c.ask.Clock = in.Clock
-	}
-	if in.Reserved != nil {
-		c.ask.Only = in.Reserved.Address
-	}
-	return c.Attempt
-}
-
-// Send sends the call and writes the answer to w. What came of it is known when [Attempt.Judge] has
-// been called; then [Attempt.End] must be.
-func (a *Attempt) Send(ctx context.Context, w http.ResponseWriter) {
-	c := a.call
-	defer func() { c.slot.Release() }()
-	defer c.contain()
-	ctx, c.span = telemetry.StartSpan(ctx, c.Method+" "+c.Path, trace.SpanKindClient)
-	a.err = c.pool.Handler.ServeHTTP(w, c.client.request(ctx, c, w), noHandler)
-	if a.err == nil && a.broke {
-		a.err = errBroke
-	}
-}
-
-// contain makes a panic, of reverse_proxy or of a module that it uses, a failure of the
-// call. On a goroutine of ours it would end the process.
-func (c *call) contain() {
-	switch v := recover(); v {
-	case nil:
-	case http.ErrAbortHandler: // by which reverse_proxy ends an answer that its writer did not take
-		c.err = errBroke
-	default:
-		c.fault = c.pool.panicked(v, c.client.ID)
-		c.err = c.fault
-	}
-}
-
-// errBroke is the end of an answer in its middle.
-var errBroke = errors.New("the answer broke off")
-
 // Reservation is an instance that was chosen for a call before the call is made. It must be
 // released.
 type Reservation struct {
@@ -149,35 +69,6 @@ func (r *Reservation) ControlAddress() string {
 	return r.Control
 }
 
-// Reserve chooses the instance for a call that is made later. Without one, it returns nil, and the
-// attempt says why when it has been judged.
-func (a *Attempt) Reserve(ctx context.Context) *Reservation {
-	c, w := a.call, new(discard)
-	defer c.contain()
-	c.early = true
-	p := c.pool.Handler
-	u := p.LoadBalancing.SelectionPolicy.Select(p.Upstreams, c.client.request(ctx, c, w), w)
-	if u == nil || ctx.Err() != nil {
-		c.slot.Release()
-		a.err = cmp.Or[error](c.fault, dispatch.ErrNobody)
-		return nil
-	}
-	if c.Turn != nil {
-		c.Turn.Admitted = true // encoders work for it
-	}
-	return &Reservation{Address: u.Dial, slot: c.slot}
-}
-
-// discard is where policies write that nobody listens to.
-type discard struct{ header http.Header }
-
-func (d *discard) Header() http.Header {
-	if d.header == nil {
-		d.header = make(http.Header)
-	}
-	return d.header
-}
-
-func (*discard) WriteHeader(int) {}
-
-func (*discard) Write(p []byte) (int, error) { return len(p), nil }
+// RandomHex returns n random hexadecimal digits, 16 at most. They tell requests and attempts apart;
+// they are no secret.
+func RandomHex(n int) string { return fmt.Sprintf("%016x", rand.Uint64())[:n] }

@@ -37,11 +37,11 @@ var noHandler = caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) e
 // request makes the request of a call. It shares nothing that can change with the
 // client's request or with other calls: Caddy's variables, for one, are a plain
 // map in the request's context.
-func (cl *Client) request(ctx context.Context, c *call, w http.ResponseWriter) *http.Request {
+func (cl *Client) request(ctx context.Context, a *Attempt, w http.ResponseWriter) *http.Request {
 	from := cl.Request
 	r := &http.Request{
-		Method:     c.Method,
-		URL:        &url.URL{Path: c.Path, RawQuery: from.URL.RawQuery}, // for policies and placeholders: engines get no query
+		Method:     a.Method,
+		URL:        &url.URL{Path: a.Path, RawQuery: from.URL.RawQuery}, // for policies and placeholders: engines get no query
 		RequestURI: from.RequestURI,
 		Proto:      from.Proto,
 		ProtoMajor: from.ProtoMajor,
@@ -51,25 +51,33 @@ func (cl *Client) request(ctx context.Context, c *call, w http.ResponseWriter) *
 		TLS:        from.TLS,
 		Header:     maps.Clone(cl.header), // reverse_proxy clones the values
 	}
-	r.Header["X-Request-Id"] = []string{c.ID}
-	if c.Reserved != nil && c.Reserved.Rank != "" {
-		r.Header["X-Data-Parallel-Rank"] = []string{c.Reserved.Rank}
+	r.Header["X-Request-Id"] = []string{a.ID}
+	if a.Reserved != nil && a.Reserved.Rank != "" {
+		r.Header["X-Data-Parallel-Rank"] = []string{a.Reserved.Rank}
 	}
-	if r.Header.Del("Accept-Encoding"); c.Encoding != nil {
-		r.Header["Accept-Encoding"] = c.Encoding
+	if r.Header.Del("Accept-Encoding"); a.Encoding != nil {
+		r.Header["Accept-Encoding"] = a.Encoding
 	}
 	telemetry.Inject(ctx, r.Header)
-	if c.Body != nil {
+	if a.Body != nil {
 		r.Header["Content-Type"] = []string{"application/json"}
-		r.ContentLength = c.Body.Len()
-		r.Body = c.Body.Reader()
+		r.ContentLength = a.Body.Len()
+		r.Body = a.Body.Reader()
 	}
 	server := from.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	repl := caddy.NewReplacer()
-	ctx = dispatch.WithAsk(withCall(ctx, c), &c.ask)
+	ctx = dispatch.WithAsk(context.WithValue(ctx, attemptKey{}, a), &a.ask)
 	r = caddyhttp.PrepareRequest(r.WithContext(ctx), repl, w, server)
 	cl.lend(r, repl)
 	return r
+}
+
+type attemptKey struct{}
+
+// attemptOf returns the attempt that a request to an engine belongs to, nil if none.
+func attemptOf(r *http.Request) *Attempt {
+	a, _ := r.Context().Value(attemptKey{}).(*Attempt)
+	return a
 }
 
 // lend gives back what the fresh context has lost, for placeholders in the pool's options.

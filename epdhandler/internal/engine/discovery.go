@@ -26,11 +26,10 @@ func (p *Pool) loadSource(ctx caddy.Context) error {
 		return nil
 	}
 	mod, err := ctx.LoadModule(p.Handler, "DynamicUpstreamsRaw")
-	if err != nil {
-		return fmt.Errorf("loading upstream source module: %w", err)
+	if err == nil {
+		p.Handler.DynamicUpstreams = discovery{p, mod.(reverseproxy.UpstreamSource)}
 	}
-	p.Handler.DynamicUpstreams = discovery{p, mod.(reverseproxy.UpstreamSource)}
-	return nil
+	return err
 }
 
 // GetUpstreams implements reverseproxy.UpstreamSource.
@@ -90,23 +89,24 @@ func (p *Pool) Instances(ctx context.Context) (reverseproxy.UpstreamPool, error)
 	case <-ctx.Done():
 		return nil, errSourceHangs
 	}
-	var (
-		upstreams []*reverseproxy.Upstream
-		err       error
-		done      = make(chan struct{})
-	)
+	var upstreams []*reverseproxy.Upstream
+	done := make(chan error, 1)
 	go func() {
 		defer func() { <-p.lookUps }()
-		defer close(done)
 		defer func() {
 			if v := recover(); v != nil { // it would end the process
-				upstreams, err = nil, p.panicked(v, "")
+				done <- p.panicked(v, "")
 			}
 		}()
-		upstreams, err = p.lookUp(ctx)
+		ctx := context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
+		r, _ := http.NewRequestWithContext(ctx, http.MethodGet, "/", http.NoBody)
+		found, err := p.Handler.DynamicUpstreams.(discovery).find(r)
+		upstreams = found
+		done <- err
 	}()
+	var err error
 	select {
-	case <-done:
+	case err = <-done:
 	case <-ctx.Done():
 		return nil, errSourceHangs
 	}
@@ -117,14 +117,6 @@ func (p *Pool) Instances(ctx context.Context) (reverseproxy.UpstreamPool, error)
 		return p.Handler.Upstreams, nil
 	}
 	return upstreams, err
-}
-
-func (p *Pool) lookUp(ctx context.Context) ([]*reverseproxy.Upstream, error) {
-	r, err := http.NewRequestWithContext(context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer()), http.MethodGet, "/", http.NoBody)
-	if err != nil {
-		return nil, err
-	}
-	return p.Handler.DynamicUpstreams.(discovery).find(r)
 }
 
 // panicked logs the panic of a module, or of ours, and makes an error of it.

@@ -24,7 +24,7 @@ type Pool struct {
 	*dispatch.Dispatcher
 
 	Handler *reverseproxy.Handler
-	Budget  *dispatch.Budget // of further attempts; nil: no limit
+	Budget  dispatch.Budget // of further attempts
 	Logger  *zap.Logger
 
 	instances *dispatch.Instances
@@ -40,9 +40,15 @@ func NewPool(ctx caddy.Context, instances *dispatch.Instances, s dispatch.Settin
 		Budget: instances.Budget(s.Stage, handler.Upstreams, string(handler.DynamicUpstreamsRaw), s.RetryBudget),
 	}
 	p.setHealthDefaults()
-	for _, load := range []func(caddy.Context) error{p.loadPolicy, p.loadSource, p.loadBreaker, p.loadTransport} {
-		if err := load(ctx); err != nil {
-			return nil, fmt.Errorf("provisioning %s pool: %w", s.Stage, err)
+	for _, part := range []struct {
+		name string
+		load func(caddy.Context) error
+	}{
+		{"load balancing policy", p.loadPolicy}, {"upstream source module", p.loadSource},
+		{"circuit breaker", p.loadBreaker}, {"transport", p.loadTransport},
+	} {
+		if err := part.load(ctx); err != nil {
+			return nil, fmt.Errorf("provisioning %s pool: loading %s: %w", s.Stage, part.name, err)
 		}
 	}
 	s.Weights = dispatch.WeightsOf(handler.LoadBalancing.SelectionPolicy.(*selector).policy)
@@ -107,7 +113,7 @@ func (p *Pool) loadTransport(ctx caddy.Context) error {
 	_ = json.Unmarshal(p.Handler.TransportRaw, &config) // LoadModule says what is wrong
 	mod, err := ctx.LoadModule(p.Handler, "TransportRaw")
 	if err != nil {
-		return fmt.Errorf("loading transport: %w", err)
+		return err
 	}
 	t, ok := mod.(*reverseproxy.HTTPTransport)
 	if !ok {

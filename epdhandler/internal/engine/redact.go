@@ -92,7 +92,7 @@ func (p *Pool) addresses(a *Attempt) (known []string) {
 	if a != nil {
 		known = slices.Clone(a.Chosen)
 		slices.Reverse(known)
-		lists = append(lists, a.known())
+		lists = append(lists, a.ask.Upstreams())
 	}
 	for _, list := range lists {
 		for _, u := range list {

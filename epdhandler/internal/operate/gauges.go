@@ -99,7 +99,7 @@ func (g Gauges) read() reading {
 }
 
 func (r reading) add(p *engine.Pool, now time.Time) {
-	if p.Budget != nil {
+	if p.RetryBudget > 0 {
 		n := p.Budget.Tokens(now)
 		if least, ok := r.tokens[p.Stage]; ok {
 			n = min(n, least)
