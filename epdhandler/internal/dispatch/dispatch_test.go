@@ -216,6 +216,9 @@ func TestInstancesAreForgotten(t *testing.T) {
 	for _, address := range []string{"named:1", "busy:1", "gone:1", "lately:1"} {
 		i := shared.Get(telemetry.Encode, address)
 		i.Failed(telemetry.Broken)
+		if address == "gone:1" {
+			i.eject(time.Now())
+		}
 		if address != "lately:1" {
 			i.used = time.Now().Add(-2 * keptFor)
 		}
@@ -226,6 +229,21 @@ func TestInstancesAreForgotten(t *testing.T) {
 	shared.Range(func(i *Instance) { known = append(known, i.Address) })
 	assert.ElementsMatch(t, []string{"named:1", "busy:1", "lately:1", "new:1"}, known)
 	assert.False(t, shared.metrics.UpstreamFailures.DeleteLabelValues(telemetry.Encode, "gone:1"), "its metrics stay")
+	assert.Zero(t, shared.ejected.Load())
+	c.slot.Release()
+}
+
+// A dynamic pool whose source tells the same instances after a long time does not go on with
+// those that have been forgotten.
+func TestForgottenInstancesComeBack(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Dynamic: true})
+	f.See(upstreams("a:1"))
+	f.shared.Get(f.Stage, "a:1").used = time.Now().Add(-2 * keptFor)
+	f.shared.Get(f.Stage, "new:1")
+	f.See(upstreams("a:1"))
+	c := f.ask(t.Context(), newAsk())
+	assert.Equal(t, 1, f.shared.Get(f.Stage, "a:1").InFlight())
 	c.slot.Release()
 }
 

@@ -102,10 +102,7 @@ func (g *Gate) Wait(ctx context.Context, turn chan struct{}) error {
 	shared := g.decode.shared
 	shared.atGates.Add(1)
 	defer shared.atGates.Add(-1)
-	start := time.Now()
-	defer func() {
-		shared.metrics.StageWait.WithLabelValues(g.decode.Stage).Observe(time.Since(start).Seconds())
-	}()
+	defer shared.observeWait(g.decode.Stage, time.Now())
 	timeout, again := time.After(g.decode.QueueTime), time.Tick(lookPeriod)
 	for over := false; !over; {
 		select {
@@ -119,10 +116,14 @@ func (g *Gate) Wait(ctx context.Context, turn chan struct{}) error {
 			over = true
 		}
 	}
-	if g.giveUp(turn) {
-		return BusyError{fmt.Sprintf("waited %s for an instance (queue_timeout)", g.decode.QueueTime)}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	i := slices.Index(g.waiting, turn)
+	if i < 0 { // it has just been let in
+		return nil
 	}
-	return nil
+	g.waiting = slices.Delete(g.waiting, i, i+1)
+	return BusyError{fmt.Sprintf("waited %s for an instance (queue_timeout)", g.decode.QueueTime)}
 }
 
 // look lets in those for whom there is room now.
@@ -131,17 +132,6 @@ func (g *Gate) look() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.serve(slots)
-}
-
-// giveUp takes a request out of the queue, and reports whether it was still there.
-func (g *Gate) giveUp(turn chan struct{}) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	i := slices.Index(g.waiting, turn)
-	if i >= 0 {
-		g.waiting = slices.Delete(g.waiting, i, i+1)
-	}
-	return i >= 0
 }
 
 // Leave gives the place inside to the next request.

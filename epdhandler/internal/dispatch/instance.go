@@ -84,6 +84,9 @@ func (s *Instances) forget(since time.Time) {
 		}
 		s.all.Delete(instanceKey{i.Stage, i.Address})
 		s.dropped.Add(1)
+		if i.IsEjected() {
+			s.ejected.Add(-1)
+		}
 		s.metrics.UpstreamFirstByte.DeleteLabelValues(i.Stage, i.Address)
 		s.metrics.UpstreamFailures.DeleteLabelValues(i.Stage, i.Address)
 		s.metrics.UpstreamEjections.DeleteLabelValues(i.Stage, i.Address)

@@ -198,10 +198,15 @@ func (d *Dispatcher) finish(ctx context.Context, w *waiter) {
 	if w.ask.Clock != nil {
 		w.ask.Clock.Resume()
 	}
-	waited := time.Since(w.since)
-	w.ask.Waited += waited
-	d.shared.metrics.StageWait.WithLabelValues(d.Stage).Observe(waited.Seconds())
+	w.ask.Waited += d.shared.observeWait(d.Stage, w.since)
 	trace.SpanFromContext(ctx).AddEvent("waited for an instance")
+}
+
+// observeWait returns how long a call has waited, for the metrics too.
+func (s *Instances) observeWait(stage string, since time.Time) time.Duration {
+	waited := time.Since(since)
+	s.metrics.StageWait.WithLabelValues(stage).Observe(waited.Seconds())
+	return waited
 }
 
 // join puts a call at the end of its request's turn, and a new turn at the end of the queue. A call

@@ -45,7 +45,7 @@ func (r *record) Answered(after time.Duration) {
 	defer r.lock.Unlock()
 	r.used = time.Now()
 	r.answers++
-	r.times = last(append(r.times, after))
+	r.times = append(r.times[max(0, len(r.times)+1-maxKept):], after)
 }
 
 // Failed notes a failed attempt.
@@ -54,15 +54,7 @@ func (r *record) Failed(why telemetry.Reason) {
 	r.lock.Lock()
 	defer r.lock.Unlock()
 	r.used = time.Now()
-	r.failures = last(append(r.failures, Failure{r.used, why}))
-}
-
-// last drops the first element of a list that has become too long.
-func last[E any](list []E) []E {
-	if len(list) <= maxKept {
-		return list
-	}
-	return slices.Delete(list, 0, 1)
+	r.failures = append(r.failures[max(0, len(r.failures)+1-maxKept):], Failure{r.used, why})
 }
 
 // HandedOver notes whether an answer of prefill had KV blocks. It reports whether that is news:
@@ -81,7 +73,7 @@ func (r *record) HandedOver(blocks, says bool) (changed bool) {
 	return changed
 }
 
-// idleSince reports whether nothing has happened since then. An ejection ends with it.
+// idleSince reports whether nothing has happened since then.
 func (r *record) idleSince(then time.Time) bool {
 	r.lock.Lock()
 	defer r.lock.Unlock()
@@ -115,8 +107,7 @@ func (r *record) Summary(while time.Duration) Summary {
 		}
 	}
 	if n := len(r.failures); n > 0 {
-		newest := r.failures[n-1]
-		s.Last = &newest
+		s.Last = &r.failures[n-1] // which never changes
 	}
 	return s
 }
