@@ -37,8 +37,8 @@ func (g *generation) decode(e *embeddings, b *blocks) (f *failure) {
 		return g.lost(a, brings)
 	}
 	result := w.End(endingOf(a))
-	if result.Cut && a.Err() == nil {
-		a.BrokeOff() // which looked like the end
+	if result.Cut && a.Err == nil {
+		a.Err = engine.ErrBroke // which looked like the end
 	}
 	if result.Held != nil {
 		f := g.judgeHeld(ctx, a, result)
@@ -62,7 +62,7 @@ func (g *generation) decode(e *embeddings, b *blocks) (f *failure) {
 // judgeHeld returns the failure of an attempt of whose answer the client has nothing.
 func (g *generation) judgeHeld(ctx context.Context, a *engine.Attempt, result stream.Result) *failure {
 	if result.Failed { // an error as an event, whatever came afterwards
-		a.Answered()
+		a.Err = nil
 		ctx = g.r.Context()
 	}
 	if a.Judge(ctx, result.Held.Status, result.Held.Err); !a.Failed() {
@@ -75,7 +75,7 @@ func (g *generation) judgeHeld(ctx context.Context, a *engine.Attempt, result st
 // endingOf is how the answer to an attempt ended.
 func endingOf(a *engine.Attempt) stream.Ending {
 	switch {
-	case a.Err() != nil:
+	case a.Err != nil:
 		return stream.Cut
 	case a.Unframed:
 		return stream.Unframed

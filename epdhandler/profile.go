@@ -25,7 +25,7 @@ func (x *exchange) profile() {
 	}
 	q := operate.ProfileQuestion(x.r, x.r.URL.Path)
 	q.Header["X-Request-Id"] = []string{x.id}
-	p := operate.Profile(x.r.Context(), q, func(t engine.Target) string { return t.Pool.Place(t.Address()) }, x.h.site.Pools()...)
+	p := operate.Profile(x.r.Context(), q, engine.Target.Place, x.h.site.Pools()...)
 	switch {
 	case x.r.Context().Err() != nil:
 		x.report.outcome = telemetry.ClientClosed

@@ -308,11 +308,11 @@ func TestQueueLooksAgainAfterAnOffer(t *testing.T) {
 	f := newFixture(t, oneEach, "a:1", "b:1")
 	a, b := f.ask(t.Context(), newAsk("b:1")), f.ask(t.Context(), newAsk("a:1"))
 	x, y := newAsk("a:1"), newAsk()
-	var once sync.Once
-	y.Policy = func(fit reverseproxy.UpstreamPool) (chosen *reverseproxy.Upstream) {
-		chosen = fit[0]
-		once.Do(func() { chosen = nil })
-		return chosen
+	y.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
+		if fit[0].Dial == "a:1" {
+			return fit[0]
+		}
+		return nil
 	}
 	gotX := f.asks(t, x) // which first has the offer of a, and passes it on
 	gotY := f.asks(t, y) // which is offered b meanwhile, and does not want it

@@ -37,6 +37,7 @@ type Attempt struct {
 	Reason telemetry.Reason // why it failed; empty: it did not
 	Status int              // of the answer of an engine, or of Caddy for it; 0: none
 	Cause  error            // for the log; never holds content
+	Err    error            // what reverse_proxy, or something before it, says; nil after an answer that came to its end
 
 	pool   *Pool
 	client *Client
@@ -44,13 +45,11 @@ type Attempt struct {
 	slot   *dispatch.Slot
 	span   trace.Span // nil: it was not sent
 
-	fault  error               // of somebody else's code: it panicked, or chose nonsense
-	busy   error               // why there was no slot
+	fault  error               // a [dispatch.BusyError], or of somebody else's code, which panicked or chose nonsense
 	writer http.ResponseWriter // of the policy
 	told   http.Header         // what the policy tells the client
 	broke  bool                // the answer ended in its middle
 	code   int                 // of the engine's last answer
-	err    error
 
 	lookingUp bool // it is only to find out which upstreams there are
 }
@@ -76,9 +75,9 @@ func (a *Attempt) Send(ctx context.Context, w http.ResponseWriter) {
 	defer func() { a.slot.Release() }()
 	defer a.contain()
 	ctx, a.span = telemetry.StartSpan(ctx, a.Method+" "+a.Path, trace.SpanKindClient)
-	a.err = a.pool.Handler.ServeHTTP(w, a.client.request(ctx, a, w), noHandler)
-	if a.err == nil && a.broke {
-		a.err = errBroke
+	a.Err = a.pool.Handler.ServeHTTP(w, a.client.request(ctx, a, w), noHandler)
+	if a.Err == nil && a.broke {
+		a.Err = ErrBroke
 	}
 }
 
@@ -91,7 +90,7 @@ func (a *Attempt) Reserve(ctx context.Context) *Reservation {
 	u := p.LoadBalancing.SelectionPolicy.Select(p.Upstreams, a.client.request(ctx, a, w), w)
 	if u == nil || ctx.Err() != nil {
 		a.slot.Release()
-		a.err = cmp.Or[error](a.fault, dispatch.ErrNobody)
+		a.Err = cmp.Or[error](a.fault, dispatch.ErrNobody)
 		return nil
 	}
 	if a.Turn != nil {
@@ -106,15 +105,15 @@ func (a *Attempt) contain() {
 	switch v := recover(); v {
 	case nil:
 	case http.ErrAbortHandler: // by which reverse_proxy ends an answer that its writer did not take
-		a.err = errBroke
+		a.Err = ErrBroke
 	default:
 		a.fault = a.pool.panicked(v, a.client.ID)
-		a.err = a.fault
+		a.Err = a.fault
 	}
 }
 
-// errBroke is the end of an answer in its middle.
-var errBroke = errors.New("the answer broke off")
+// ErrBroke is that an answer ended in its middle.
+var ErrBroke = errors.New("the answer broke off")
 
 // HasBody reports whether the call has a body. Without one it is a question that any engine can
 // answer, and that costs it nothing.
@@ -133,16 +132,6 @@ func (a *Attempt) Instance() *dispatch.Instance { return a.pool.Instance(a.Upstr
 
 // Failed reports whether the attempt failed.
 func (a *Attempt) Failed() bool { return a.Reason != "" }
-
-// Err is what reverse_proxy, or something before it, says of the call; nil after an answer that
-// came to its end.
-func (a *Attempt) Err() error { return a.err }
-
-// BrokeOff notes that the answer ended in its middle, although it looked like its end.
-func (a *Attempt) BrokeOff() { a.err = errBroke }
-
-// Answered notes that there is a whole answer, however the call ended.
-func (a *Attempt) Answered() { a.err = nil }
 
 // Why is the reason as operators get to know it.
 func (a *Attempt) Why() telemetry.Reason {
@@ -169,28 +158,28 @@ func (a *Attempt) Judge(ctx context.Context, status int, untaken error) {
 }
 
 func (a *Attempt) judge(ctx context.Context, status int, untaken error) (why telemetry.Reason, _ int, cause error) {
-	handler, _ := errors.AsType[caddyhttp.HandlerError](a.err)
+	handler, _ := errors.AsType[caddyhttp.HandlerError](a.Err)
 	timeout, _ := errors.AsType[interface {
 		error
 		Timeout() bool
-	}](a.err)
-	cause = cmp.Or(handler.Err, a.err)
+	}](a.Err)
+	cause = cmp.Or(handler.Err, a.Err)
 	switch {
 	case errors.Is(context.Cause(ctx), context.DeadlineExceeded):
 		return telemetry.TimedOut, 0, a.Clock.Expired()
 	case ctx.Err() != nil:
 		return telemetry.Canceled, 0, cause
-	case a.err == nil && status/100 == 2:
+	case a.Err == nil && status/100 == 2:
 		return "", status, nil
-	case a.err == nil && status != 0:
+	case a.Err == nil && status != 0:
 		return telemetry.BadStatus, status, StatusError(status)
+	case errors.As(a.fault, new(dispatch.BusyError)):
+		return telemetry.Overloaded, 0, a.fault
 	case a.fault != nil:
 		return telemetry.Broken, 0, a.fault
-	case a.busy != nil:
-		return telemetry.Overloaded, 0, a.busy
 	case len(a.Chosen) == 0:
 		return telemetry.Unavailable, 0, cause
-	case a.err != nil && !a.Reached:
+	case a.Err != nil && !a.Reached:
 		return telemetry.Refused, 0, cause
 	case timeout != nil && timeout.Timeout():
 		return telemetry.TimedOut, 0, cause
@@ -200,10 +189,8 @@ func (a *Attempt) judge(ctx context.Context, status int, untaken error) (why tel
 	case errors.Is(untaken, memory.ErrExhausted):
 		return telemetry.Overloaded, 0, untaken
 	}
-	return telemetry.Broken, 0, cmp.Or(untaken, cause, errNoAnswer)
+	return telemetry.Broken, 0, cmp.Or(untaken, cause, errors.New("no answer"))
 }
-
-var errNoAnswer = errors.New("no answer")
 
 // Fail makes the attempt a failed one for a reason that its answer shows.
 func (a *Attempt) Fail(why telemetry.Reason, status int, cause error) {

@@ -41,9 +41,8 @@ func (p *Pool) loadPolicy(ctx caddy.Context) error {
 	return nil
 }
 
-// breaker is the circuit breaker of a pool. Everybody who looks at the health of an instance
-// asks it, also with a lock held; so the module behind it is asked once for each call, on
-// the call's own goroutine, and what it said is kept.
+// breaker is the circuit breaker of a pool. It is read with every look at the health of an instance,
+// also with a lock held; so the module is asked once for each call, on the call's goroutine.
 type breaker struct {
 	reverseproxy.CircuitBreaker
 	open atomic.Bool
@@ -91,7 +90,7 @@ func (s *selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 	for name := range a.told {
 		delete(w.Header(), name)
 	}
-	a.fault, a.busy, a.told = nil, nil, nil
+	a.fault, a.told = nil, nil
 	s.pool.breaker.ask()
 	u := s.choose(a, r)
 	if u == nil {
@@ -117,9 +116,7 @@ func (s *selector) choose(a *Attempt, r *http.Request) *reverseproxy.Upstream {
 	}
 	u, slot, err := s.pool.Choose(r.Context(), &a.ask)
 	a.slot, a.Waited = slot, a.ask.Waited
-	if busy, ok := errors.AsType[dispatch.BusyError](err); ok {
-		a.busy = busy
-	} else if err != nil && !errors.Is(err, dispatch.ErrNobody) && r.Context().Err() == nil {
+	if !errors.Is(err, dispatch.ErrNobody) && r.Context().Err() == nil {
 		a.fault = err
 	}
 	if u == nil {

@@ -59,14 +59,12 @@ func (p *Pool) WithoutAddresses(err error, a *Attempt) string {
 	}
 	known := p.addresses(a)
 	for _, address := range known {
-		text = replaceWord(text, address, p.Name(address))
-		if path, ok := strings.CutPrefix(address, "unix/"); ok {
-			text = replaceWord(text, path, p.Name(address))
-		}
+		text = replaceWord(text, address, p.Place(address))
+		text = replaceWord(text, strings.TrimPrefix(address, "unix/"), p.Place(address))
 	}
 	for _, address := range known { // which may have one host: the first is the one that was asked
 		if host, _, err := net.SplitHostPort(address); err == nil {
-			text = replaceWord(text, host, p.Name(address))
+			text = replaceWord(text, host, p.Place(address))
 		}
 	}
 	text = certNames.ReplaceAllLiteralString(text, "is not valid for ")
@@ -88,16 +86,14 @@ func replaceUnnamed(pattern *regexp.Regexp, text, by string) string {
 
 // addresses are those that an error may hold, the instances that were asked first.
 func (p *Pool) addresses(a *Attempt) (known []string) {
-	lists := []reverseproxy.UpstreamPool{p.Handler.Upstreams}
+	upstreams := p.Handler.Upstreams
 	if a != nil {
 		known = slices.Clone(a.Chosen)
 		slices.Reverse(known)
-		lists = append(lists, a.ask.Upstreams())
+		upstreams = slices.Concat(upstreams, a.ask.Upstreams())
 	}
-	for _, list := range lists {
-		for _, u := range list {
-			known = append(known, u.String())
-		}
+	for _, u := range upstreams {
+		known = append(known, u.String())
 	}
 	return known
 }
