@@ -11,9 +11,9 @@ import (
 )
 
 // Budget limits the further attempts of a pool that fail as well, so that a pool in which
-// nothing works does not get twice the load. Requests bring tokens, and a further attempt
-// takes one when it has failed. Attempts in flight take none: when an instance dies with
-// hundreds of requests, all of them may go to another one. So the balance can fall below zero.
+// nothing works does not get twice the load. Requests bring tokens, and a further attempt takes one
+// only when it has failed: if an instance dies with hundreds of requests, all of them may go to
+// another one. So the balance can fall below zero.
 //
 // The zero value is no limit.
 type Budget struct {

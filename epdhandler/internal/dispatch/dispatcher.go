@@ -14,16 +14,13 @@ import (
 
 // Dispatcher decides for one pool. Each choice is one loop in three steps:
 //
-//  1. Find the candidates: the instances that meet all conditions of [Dispatcher.standing].
-//  2. Have the policy choose one of them. A policy is a Caddy module, perhaps a third party's,
-//     which may panic or hang: it runs on the goroutine of the call, without any lock, and
-//     the call holds no slot meanwhile.
+//  1. Find the candidates: the instances that meet all conditions of [Dispatcher.candidates].
+//  2. Have the policy choose one of them. It is a Caddy module, perhaps a third party's, which may
+//     panic or hang: it runs on the goroutine of the call, without any lock or slot.
 //  3. Take a slot of the instance, if it still has a free one; otherwise begin again.
 //
-// A call waits while all instances that it may go to have as many calls as they may (limit).
-// It waits for the pool, not for one of its instances; see [queue].
-//
-// Caddy's own limits let more in than configured, refuse at once, or hold up health checks.
+// A call waits while all instances that it may go to have as many calls as they may (limit); see
+// [queue]. Caddy's own limits let more in than configured, refuse at once, or hold up health checks.
 type Dispatcher struct {
 	Settings
 

@@ -34,8 +34,8 @@ type Suspect struct {
 	Weight float64   // of the strike
 }
 
-// Succeeds notes that the instance did what it was asked by a call that was chosen then. It
-// reports whether that ends an ejection.
+// Succeeds notes that a call that was chosen then succeeded. It reports whether that ends an
+// ejection.
 func (i *Instance) Succeeds(chosen, now time.Time) (back bool) {
 	i.lock.Lock()
 	defer i.lock.Unlock()
@@ -141,8 +141,8 @@ func (i *Instance) leave(chosen time.Time) {
 	}
 }
 
-// Judge counts the failures of a call that has now succeeded elsewhere, against the instances
-// at which it failed. It calls ejected for each one that is ejected for them.
+// Judge counts the failures of a call that has now succeeded elsewhere. It calls ejected for each
+// instance that is ejected for them.
 func (d *Dispatcher) Judge(suspects []Suspect, now time.Time, ejected func(at *Instance, length time.Duration)) {
 	d.shared.ejecting.Lock()
 	defer d.shared.ejecting.Unlock()

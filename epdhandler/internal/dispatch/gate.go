@@ -27,8 +27,8 @@ type Gate struct {
 	freed   time.Time       // when the last one did; zero: nobody waited for it
 }
 
-// NewGate returns the gate in front of decode, where blocks may wait so long for a slot. It is nil,
-// and lets everybody pass, if decode has no limit.
+// NewGate returns the gate in front of decode, where blocks may wait so long for a slot. It is nil
+// if decode has no limit.
 func NewGate(decode *Dispatcher, before time.Duration) *Gate {
 	if decode.Limit == 0 {
 		return nil
@@ -36,13 +36,12 @@ func NewGate(decode *Dispatcher, before time.Duration) *Gate {
 	return &Gate{decode: decode, before: before}
 }
 
-// room is how many may be inside. Who is inside and has no slot waits for one, and so is
-// one of the queue_size that may wait.
+// room is how many may be inside. Those without a slot count as waiting, for queue_size.
 func (g *Gate) room(slots int) int { return slots + min(g.ahead(slots), g.decode.QueueSize) }
 
-// ahead is how many may be inside besides those that have a slot: as many as get one before
-// their blocks are old, minus one, and not more than there are slots. Short streams need more
-// to keep the slots in use while prefill works, long ones would let blocks get too old.
+// ahead is how many may be inside besides those that have a slot: as many as get one before their
+// blocks are old, and not more than there are slots. Short streams need more, to keep the slots in
+// use while prefill works.
 func (g *Gate) ahead(slots int) int {
 	if g.pace == 0 {
 		return max(1, slots/4)

@@ -60,20 +60,12 @@ type waiter struct {
 }
 
 const (
-	// slowPolicy is how long a slot is kept for a call that has been offered it: a policy that
-	// hangs must not hold up others.
-	slowPolicy = 50 * time.Millisecond
-
-	// lookPeriod is how often a call that waits looks for instances that are new or up again,
-	// or whether all are down.
-	lookPeriod = time.Second
-
-	// lookGap is the least time between two questions to a dynamic source for that.
-	lookGap = 20 * time.Millisecond
+	slowPolicy = 50 * time.Millisecond // how long a slot is kept for a call that has been offered it
+	lookPeriod = time.Second           // how often a call that waits looks for instances that are new, up again or down
+	lookGap    = 20 * time.Millisecond // the least time between two questions to a dynamic source for that
 )
 
-// Full reports whether as many requests wait as may; if none may, whether no instance that is
-// known has a free slot.
+// Full reports whether as many requests wait as may, or if none may, whether no slot is free.
 func (d *Dispatcher) Full() bool {
 	if d.Limit == 0 {
 		return false
@@ -210,7 +202,7 @@ func (s *Instances) observeWait(stage string, since time.Time) time.Duration {
 }
 
 // join puts a call at the end of its request's turn, and a new turn at the end of the queue. A call
-// that is in the queue stays where it is, and passes on the offer that it did not use.
+// that is there already stays where it is, and passes on the offer that it did not use.
 func (d *Dispatcher) join(w *waiter) error {
 	d.shared.mu.Lock()
 	defer d.shared.mu.Unlock()

@@ -34,9 +34,8 @@ func NewClient(r *http.Request, id string, trusted bool) *Client {
 
 var noHandler = caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 
-// request makes the request of a call. It shares nothing that can change with the
-// client's request or with other calls: Caddy's variables, for one, are a plain
-// map in the request's context.
+// request makes the request of a call. It shares nothing that can change with the client's request
+// or with other calls: Caddy's variables, for one, are a plain map.
 func (cl *Client) request(ctx context.Context, a *Attempt, w http.ResponseWriter) *http.Request {
 	from := cl.Request
 	r := &http.Request{
@@ -101,11 +100,10 @@ func (cl *Client) lend(r *http.Request, repl *caddy.Replacer) {
 	*r = *r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, parent.Value(caddyhttp.OriginalRequestCtxKey)))
 }
 
-// What of a client's headers no engine gets: what describes a body, a connection or
-// a conversation that is not the one with the engine; what our transport would act on
-// (net/http repeats a POST that has an Idempotency-Key as often as connections end);
-// and, unless clients are trusted, what tells engines and routers (of vLLM, llm-d,
-// Dynamo, SGLang) what to do.
+// What of a client's headers no engine gets: what describes the client's own body or connection;
+// what our transport would act on (net/http repeats a POST that has an Idempotency-Key as often as
+// connections end); and, unless clients are trusted, what tells engines and routers (of vLLM,
+// llm-d, Dynamo, SGLang) what to do.
 var (
 	notEndToEnd = headerNames{
 		names: []string{"Digest", "Repr-Digest", "Transfer-Encoding", "Trailer", "Te", "Expect", "Connection", "Upgrade", "Http2-Settings", "Incremental", "Range",
@@ -126,8 +124,7 @@ func (n headerNames) has(name string) bool {
 	return slices.Contains(n.names, name) || slices.ContainsFunc(n.prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
 }
 
-// forwarded returns the client's headers that engines get. The values are shared
-// with h.
+// forwarded returns the client's headers that engines get. It shares the values with h.
 func forwarded(h http.Header, trusted bool) http.Header {
 	out := maps.Clone(h)
 	for _, line := range h["Connection"] {

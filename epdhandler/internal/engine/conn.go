@@ -8,9 +8,9 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// bodyConn is a connection to an engine that takes a body as it is, together with the
-// header before it. net/http would copy it through a buffer of 32 KiB, with a system call
-// for each and one for the header; and each wakes the engine.
+// bodyConn is a connection that takes a body as it is, together with the header before it.
+// net/http would copy it through a buffer of 32 KiB; each write is a system call and wakes the
+// engine.
 type bodyConn struct {
 	*net.TCPConn
 
@@ -67,8 +67,7 @@ func (c *bodyConn) sendHead() error {
 
 type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
-// dialForBodies makes a dialer give a bodyConn, where nothing else is around the
-// connection.
+// dialForBodies makes a dialer give a bodyConn where it gives a plain TCP connection.
 func dialForBodies(dial dialer) dialer {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := dial(ctx, network, address)

@@ -46,9 +46,9 @@ func (p *Pool) Checked() bool { return !p.Dynamic && p.Handler.HealthChecks.Acti
 // healthTick is how often the log may say that an instance is down or up.
 const healthTick = time.Second
 
-// WatchHealth logs when an instance of the pools goes down and when it is up again, until ctx
-// ends: Caddy logs only each check that fails. It looks at the instances, because one cannot
-// subscribe to Caddy's events safely while the checks of another handler run.
+// WatchHealth logs when an instance goes down and when it is up again, until ctx ends: Caddy logs
+// only each check that fails. One cannot subscribe to Caddy's events safely while the checks of
+// another handler run.
 func WatchHealth(ctx context.Context, pools []*Pool) {
 	down := make(map[*reverseproxy.Upstream]bool)
 	ticker := time.Tick(healthTick)

@@ -17,9 +17,9 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
 )
 
-// Pool is the instances that do one stage, behind a reverse_proxy handler. All its options apply;
-// what it does itself is reused, with something of ours around its load balancing policy, its
-// source of dynamic upstreams, its circuit breaker and its transport. Nothing is copied from it.
+// Pool is the instances that do one stage, behind a reverse_proxy handler. All its options apply:
+// there is only something of ours around its load balancing policy, its source of dynamic
+// upstreams, its circuit breaker and its transport.
 type Pool struct {
 	*dispatch.Dispatcher
 
@@ -54,9 +54,7 @@ func NewPool(ctx caddy.Context, instances *dispatch.Instances, s dispatch.Settin
 	s.Weights = dispatch.WeightsOf(handler.LoadBalancing.SelectionPolicy.(*selector).policy)
 	p.Dispatcher = instances.New(s, handler.Upstreams)
 	if err := handler.Provision(ctx); err != nil {
-		// It may have failed before or after it counted its hosts, all of them
-		// at once, and Cleanup of what was not counted would take them away
-		// from other handlers.
+		// Cleanup before the hosts are counted would take them away from other handlers
 		if len(handler.Upstreams) > 0 && handler.Upstreams[0].Host != nil {
 			_ = handler.Cleanup()
 		}
@@ -100,9 +98,8 @@ func (p *Pool) setHealthDefaults() {
 	a.Passes = cmp.Or(a.Passes, 1)
 }
 
-// loadTransport puts a replayTransport around the pool's transport. The handler
-// keeps a transport that is set before it is provisioned; setting it later would
-// race with the health checks.
+// loadTransport puts a replayTransport around the pool's transport. Setting it after the handler is
+// provisioned would race with the health checks.
 func (p *Pool) loadTransport(ctx caddy.Context) error {
 	if p.Handler.TransportRaw == nil {
 		p.Handler.TransportRaw = json.RawMessage(`{"protocol":"http"}`)
@@ -119,10 +116,9 @@ func (p *Pool) loadTransport(ctx caddy.Context) error {
 	if !ok {
 		return fmt.Errorf("transport %s is not supported; use 'transport http'", mod.(caddy.Module).CaddyModule().ID.Name())
 	}
-	// vLLM's server (uvicorn) closes idle connections after 5s, and a request that is
-	// sent at that moment is lost.
+	// vLLM's server (uvicorn) closes idle connections after 5s; a request sent then is lost
 	t.Transport.IdleConnTimeout = time.Duration(cmp.Or(config.KeepAlive.IdleConnTimeout, caddy.Duration(2500*time.Millisecond)))
-	// A burst finds connections instead of dialing. Idle ones are closed soon anyway.
+	// a burst finds connections instead of dialing
 	t.Transport.MaxIdleConnsPerHost = cmp.Or(config.KeepAlive.MaxIdleConnsPerHost, 1024)
 	p.Handler.Transport = newReplayTransport(t)
 	return nil

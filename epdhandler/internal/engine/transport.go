@@ -19,22 +19,19 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// replayTransport gives every round trip of a sub-request its body anew, and
-// repeats one, once and on a connection of its own, that met a connection which the
-// engine had closed in the meantime: unless it brings what engines give only once, and the
-// engine may have got it after all. It notes answers that end in their middle.
+// replayTransport gives every round trip its body anew, and repeats one, once and on a connection
+// of its own, that met a connection which the engine had closed in the meantime: unless it brings
+// what engines give only once, and the engine may have got it after all. net/http repeats a POST
+// only if it can tell that nothing was sent, and reverse_proxy hides from it that the body can be
+// read again. It also notes answers that end in their middle.
 //
-// Without it a body could be sent once only, and requests would fail whenever
-// they meet the end of an idle connection: net/http repeats a POST only if it can
-// tell that nothing was sent, and reverse_proxy hides from it that the body can
-// be read again. Embedding keeps what the handler asks of its transport besides
-// round trips: TLS, health checks, the PROXY protocol.
+// Embedding keeps what reverse_proxy asks of its transport besides: TLS, health checks, the PROXY
+// protocol.
 type replayTransport struct {
 	*reverseproxy.HTTPTransport
 
-	// fresh keeps no connections. It is nil where all connections are HTTP/2 or 3:
-	// there the end of a request is not that of its connection, and net/http does
-	// what can be done.
+	// fresh keeps no connections. It is nil where all connections are HTTP/2 or 3: there net/http
+	// repeats what can be repeated.
 	fresh *http.Transport
 }
 
@@ -51,9 +48,8 @@ func newReplayTransport(t *reverseproxy.HTTPTransport) replayTransport {
 // HTTP is the transport that keeps connections.
 func (t replayTransport) HTTP() *http.Transport { return t.Transport }
 
-// staleWindow is how soon after the request was sent a connection must have died to
-// be taken for one that was dead already. Later, the engine died with the request,
-// which it may have worked on.
+// staleWindow is how soon after the request was sent a connection must have ended to be taken for
+// one that had ended before. Later, the engine may have worked on the request.
 const staleWindow = 500 * time.Millisecond
 
 // RoundTrip implements http.RoundTripper.
@@ -82,8 +78,7 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// sendOnce has an engine get the call once, as far as that can be told: it is sent again if it
-// met the end of an idle connection.
+// sendOnce sends the call, and sends it again if it met the end of an idle connection.
 func (t replayTransport) sendOnce(r *http.Request, a *Attempt) (*http.Response, error) {
 	trip := new(roundTrip)
 	res, err := t.send(trip.request(r, a), a.Alone)
@@ -92,11 +87,7 @@ func (t replayTransport) sendOnce(r *http.Request, a *Attempt) (*http.Response, 
 		return res, err
 	}
 	stale, sure := trip.stale(err)
-	switch {
-	case !stale:
-		return res, err
-	case a.Spends && !sure:
-		a.Lost = true
+	if a.Lost = stale && !sure && a.Spends; !stale || a.Lost {
 		return res, err
 	}
 	again := new(roundTrip).request(r, a)
@@ -135,10 +126,9 @@ func (b answerBody) Read(p []byte) (int, error) {
 // transport, which can outlive the round trip.
 type roundTrip struct {
 	connected, reused, answered atomic.Bool
-	large                       bool // there is a body that is for a bodyConn
 
-	// sent is when the request was written, or writing it failed.
-	sent atomic.Pointer[time.Time]
+	sent  atomic.Pointer[time.Time] // when the request was written, or writing it failed
+	large bool                      // there is a body that is for a bodyConn
 }
 
 // request is r with the whole body of a to send, observed. What an engine may know already
