@@ -119,7 +119,8 @@ func (d *Dispatcher) Choose(ctx context.Context, a *Ask) (*reverseproxy.Upstream
 		if len(fit) == 0 && !busy {
 			return nil, nil, ErrNobody
 		}
-		if len(fit) == 0 || !d.mayChoose(a) {
+		isTurn := a.Turn == nil || a.Early || a.offered != nil || d.Waiting() == 0
+		if len(fit) == 0 || !isTurn {
 			if err := d.wait(ctx, w, declined); err != nil {
 				return nil, nil, err
 			}
@@ -200,7 +201,9 @@ func (d *Dispatcher) take(w *waiter, u *reverseproxy.Upstream) *Slot {
 	a, at := w.ask, w.ask.view.of(u)
 	switch {
 	case a.Early:
-		return d.reserve(at)
+		d.reserved.Add(1)
+		at.reserved.Add(1)
+		return &Slot{at: at, early: d}
 	case a.Turn == nil:
 		return new(Slot)
 	}
@@ -215,10 +218,4 @@ func (d *Dispatcher) take(w *waiter, u *reverseproxy.Upstream) *Slot {
 		return nil
 	}
 	return &Slot{at: at, Since: since}
-}
-
-func (d *Dispatcher) reserve(at *Instance) *Slot {
-	d.reserved.Add(1)
-	at.reserved.Add(1)
-	return &Slot{at: at, early: d}
 }

@@ -97,9 +97,3 @@ func (p leastLoaded) Select(fit reverseproxy.UpstreamPool, r *http.Request, _ ht
 	}
 	return best
 }
-
-// Interface guards
-var (
-	_ reverseproxy.Selector = (*weighted)(nil)
-	_ reverseproxy.Selector = leastLoaded{}
-)

@@ -51,7 +51,7 @@ func TestLeastLoaded(t *testing.T) {
 	var reserved []*Slot
 	for range 2 {
 		for _, at := range f.newest.Load().instances[:2] {
-			reserved = append(reserved, f.reserve(at))
+			reserved = append(reserved, f.ask(t.Context(), &Ask{Early: true, Only: at.Address}).slot)
 		}
 	}
 	reserved[0].Release()

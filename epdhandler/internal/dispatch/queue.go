@@ -97,11 +97,6 @@ func (s *Instances) Waiting() map[string]int {
 	return waiting
 }
 
-// mayChoose reports whether it is the call's turn.
-func (d *Dispatcher) mayChoose(a *Ask) bool {
-	return a.Turn == nil || a.Early || a.offered != nil || d.Waiting() == 0
-}
-
 // wait waits for an offer, or for something else to have changed.
 func (d *Dispatcher) wait(ctx context.Context, w *waiter, declined reverseproxy.UpstreamPool) error {
 	patience, option := d.QueueTime, "queue_timeout"

@@ -22,11 +22,14 @@ func (d *Dispatcher) viewOf(upstreams reverseproxy.UpstreamPool, before *view) *
 	}
 	v := &view{upstreams, make([]*Instance, len(upstreams)), make(map[*Instance]bool, len(upstreams)), dropped}
 	for i, u := range upstreams {
-		v.instances[i] = d.shared.Get(d.Stage, u.Dial)
+		v.instances[i] = d.Instance(u.Dial)
 		v.known[v.instances[i]] = true
 	}
 	return v
 }
+
+// Instance returns the instance of the pool's stage at an address.
+func (d *Dispatcher) Instance(address string) *Instance { return d.shared.Get(d.Stage, address) }
 
 // of returns the instance that an upstream of the view is.
 func (v *view) of(u *reverseproxy.Upstream) *Instance {

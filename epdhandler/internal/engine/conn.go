@@ -35,21 +35,14 @@ func (c *bodyConn) Write(p []byte) (int, error) {
 
 // ReadFrom implements io.ReaderFrom.
 func (c *bodyConn) ReadFrom(r io.Reader) (int64, error) {
-	limited, ok := r.(*io.LimitedReader)
-	if !ok {
-		return c.copyFrom(r)
+	if limited, ok := r.(*io.LimitedReader); ok {
+		if b, ok := limited.R.(*body.Reader); ok && b.Len() == limited.N {
+			n, err := b.WriteAfter(c.head, c.TCPConn)
+			limited.N -= n
+			c.head = c.head[:0]
+			return n, err
+		}
 	}
-	b, ok := limited.R.(*body.Reader)
-	if !ok || b.Len() != limited.N {
-		return c.copyFrom(r)
-	}
-	n, err := b.WriteAfter(c.head, c.TCPConn)
-	limited.N -= n
-	c.head = c.head[:0]
-	return n, err
-}
-
-func (c *bodyConn) copyFrom(r io.Reader) (int64, error) {
 	if err := c.sendHead(); err != nil {
 		return 0, err
 	}

@@ -214,7 +214,6 @@ func (*discard) Write(p []byte) (int, error) { return len(p), nil }
 
 // Interface guards
 var (
-	_ reverseproxy.Selector = (*selector)(nil)
 	_ reverseproxy.Selector = (*fallback)(nil)
 	_ caddy.Provisioner     = (*fallback)(nil)
 )

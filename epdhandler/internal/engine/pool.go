@@ -27,16 +27,15 @@ type Pool struct {
 	Budget  dispatch.Budget // of further attempts
 	Logger  *zap.Logger
 
-	instances *dispatch.Instances
-	lookUps   chan struct{}
-	breaker   *breaker // nil: none
+	lookUps chan struct{}
+	breaker *breaker // nil: none
 }
 
 // NewPool provisions a pool. It leaves nothing behind if that fails.
 func NewPool(ctx caddy.Context, instances *dispatch.Instances, s dispatch.Settings, handler *reverseproxy.Handler) (*Pool, error) {
 	s.Dynamic = handler.DynamicUpstreamsRaw != nil
 	p := &Pool{
-		Handler: handler, Logger: ctx.Logger().Named(s.Stage), instances: instances, lookUps: make(chan struct{}, maxLookUps),
+		Handler: handler, Logger: ctx.Logger().Named(s.Stage), lookUps: make(chan struct{}, maxLookUps),
 		Budget: instances.Budget(s.Stage, handler.Upstreams, string(handler.DynamicUpstreamsRaw), s.RetryBudget),
 	}
 	p.setHealthDefaults()
@@ -67,11 +66,6 @@ func NewPool(ctx caddy.Context, instances *dispatch.Instances, s dispatch.Settin
 func (p *Pool) Cleanup() error {
 	p.Retire()
 	return p.Handler.Cleanup()
-}
-
-// Instance returns the instance of the pool's stage at an address.
-func (p *Pool) Instance(address string) *dispatch.Instance {
-	return p.instances.Get(p.Stage, address)
 }
 
 // setHealthDefaults turns active health checks on, unless they are switched off: that is an
