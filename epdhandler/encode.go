@@ -49,7 +49,11 @@ func (g *generation) encode() (_ *embeddings, f *failure) {
 	}
 	ctx, leave := g.report.enter(g.r.Context(), &g.report.encode, g.encoding.attempts...)
 	defer func() { leave(f) }()
-	answers, f := g.encodeAll(ctx, e.pushedTo)
+	var to string // where encoders push to
+	if e.pushedTo != nil {
+		to = e.pushedTo.Control
+	}
+	answers, f := g.encodeAll(ctx, to)
 	switch {
 	case f == nil:
 		e.Encoded = g.encoding.plan.Encoded(answers)
@@ -88,7 +92,7 @@ func (g *generation) planEncoding() *encoding {
 
 // encodeAll has all batches encoded. It returns the first failure, without which there is an
 // answer for each batch.
-func (g *generation) encodeAll(ctx context.Context, to *engine.Reservation) ([]media.Answer, *failure) {
+func (g *generation) encodeAll(ctx context.Context, to string) ([]media.Answer, *failure) {
 	ctx, cancel := context.WithCancel(ctx) // not the group's: its cancellation counts against healthy instances
 	defer cancel()
 	var (
@@ -135,7 +139,7 @@ func (g *generation) harmless() bool {
 }
 
 // encodeBatch has a batch of media items encoded, in several attempts if need be.
-func (g *generation) encodeBatch(ctx context.Context, i int, to *engine.Reservation) (media.Answer, *failure) {
+func (g *generation) encodeBatch(ctx context.Context, i int, to string) (media.Answer, *failure) {
 	for {
 		answer, f := g.tryEncode(ctx, i, to)
 		if f == nil {
@@ -147,7 +151,7 @@ func (g *generation) encodeBatch(ctx context.Context, i int, to *engine.Reservat
 	}
 }
 
-func (g *generation) tryEncode(ctx context.Context, i int, to *engine.Reservation) (media.Answer, *failure) {
+func (g *generation) tryEncode(ctx context.Context, i int, to string) (media.Answer, *failure) {
 	ctx, clock, cancel := stream.Watch(ctx, stream.Limit{Option: "encode_timeout", Time: time.Duration(g.h.EncodeTimeout)}, stream.Limit{})
 	defer cancel()
 	plan, a := g.encoding.plan, g.encoding.attempts[i]
@@ -156,7 +160,7 @@ func (g *generation) tryEncode(ctx context.Context, i int, to *engine.Reservatio
 	c := engine.Call{Method: http.MethodPost, Path: chatPath, ID: head + engine.RandomHex(6), IDHead: head, Clock: clock, Items: b}
 	var ids []string
 	c.Renew = func() (request *body.Segments) {
-		request, ids = plan.Request(i, to.ControlAddress())
+		request, ids = plan.Request(i, to)
 		return request
 	}
 	c.Body = c.Renew()

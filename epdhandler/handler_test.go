@@ -116,7 +116,7 @@ func TestDefaults(t *testing.T) {
 
 // httpTransport is the transport of a pool's handler, which is wrapped.
 func httpTransport(h *reverseproxy.Handler) *http.Transport {
-	return h.Transport.(interface{ HTTP() *http.Transport }).HTTP()
+	return reflect.ValueOf(h.Transport).FieldByName("HTTPTransport").Interface().(*reverseproxy.HTTPTransport).Transport
 }
 
 func TestWhatTheUserSaysStays(t *testing.T) {

@@ -110,18 +110,14 @@ func (d *Dispatcher) Choose(ctx context.Context, a *Ask) (*reverseproxy.Upstream
 	}
 	w := &waiter{ask: a}
 	defer d.finish(ctx, w)
-	var declined reverseproxy.UpstreamPool // by the policy
 	for {
-		fit, busy := d.candidates(a)
-		if sameInstances(fit, declined) {
-			fit = nil
-		}
+		fit, busy := d.wanted(w)
 		if len(fit) == 0 && !busy {
 			return nil, nil, ErrNobody
 		}
 		isTurn := a.Turn == nil || a.Early || a.offered != nil || d.Waiting() == 0
 		if len(fit) == 0 || !isTurn {
-			if err := d.wait(ctx, w, declined); err != nil {
+			if err := d.wait(ctx, w); err != nil {
 				return nil, nil, err
 			}
 			continue
@@ -131,7 +127,7 @@ func (d *Dispatcher) Choose(ctx context.Context, a *Ask) (*reverseproxy.Upstream
 			return nil, nil, err
 		}
 		if u == nil {
-			declined = fit
+			w.declined = fit
 		} else if slot := d.take(w, u); slot != nil {
 			return u, slot, nil
 		}
@@ -170,6 +166,14 @@ func (d *Dispatcher) candidates(a *Ask) (fit reverseproxy.UpstreamPool, busy boo
 	if fit, busy = d.candidatesBut(a, out); len(fit) == 0 && !busy && len(out) > 0 {
 		a.spared = append(a.spared, out...)
 		return d.candidatesBut(a, nil)
+	}
+	return fit, busy
+}
+
+// wanted returns the candidates for a call, unless its policy has declined just these.
+func (d *Dispatcher) wanted(w *waiter) (fit reverseproxy.UpstreamPool, busy bool) {
+	if fit, busy = d.candidates(w.ask); sameInstances(fit, w.declined) {
+		fit = nil
 	}
 	return fit, busy
 }

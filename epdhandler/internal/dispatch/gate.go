@@ -102,17 +102,16 @@ func (g *Gate) Wait(ctx context.Context, turn chan struct{}) error {
 	shared.atGates.Add(1)
 	defer shared.atGates.Add(-1)
 	defer shared.observeWait(g.decode.Stage, time.Now())
-	timeout, again := time.After(g.decode.QueueTime), time.Tick(lookPeriod)
-	for over := false; !over; {
+	ctx, cancel := context.WithTimeout(ctx, g.decode.QueueTime)
+	defer cancel()
+	again := time.Tick(lookPeriod)
+	for ctx.Err() == nil {
 		select {
 		case <-turn:
 			return nil
 		case <-again: // there may be more instances
 			g.look()
 		case <-ctx.Done():
-			over = true
-		case <-timeout:
-			over = true
 		}
 	}
 	g.mu.Lock()

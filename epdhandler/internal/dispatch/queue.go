@@ -46,7 +46,9 @@ type Turn struct {
 
 // waiter is a call that wants a slot.
 type waiter struct {
-	ask   *Ask
+	ask      *Ask
+	declined reverseproxy.UpstreamPool // by its policy
+
 	place *list.Element  // in its turn; nil: it is not in the queue
 	wake  chan *Instance // has room for one: the offer that it does not know of yet
 
@@ -98,7 +100,7 @@ func (s *Instances) Waiting() map[string]int {
 }
 
 // wait waits for an offer, or for something else to have changed.
-func (d *Dispatcher) wait(ctx context.Context, w *waiter, declined reverseproxy.UpstreamPool) error {
+func (d *Dispatcher) wait(ctx context.Context, w *waiter) error {
 	patience, option := d.QueueTime, "queue_timeout"
 	if w.ask.Patience > patience {
 		patience, option = w.ask.Patience, "kv_lease"
@@ -114,15 +116,15 @@ func (d *Dispatcher) wait(ctx context.Context, w *waiter, declined reverseproxy.
 			w.ask.Clock.Pause()
 		}
 	}
-	// what became free before it was in the queue has been offered to nobody
-	if fit, _ := d.candidates(w.ask); len(fit) > 0 && !sameInstances(fit, declined) {
-		d.offer(w.ask.view.of(fit[0]))
-	}
+	d.look(w) // what became free before it was in the queue has been offered to nobody
 	for {
 		select {
 		case w.ask.offered = <-w.wake:
 			return nil
 		case <-look:
+			if w.ask.LookUp != nil {
+				d.askSource(w.ask.LookUp)
+			}
 			if over := d.look(w); over {
 				return nil // the next look at the candidates shows it
 			}
@@ -150,13 +152,10 @@ func (d *Dispatcher) sinceServed(t *Turn) time.Duration {
 // look offers what is free although nobody was told, such as an instance that is up again. It
 // reports whether there is nothing to wait for any more.
 func (d *Dispatcher) look(w *waiter) (over bool) {
-	if w.ask.LookUp != nil {
-		d.askSource(w.ask.LookUp)
-	}
 	d.shared.mu.Lock()
 	w.lapsed = false
 	d.shared.mu.Unlock()
-	fit, busy := d.candidates(w.ask)
+	fit, busy := d.wanted(w)
 	if len(fit) > 0 {
 		d.offer(w.ask.view.of(fit[0]))
 	}
@@ -202,7 +201,7 @@ func (d *Dispatcher) join(w *waiter) error {
 	d.shared.mu.Lock()
 	defer d.shared.mu.Unlock()
 	if !w.since.IsZero() {
-		w.ask.offered, w.lapsed = nil, false
+		w.ask.offered = nil
 		d.pass(w)
 		return nil
 	}

@@ -73,14 +73,6 @@ func (r *Reservation) Release() {
 	}
 }
 
-// ControlAddress is the address that embeddings are pushed to; empty on nil.
-func (r *Reservation) ControlAddress() string {
-	if r == nil {
-		return ""
-	}
-	return r.Control
-}
-
 // RandomHex returns n random hexadecimal digits, 16 at most. They tell requests and attempts apart;
 // they are no secret.
 func RandomHex(n int) string { return fmt.Sprintf("%016x", rand.Uint64())[:n] }

@@ -135,8 +135,8 @@ func (s *selector) choose(a *Attempt, r *http.Request) *reverseproxy.Upstream {
 	return u
 }
 
-// lookUp asks the source of a dynamic pool which instances there are now. Only reverse_proxy
-// can make them its own, so it gets a request that ends there.
+// lookUp asks the source of a dynamic pool which instances there are now, by a request to
+// reverse_proxy that is not sent: only that can make the instances its own.
 func (s *selector) lookUp(r *http.Request) {
 	r = r.WithContext(context.WithValue(r.Context(), attemptKey{}, &Attempt{lookingUp: true}))
 	r.Body, r.ContentLength = nil, 0
@@ -166,8 +166,7 @@ func init() {
 }
 
 // fallback is a policy that another one falls back on. Caddy's header and query give theirs
-// nil to write to, which cookie does not survive. It is not for configurations: it stands in
-// one by itself where it is needed.
+// nil to write to, which cookie does not survive. It is not for configurations.
 type fallback struct {
 	// The policy.
 	ToRaw json.RawMessage `json:"to,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`

@@ -45,9 +45,6 @@ func newReplayTransport(t *reverseproxy.HTTPTransport) replayTransport {
 	return r
 }
 
-// HTTP is the transport that keeps connections.
-func (t replayTransport) HTTP() *http.Transport { return t.Transport }
-
 // staleWindow is how soon after the request was sent a connection must have ended to be taken for
 // one that had ended before. Later, the engine may have worked on the request.
 const staleWindow = 500 * time.Millisecond
