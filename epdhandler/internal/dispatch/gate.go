@@ -13,9 +13,8 @@ import (
 // it should be made when decode has a free slot soon, and not at all for a request that is
 // refused. But a decode slot is not held while prefill works, which can take minutes.
 //
-// So the gate counts those who have passed it, until they are over, and lets in as many as
-// decode has slots, and some ahead of these, whose blocks are ready when a slot becomes
-// free. It asks nobody while it holds its lock.
+// So the gate counts those who have passed it, until they are over, and lets in as many as decode
+// has slots, and some ahead, whose blocks are ready when a slot becomes free.
 type Gate struct {
 	decode *Dispatcher
 	before time.Duration // how long blocks may wait for a slot

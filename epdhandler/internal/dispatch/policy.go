@@ -40,9 +40,8 @@ func WeightsOf(policy reverseproxy.Selector) []int {
 	return nil
 }
 
-// weighted is Caddy's weighted_round_robin for a list that may lack instances. Caddy's goes
-// by the places in the list that it is given; this one by those in the whole of it, and
-// shares what a missing instance would get among the others by their weights.
+// weighted is Caddy's weighted_round_robin for a list that may lack instances: its weights go by the
+// places in the whole list, and missing instances' shares to the others by their weights.
 type weighted struct {
 	weights []int
 
@@ -56,7 +55,7 @@ func (p *weighted) Select(fit reverseproxy.UpstreamPool, r *http.Request, _ http
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var chosen *reverseproxy.Upstream
-	best, gained := -1, 0
+	best, gained := 0, 0
 	for i, u := range askOf(r).Upstreams() {
 		if len(fit) == 0 || u != fit[0] {
 			continue
@@ -65,7 +64,7 @@ func (p *weighted) Select(fit reverseproxy.UpstreamPool, r *http.Request, _ http
 		if i < len(p.weights) && p.weights[i] > 0 {
 			p.lead[i] += p.weights[i]
 			gained += p.weights[i]
-			if best < 0 || p.lead[i] > p.lead[best] {
+			if chosen == nil || p.lead[i] > p.lead[best] {
 				best, chosen = i, u
 			}
 		}

@@ -75,9 +75,8 @@ func (d *Dispatcher) Full() bool {
 	if d.QueueSize > 0 {
 		return d.Waiting() >= d.QueueSize
 	}
-	free := func(at *Instance) bool { return d.free(at) > 0 }
 	known := d.newest.Load().instances
-	return len(known) > 0 && !slices.ContainsFunc(known, free)
+	return len(known) > 0 && !slices.ContainsFunc(known, func(at *Instance) bool { return d.free(at) > 0 })
 }
 
 func (d *Dispatcher) fullError() error {

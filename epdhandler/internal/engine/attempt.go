@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -217,10 +218,7 @@ func (a *Attempt) Judge(ctx context.Context, status int, untaken error) {
 
 func (a *Attempt) judge(ctx context.Context, status int, untaken error) (why telemetry.Reason, _ int, cause error) {
 	handler, _ := errors.AsType[caddyhttp.HandlerError](a.Err)
-	timeout, _ := errors.AsType[interface {
-		error
-		Timeout() bool
-	}](a.Err)
+	timeout, _ := errors.AsType[net.Error](a.Err)
 	cause = cmp.Or(handler.Err, a.Err)
 	switch {
 	case errors.Is(context.Cause(ctx), context.DeadlineExceeded):

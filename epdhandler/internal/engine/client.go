@@ -100,10 +100,9 @@ func (cl *Client) lend(r *http.Request, repl *caddy.Replacer) {
 	*r = *r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, parent.Value(caddyhttp.OriginalRequestCtxKey)))
 }
 
-// What of a client's headers no engine gets: what describes the client's own body or connection;
-// what our transport would act on (net/http repeats a POST that has an Idempotency-Key as often as
-// connections end); and, unless clients are trusted, what tells engines and routers (of vLLM,
-// llm-d, Dynamo, SGLang) what to do.
+// No engine gets headers that describe the client's own body or connection, or that net/http acts on
+// (it repeats a POST with an Idempotency-Key as often as connections end); nor, unless clients are
+// trusted, those that tell engines and routers (of vLLM, llm-d, Dynamo, SGLang) what to do.
 var (
 	notEndToEnd = headerNames{
 		names: []string{"Digest", "Repr-Digest", "Transfer-Encoding", "Trailer", "Te", "Expect", "Connection", "Upgrade", "Http2-Settings", "Incremental", "Range",

@@ -14,9 +14,7 @@ import (
 type bodyConn struct {
 	*net.TCPConn
 
-	// next is whether a request comes next whose body is a [body.Reader]. net/http then
-	// hands its header to Write and its body to ReadFrom.
-	next bool
+	next bool   // a request comes whose body is a [body.Reader]: its header to Write, its body to ReadFrom
 	head []byte // the header, which waits for the body
 }
 
@@ -58,10 +56,8 @@ func (c *bodyConn) sendHead() error {
 	return err
 }
 
-type dialer func(ctx context.Context, network, address string) (net.Conn, error)
-
 // dialForBodies makes a dialer give a bodyConn where it gives a plain TCP connection.
-func dialForBodies(dial dialer) dialer {
+func dialForBodies(dial func(ctx context.Context, network, address string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := dial(ctx, network, address)
 		if tcp, ok := conn.(*net.TCPConn); ok && err == nil {
@@ -70,6 +66,3 @@ func dialForBodies(dial dialer) dialer {
 		return conn, err
 	}
 }
-
-// Interface guard
-var _ io.ReaderFrom = (*bodyConn)(nil)

@@ -16,11 +16,8 @@ type APIError struct {
 	Param, Code   json.RawMessage
 }
 
-// These bound how much of an engine's own words is passed on, in bytes.
-const (
-	maxMessage = 4 << 10
-	maxName    = 256 // of a type, param or code
-)
+// So many bytes of an engine's message, and of a type, param or code, are passed on.
+const maxMessage, maxName = 4 << 10, 256
 
 // ErrorOf reads an answer that is an error. It has one of the forms that vLLM has had:
 // {"error": {"message", "type", …}}, {"object": "error", "message", "type", …}, {"error": "…"}, or

@@ -113,7 +113,7 @@ func upstreamStatusOf(p *engine.Pool, u *reverseproxy.Upstream) upstreamStatus {
 	at := p.Instance(u.Dial)
 	did := at.Summary(recently)
 	s := upstreamStatus{
-		Name: p.Place(at.Address), Address: at.Address, Ejected: did.Ejected, InFlight: at.InFlight(), Answers: did.Answers,
+		Name: p.Place(at.Address), Address: at.Address, Ejected: at.IsEjected(), InFlight: at.InFlight(), Answers: did.Answers,
 		FirstByte:      firstByteStatus{did.Median.Seconds(), did.P95.Seconds()},
 		RecentFailures: did.Recent,
 		LastFailure:    did.Last,
