@@ -145,7 +145,7 @@ func (a *Attempt) Send(ctx context.Context, w http.ResponseWriter) {
 func (a *Attempt) Reserve(ctx context.Context) *Reservation {
 	defer a.contain()
 	a.ask.Early = true
-	p, w := a.pool.Handler, new(discard)
+	p, w := a.pool.Handler, make(discard)
 	u := p.LoadBalancing.SelectionPolicy.Select(p.Upstreams, a.client.request(ctx, a, w), w)
 	if u == nil || ctx.Err() != nil {
 		a.slot.Release()

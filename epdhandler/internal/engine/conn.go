@@ -56,8 +56,10 @@ func (c *bodyConn) sendHead() error {
 	return err
 }
 
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
 // dialForBodies makes a dialer give a bodyConn where it gives a plain TCP connection.
-func dialForBodies(dial func(ctx context.Context, network, address string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
+func dialForBodies(dial dialer) dialer {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := dial(ctx, network, address)
 		if tcp, ok := conn.(*net.TCPConn); ok && err == nil {

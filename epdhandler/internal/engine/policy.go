@@ -105,10 +105,10 @@ func (s *selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 // choose has the dispatcher choose, and notes why there is no instance if it returns nil.
 func (s *selector) choose(a *Attempt, r *http.Request) *reverseproxy.Upstream {
 	a.ask.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
-		w := new(discard)
+		w := make(discard)
 		a.writer = w
 		u := s.policy.Select(fit, r, w)
-		a.told = w.header // such as a cookie; it counts only if the instance is taken
+		a.told = w.Header() // such as a cookie; it counts only if the instance is taken
 		return u
 	}
 	if s.pool.Dynamic {
@@ -140,7 +140,7 @@ func (s *selector) choose(a *Attempt, r *http.Request) *reverseproxy.Upstream {
 func (s *selector) lookUp(r *http.Request) {
 	r = r.WithContext(context.WithValue(r.Context(), attemptKey{}, &Attempt{lookingUp: true}))
 	r.Body, r.ContentLength = nil, 0
-	_ = s.pool.Handler.ServeHTTP(new(discard), r, noHandler)
+	_ = s.pool.Handler.ServeHTTP(make(discard), r, noHandler)
 	s.pool.breaker.ask()
 }
 
@@ -198,18 +198,13 @@ func (f *fallback) Select(fit reverseproxy.UpstreamPool, r *http.Request, _ http
 }
 
 // discard is where policies write that nobody listens to.
-type discard struct{ header http.Header }
+type discard http.Header
 
-func (d *discard) Header() http.Header {
-	if d.header == nil {
-		d.header = make(http.Header)
-	}
-	return d.header
-}
+func (d discard) Header() http.Header { return http.Header(d) }
 
-func (*discard) WriteHeader(int) {}
+func (discard) WriteHeader(int) {}
 
-func (*discard) Write(p []byte) (int, error) { return len(p), nil }
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 // Interface guards
 var (
