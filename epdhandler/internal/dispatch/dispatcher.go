@@ -108,6 +108,7 @@ func (d *Dispatcher) Choose(ctx context.Context, a *Ask) (*reverseproxy.Upstream
 	if a.Early && d.Limit > 0 && int(d.reserved.Load()) >= d.Slots()+d.QueueSize {
 		return nil, nil, d.fullError()
 	}
+	a.offered = nil
 	w := &waiter{ask: a}
 	defer d.finish(ctx, w)
 	for {
@@ -159,10 +160,11 @@ func (d *Dispatcher) fits(a *Ask, i int) bool {
 // whether others are busy. Ejected instances are among them only if there are no others.
 func (d *Dispatcher) candidates(a *Ask) (fit reverseproxy.UpstreamPool, busy bool) {
 	a.view = d.newest.Load()
-	var out []*Instance
-	if out, a.spared = d.out(a.view); a.Only != "" {
-		out, a.spared = nil, append(a.spared, out...)
+	if a.Only != "" {
+		return d.candidatesBut(a, nil)
 	}
+	var out []*Instance
+	out, a.spared = d.out(a.view)
 	if fit, busy = d.candidatesBut(a, out); len(fit) == 0 && !busy && len(out) > 0 {
 		a.spared = append(a.spared, out...)
 		return d.candidatesBut(a, nil)
@@ -211,7 +213,7 @@ func (d *Dispatcher) take(w *waiter, u *reverseproxy.Upstream) *Slot {
 	case a.Turn == nil:
 		return new(Slot)
 	}
-	since, ok := at.try(slices.Contains(a.spared, at))
+	since, ok := at.try(a.Only != "" || slices.Contains(a.spared, at))
 	switch {
 	case !ok:
 		return nil

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"reflect"
 	"testing"
 	"time"
 
@@ -162,6 +163,19 @@ func TestEjectedInstancesGetNoCalls(t *testing.T) {
 		assert.Equal(t, "w2", c.address)
 		c.slot.Release()
 	})
+}
+
+// A call goes to the instance that was reserved for it even if that is ejected and down.
+func TestReservedInstanceIsEjectedAndDown(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{MaxEjected: 50}, "o1", "o2")
+	f.ejectAt(0, "o1")
+	u := f.Upstreams()[0]
+	*(*int32)(reflect.ValueOf(u).Elem().FieldByName("unhealthy").Addr().UnsafePointer()) = 1 // as health checks do
+	require.False(t, u.Available())
+	c := f.ask(t.Context(), &Ask{Turn: new(Turn), Only: "o1"})
+	assert.Equal(t, "o1", c.address)
+	c.slot.Release()
 }
 
 // After its time an instance gets one call, and others only when that has succeeded.

@@ -301,6 +301,29 @@ func TestPolicyThatHangsGetsNoFurtherOffer(t *testing.T) {
 	c.slot.Release()
 }
 
+// A call that has waited has no better place in the queue when it chooses again.
+func TestQueueForgetsOldOffers(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1")
+	held, asked := f.ask(t.Context(), newAsk()), 0
+	a := newAsk()
+	a.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
+		asked++
+		return fit[0]
+	}
+	got := f.asks(t, a)
+	held.slot.Release()
+	first := <-got
+	b := f.asks(t, newAsk())
+	again := f.asks(t, a)
+	assert.Equal(t, 1, asked, "there is no candidate")
+	first.slot.Release()
+	for _, next := range []<-chan chosen{b, again} {
+		c := <-next
+		c.slot.Release()
+	}
+}
+
 // A call sees within moments that another one does not take a slot that was kept for that one
 // while it looked.
 func TestQueueLooksAgainAfterAnOffer(t *testing.T) {
