@@ -131,7 +131,7 @@ func (x *exchange) settle(a *attempts, f *failure) {
 func (x *exchange) fails(a *attempts, f *failure) {
 	f.count(x.h.process.Metrics)
 	now := time.Now()
-	if f.ByEngine() && f.HasBody {
+	if f.ByEngine() && f.HasBody() {
 		s := dispatch.Suspect{At: f.Instance(), Failed: now, Chosen: f.Selected, Weight: 1}
 		if f.lacks() {
 			s.Weight = 0.5 // the instance that made what is missing may be at fault as well
@@ -155,7 +155,7 @@ func (x *exchange) fails(a *attempts, f *failure) {
 func (a *attempts) succeeds() {
 	now, by := time.Now(), a.attempt
 	a.paid, a.poison = false, 0
-	if by.HasBody && by.Instance().Succeeds(by.Selected, now) {
+	if by.HasBody() && by.Instance().Succeeds(by.Selected, now) {
 		a.pool.Logger.Info("instance is no longer ejected", zap.String("upstream", a.pool.Name(by.Upstream())))
 	}
 	suspects := slices.DeleteFunc(a.suspects, func(s dispatch.Suspect) bool { return s.At.Address == by.Upstream() })
@@ -170,8 +170,8 @@ func (a *attempts) succeeds() {
 
 // spend takes one of the further attempts. There is none if the retry budget is spent.
 func (x *exchange) spend(a *attempts, f *failure) {
-	a.paid = f.HasBody // other requests cost engines nothing
-	if a.paid && !a.pool.Budget.Allows(time.Now()) {
+	a.paid = f.HasBody() // other requests cost engines nothing
+	if a.paid && a.pool.Budget.Tokens(time.Now()) < 1 {
 		x.h.process.Metrics.BudgetSpent.WithLabelValues(f.Stage).Inc()
 		f.final, f.unpaid = true, true
 		return
@@ -202,6 +202,6 @@ const maxDialing = 30 * time.Second
 // that has not happened more often than the pool has instances. A dynamic source could
 // return new dead ones forever.
 func (a *attempts) free(f *failure) bool {
-	return f.Reason == telemetry.Refused && !f.Pinned && a.dialing < maxDialing &&
+	return f.Reason == telemetry.Refused && f.Reserved == nil && a.dialing < maxDialing &&
 		(!a.pool.Dynamic || a.made <= len(a.pool.Upstreams()))
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
@@ -17,14 +18,14 @@ import (
 // failsAt returns a failed attempt at an instance.
 func failsAt(a *attempts, at string, why telemetry.Reason, status int) *failure {
 	by := a.pool.NotSent(why, assert.AnError)
-	by.Chosen, by.Status, by.HasBody, by.Reached = []string{at}, status, true, why != telemetry.Refused
+	by.Chosen, by.Status, by.Body, by.Reached = []string{at}, status, new(body.Segments), why != telemetry.Refused
 	return newFailure(by, nil)
 }
 
 // succeedsAt makes an attempt at an instance succeed.
 func (a *attempts) succeedsAt(at string) {
 	a.attempt = a.pool.NotSent("", nil)
-	a.attempt.Chosen, a.attempt.HasBody, a.attempt.Selected = []string{at}, true, time.Now()
+	a.attempt.Chosen, a.attempt.Body, a.attempt.Selected = []string{at}, new(body.Segments), time.Now()
 	a.succeeds()
 }
 

@@ -38,8 +38,8 @@ func (g *generation) decode(e *embeddings, b *blocks) (f *failure) {
 		return g.lost(a, brings)
 	}
 	result := w.End(endingOf(a))
-	if result.Cut && a.Err() == nil {
-		a.BrokeOff()
+	if result.Cut && a.Err == nil {
+		a.Err = engine.ErrBroke
 	}
 	if result.Held != nil {
 		f := g.judgeHeld(ctx, a, result)
@@ -63,7 +63,7 @@ func (g *generation) decode(e *embeddings, b *blocks) (f *failure) {
 // judgeHeld returns the failure of an attempt if the client has nothing of its answer.
 func (g *generation) judgeHeld(ctx context.Context, a *engine.Attempt, result stream.Result) *failure {
 	if result.Failed { // an error event: what came afterwards does not matter
-		a.Answered()
+		a.Err = nil
 		ctx = g.r.Context()
 	}
 	if a.Judge(ctx, result.Held.Status, result.Held.Err); !a.Failed() {
@@ -76,7 +76,7 @@ func (g *generation) judgeHeld(ctx context.Context, a *engine.Attempt, result st
 // endingOf returns how the answer ended.
 func endingOf(a *engine.Attempt) stream.Ending {
 	switch {
-	case a.Err() != nil:
+	case a.Err != nil:
 		return stream.Cut
 	case a.Unframed:
 		return stream.Unframed

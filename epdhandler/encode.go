@@ -53,7 +53,11 @@ func (g *generation) encode() (made *embeddings, f *failure) {
 	}()
 	ctx, leave := g.report.enter(g.r.Context(), &g.report.encode, g.encoding.attempts...)
 	defer func() { leave(f) }()
-	answers, f := g.encodeAll(ctx, e.pushedTo)
+	var to string // where encoders push to
+	if e.pushedTo != nil {
+		to = e.pushedTo.Control
+	}
+	answers, f := g.encodeAll(ctx, to)
 	switch {
 	case f == nil:
 		e.Encoded = g.encoding.plan.Encoded(answers)
@@ -91,8 +95,8 @@ func (g *generation) planEncoding() *encoding {
 
 // encodeAll has all batches encoded. It returns the first failure, without which there is an
 // answer for each batch.
-func (g *generation) encodeAll(ctx context.Context, to *engine.Reservation) ([]media.Answer, *failure) {
-	ctx, cancel := context.WithCancel(ctx) // not the group's: passive health checks would count its cancellation
+func (g *generation) encodeAll(ctx context.Context, to string) ([]media.Answer, *failure) {
+	ctx, cancel := context.WithCancel(ctx) // not the group's: its cancellation counts against healthy instances
 	defer cancel()
 	var (
 		group   errgroup.Group
@@ -137,8 +141,8 @@ func (g *generation) harmless() bool {
 	return !slices.ContainsFunc(g.encoding.attempts, func(a *attempts) bool { return a.poison > min(1, *g.h.Retries) })
 }
 
-// encodeBatch has a batch encoded, in as many attempts as are allowed.
-func (g *generation) encodeBatch(ctx context.Context, i int, to *engine.Reservation) (media.Answer, *failure) {
+// encodeBatch has a batch of media items encoded, in several attempts if need be.
+func (g *generation) encodeBatch(ctx context.Context, i int, to string) (media.Answer, *failure) {
 	for {
 		answer, f := g.tryEncode(ctx, i, to)
 		if f == nil {
@@ -150,7 +154,7 @@ func (g *generation) encodeBatch(ctx context.Context, i int, to *engine.Reservat
 	}
 }
 
-func (g *generation) tryEncode(ctx context.Context, i int, to *engine.Reservation) (media.Answer, *failure) {
+func (g *generation) tryEncode(ctx context.Context, i int, to string) (media.Answer, *failure) {
 	ctx, clock, cancel := stream.Watch(ctx, stream.Limit{Option: "encode_timeout", Time: time.Duration(g.h.EncodeTimeout)}, stream.Limit{})
 	defer cancel()
 	plan, a := g.encoding.plan, g.encoding.attempts[i]
@@ -159,7 +163,7 @@ func (g *generation) tryEncode(ctx context.Context, i int, to *engine.Reservatio
 	c := engine.Call{Method: http.MethodPost, Path: chatPath, ID: head + engine.RandomHex(6), IDHead: head, Clock: clock, Items: b}
 	var ids []string
 	c.Renew = func() (request *body.Segments) {
-		request, ids = plan.Request(i, to.ControlAddress())
+		request, ids = plan.Request(i, to)
 		return request
 	}
 	c.Body = c.Renew()

@@ -41,7 +41,7 @@ func (f *failure) lacks() bool {
 // there is one.
 func newFailure(a *engine.Attempt, answer *stream.Answer) *failure {
 	f := &failure{Attempt: a}
-	if a.Reason == telemetry.BadStatus && a.Err() == nil {
+	if a.Reason == telemetry.BadStatus && a.Err == nil {
 		f.answer = answer
 	}
 	f.verdict = f.explain()

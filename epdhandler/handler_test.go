@@ -62,7 +62,7 @@ func TestProvisionRefuses(t *testing.T) {
 		"empty prefill":       {`{"encode":` + one + `,"prefill":{},"decode":` + one + `}`, `the prefill pool has no upstreams; write "prefill p1:8002"`},
 		"unknown policy":      {`{"encode":` + one + `,"decode":{"load_balancing":{"selection_policy":{"policy":"best"}},"upstreams":[{"dial":"localhost:1"}]}}`, "provisioning decode pool: loading load balancing policy: "},
 		"unknown transport":   {`{"encode":{"transport":{"protocol":"carrier_pigeon"},"upstreams":[{"dial":"localhost:1"}]},"decode":` + one + `}`, "provisioning encode pool: loading transport: "},
-		"other transport":     {`{"encode":` + one + `,"prefill":{"transport":{"protocol":"fastcgi"},"upstreams":[{"dial":"localhost:1"}]},"decode":` + one + `}`, "provisioning prefill pool: transport fastcgi is not supported; use 'transport http'"},
+		"other transport":     {`{"encode":` + one + `,"prefill":{"transport":{"protocol":"fastcgi"},"upstreams":[{"dial":"localhost:1"}]},"decode":` + one + `}`, "provisioning prefill pool: loading transport: transport fastcgi is not supported; use 'transport http'"},
 		"fails early":         {`{"encode":` + one + `,"prefill":{"trusted_proxies":["nonsense"],"upstreams":[{"dial":"localhost:1"}]},"decode":` + one + `}`, "provisioning prefill pool: "},
 		"fails late":          {`{"encode":` + one + `,"prefill":` + one + `,"decode":{"health_checks":{"active":{"expect_body":"("}},"upstreams":[{"dial":"localhost:1"}]}}`, "provisioning decode pool: "},
 		"negative retries":    {`{"retries":-1,"encode":` + one + `,"decode":` + one + `}`, "retries must not be negative"},
@@ -131,7 +131,7 @@ func TestDefaults(t *testing.T) {
 
 // httpTransport is the wrapped transport of a pool's handler.
 func httpTransport(h *reverseproxy.Handler) *http.Transport {
-	return h.Transport.(interface{ HTTP() *http.Transport }).HTTP()
+	return reflect.ValueOf(h.Transport).FieldByName("HTTPTransport").Interface().(*reverseproxy.HTTPTransport).Transport
 }
 
 func TestWhatTheUserSaysStays(t *testing.T) {

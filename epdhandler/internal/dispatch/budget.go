@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -10,17 +11,17 @@ import (
 )
 
 // Budget limits the further attempts of a pool that fail as well, so that a pool in which
-// nothing works does not get twice the load. Requests bring tokens, and a further attempt
-// takes one when it has failed. Attempts in flight take none: when an instance dies with
-// hundreds of requests, all of them may go to another one. So the balance can fall below
-// zero, and then it takes as many requests again until there is a further attempt.
+// nothing works does not get twice the load. Requests bring tokens, and a further attempt takes one
+// only when it has failed: if an instance dies with hundreds of requests, all of them may go to
+// another one. So the balance can fall below zero.
 //
-// A nil Budget is no limit.
+// The zero value is no limit.
 type Budget struct {
 	share float64 // of a token that a request brings
 	*account
 }
 
+// account is shared by all handlers with the same pool, and lives through reloads.
 type account struct {
 	mu      sync.Mutex
 	tokens  float64
@@ -32,80 +33,55 @@ const (
 	budgetPerSecond = 1  // tokens that come without requests
 )
 
-// budgets are those of the pools of the process. They live through reloads, and handlers with
-// the same pool share one.
-type budgets struct {
-	mu sync.Mutex
-	of map[budgetKey]*account
-}
-
-type budgetKey struct{ stage, upstreams string }
-
 // Budget returns the retry budget of a pool with these upstreams, and this source of dynamic
-// ones, where requests bring a percentage of a token; nil if that is 0.
-func (s *Instances) Budget(stage string, upstreams reverseproxy.UpstreamPool, source string, percent int) *Budget {
+// ones, where requests bring a percentage of a token; without a limit if that is 0.
+func (s *Instances) Budget(stage string, upstreams reverseproxy.UpstreamPool, source string, percent int) Budget {
 	if percent == 0 {
-		return nil
+		return Budget{}
 	}
-	var names []string
+	names := []string{stage}
 	for _, u := range upstreams {
 		names = append(names, u.Dial)
 	}
-	slices.Sort(names)
-	key := budgetKey{stage, strings.Join(names, " ") + source}
-	s.budgets.mu.Lock()
-	defer s.budgets.mu.Unlock()
-	a := s.budgets.of[key]
+	slices.Sort(names[1:])
+	key := strings.Join(append(names, source), " ")
+	s.budgeting.Lock()
+	defer s.budgeting.Unlock()
+	a := s.budgets[key]
 	if a == nil {
-		s.budgets.forget(time.Now().Add(-keptFor))
-		a = &account{tokens: budgetSize, updated: time.Now()}
-		s.budgets.of[key] = a
-	}
-	return &Budget{share: float64(percent) / 100, account: a}
-}
-
-// forget drops the accounts that nobody has used since then: they are full.
-func (b *budgets) forget(since time.Time) {
-	if b.of == nil {
-		b.of = make(map[budgetKey]*account)
-	}
-	for key, a := range b.of {
-		a.mu.Lock()
-		if a.updated.Before(since) {
-			delete(b.of, key)
+		for old, a := range s.budgets {
+			a.mu.Lock()
+			if time.Since(a.updated) > keptFor { // it is full again
+				delete(s.budgets, old)
+			}
+			a.mu.Unlock()
 		}
-		a.mu.Unlock()
+		a = &account{tokens: budgetSize, updated: time.Now()}
+		s.budgets[key] = a
 	}
+	return Budget{share: float64(percent) / 100, account: a}
 }
 
 // add returns the tokens that there are with these.
-func (b *account) add(now time.Time, tokens float64) float64 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if idle := now.Sub(b.updated); idle > 0 {
-		tokens += idle.Seconds() * budgetPerSecond
-		b.updated = now
+func (a *account) add(now time.Time, tokens float64) float64 {
+	if a == nil {
+		return math.Inf(1)
 	}
-	b.tokens = min(budgetSize, b.tokens+tokens)
-	return b.tokens
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if idle := now.Sub(a.updated); idle > 0 {
+		tokens += idle.Seconds() * budgetPerSecond
+		a.updated = now
+	}
+	a.tokens = min(budgetSize, a.tokens+tokens)
+	return a.tokens
 }
 
 // Earn notes a request of the pool.
-func (b *Budget) Earn(now time.Time) {
-	if b != nil {
-		b.add(now, b.share)
-	}
-}
+func (b Budget) Earn(now time.Time) { b.add(now, b.share) }
 
 // Charge takes the token of a further attempt that has failed.
-func (b *Budget) Charge(now time.Time) {
-	if b != nil {
-		b.add(now, -1)
-	}
-}
+func (b Budget) Charge(now time.Time) { b.add(now, -1) }
 
 // Tokens is how many further attempts may fail; below 1, none is to be made.
-func (b *Budget) Tokens(now time.Time) float64 { return b.add(now, 0) }
-
-// Allows reports whether there may be a further attempt.
-func (b *Budget) Allows(now time.Time) bool { return b == nil || b.Tokens(now) >= 1 }
+func (b Budget) Tokens(now time.Time) float64 { return b.add(now, 0) }

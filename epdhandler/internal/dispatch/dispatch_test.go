@@ -53,8 +53,8 @@ func upstreams(addresses ...string) (list reverseproxy.UpstreamPool) {
 }
 
 // roundRobin is the policy of an ask that has none.
-func (f *fixture) roundRobin(fit reverseproxy.UpstreamPool) (*reverseproxy.Upstream, error) {
-	return f.policy.Select(fit, nil, nil), nil
+func (f *fixture) roundRobin(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
+	return f.policy.Select(fit, nil, nil)
 }
 
 // chosen is what came of an ask.
@@ -123,29 +123,28 @@ func TestCandidates(t *testing.T) {
 }
 
 // A policy is asked with the candidates only, and once more only if they have changed. What it
-// says is final: nobody is nobody, and a stranger or an error fails the call.
+// says is final: nobody is nobody, and a stranger fails the call.
 func TestPolicy(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, Settings{Limit: 1, QueueSize: 10}, "a:1", "b:1", "c:1")
 	held := f.ask(t.Context(), newAsk("b:1", "c:1"))
 	var seen []string
-	answer := func(u *reverseproxy.Upstream, err error) *Ask {
+	answer := func(u *reverseproxy.Upstream) *Ask {
 		a := newAsk("c:1")
-		a.Policy = func(fit reverseproxy.UpstreamPool) (*reverseproxy.Upstream, error) {
+		a.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
 			for _, u := range fit {
 				seen = append(seen, u.Dial)
 			}
-			return u, err
+			return u
 		}
 		return a
 	}
-	assert.ErrorContains(t, f.ask(t.Context(), answer(upstreams("b:1")[0], nil)).err, "none of its candidates")
-	assert.ErrorIs(t, f.ask(t.Context(), answer(nil, assert.AnError)).err, assert.AnError)
-	assert.Equal(t, []string{"b:1", "b:1"}, seen)
+	assert.ErrorContains(t, f.ask(t.Context(), answer(upstreams("b:1")[0])).err, "none of its candidates")
+	assert.Equal(t, []string{"b:1"}, seen)
 
 	// it wants none of those that are free, and waits for the one that is not
 	seen = nil
-	got := f.asks(t, answer(nil, nil))
+	got := f.asks(t, answer(nil))
 	assert.Equal(t, []string{"b:1"}, seen)
 	held.slot.Release()
 	assert.ErrorIs(t, (<-got).err, ErrNobody)
@@ -163,7 +162,7 @@ func TestSlot(t *testing.T) {
 	c.slot.Release()
 	(*Slot)(nil).Release()
 	assert.Zero(t, at.InFlight())
-	assert.Zero(t, f.ask(t.Context(), new(Ask)).slot.Since(), "it takes no slot")
+	assert.Zero(t, f.ask(t.Context(), new(Ask)).slot.Since, "it takes no slot")
 	assert.Zero(t, at.InFlight())
 }
 
@@ -175,17 +174,17 @@ func TestReserve(t *testing.T) {
 	var reserved []*Slot
 	spread := map[string]int{}
 	for range 2*1 + 3 {
-		a := newAsk()
-		a.Policy = func(fit reverseproxy.UpstreamPool) (*reverseproxy.Upstream, error) {
-			return leastLoaded{}.Select(fit, asking(t, a), nil), nil
+		a := &Ask{Turn: new(Turn), Early: true}
+		a.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
+			return leastLoaded{}.Select(fit, asking(t, a), nil)
 		}
-		u, slot, err := f.Reserve(t.Context(), a)
+		u, slot, err := f.Choose(t.Context(), a)
 		require.NoError(t, err)
 		spread[u.Dial]++
 		reserved = append(reserved, slot)
 	}
 	assert.InDelta(t, spread["a:1"], spread["b:1"], 1)
-	_, _, err := f.Reserve(t.Context(), newAsk())
+	_, _, err := f.Choose(t.Context(), &Ask{Turn: new(Turn), Early: true})
 	assert.Equal(t, BusyError{"the queue is full (queue_size 3)"}, err, "it has a bound")
 
 	text := f.ask(t.Context(), newAsk("b:1"))
@@ -201,7 +200,7 @@ func TestReserve(t *testing.T) {
 	for _, slot := range reserved {
 		slot.Release()
 	}
-	u, slot, err := f.Reserve(t.Context(), &Ask{Turn: new(Turn), Policy: f.roundRobin})
+	u, slot, err := f.Choose(t.Context(), &Ask{Turn: new(Turn), Early: true, Policy: f.roundRobin})
 	require.NoError(t, err)
 	assert.NotNil(t, u)
 	slot.Release()
@@ -217,6 +216,9 @@ func TestInstancesAreForgotten(t *testing.T) {
 	for _, address := range []string{"named:1", "busy:1", "gone:1", "lately:1"} {
 		i := shared.Get(telemetry.Encode, address)
 		i.Failed(telemetry.Broken)
+		if address == "gone:1" {
+			i.eject(time.Now())
+		}
 		if address != "lately:1" {
 			i.used = time.Now().Add(-2 * keptFor)
 		}
@@ -227,6 +229,21 @@ func TestInstancesAreForgotten(t *testing.T) {
 	shared.Range(func(i *Instance) { known = append(known, i.Address) })
 	assert.ElementsMatch(t, []string{"named:1", "busy:1", "lately:1", "new:1"}, known)
 	assert.False(t, shared.metrics.UpstreamFailures.DeleteLabelValues(telemetry.Encode, "gone:1"), "its metrics stay")
+	assert.Zero(t, shared.ejected.Load())
+	c.slot.Release()
+}
+
+// A dynamic pool whose source tells the same instances after a long time does not go on with
+// those that have been forgotten.
+func TestForgottenInstancesComeBack(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Dynamic: true})
+	f.See(upstreams("a:1"))
+	f.shared.Get(f.Stage, "a:1").used = time.Now().Add(-2 * keptFor)
+	f.shared.Get(f.Stage, "new:1")
+	f.See(upstreams("a:1"))
+	c := f.ask(t.Context(), newAsk())
+	assert.Equal(t, 1, f.shared.Get(f.Stage, "a:1").InFlight())
 	c.slot.Release()
 }
 
@@ -275,7 +292,7 @@ func BenchmarkLock(b *testing.B) {
 	for _, n := range []struct{ instances, waiting int }{{4, 10}, {64, 10}, {256, 10}, {4, 1000}, {4, 10000}} {
 		b.Run(fmt.Sprintf("%d instances, %d wait", n.instances, n.waiting), func(b *testing.B) {
 			f := benchmark(b, n.instances, 1)
-			at := f.view().instances[0]
+			at := f.newest.Load().instances[0]
 			var wg sync.WaitGroup
 			ctx, cancel := context.WithCancel(b.Context())
 			for range n.waiting {
@@ -289,7 +306,7 @@ func BenchmarkLock(b *testing.B) {
 				at.taken.Add(-1)
 				f.offerLocked(at)
 				w := f.queue.turns.Front().Value.(*Turn).waiters.Front().Value.(*waiter)
-				f.keepNot(w)
+				f.endOffer(w)
 				at.taken.Add(1)
 				f.queue.turns.MoveToBack(w.ask.Turn.place)
 			}
@@ -313,6 +330,6 @@ func benchmark(b *testing.B, instances, limit int) *fixture {
 	return f
 }
 
-func lastOne(fit reverseproxy.UpstreamPool) (*reverseproxy.Upstream, error) {
-	return fit[len(fit)-1], nil
+func lastOne(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
+	return fit[len(fit)-1]
 }

@@ -3,7 +3,6 @@
 package dispatch
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"slices"
@@ -15,23 +14,20 @@ import (
 
 // Dispatcher decides for one pool. Each choice is one loop in three steps:
 //
-//  1. Find the candidates: the instances that meet all conditions of [Dispatcher.standing].
-//  2. Have the policy choose one of them. A policy is a Caddy module, perhaps a third party's,
-//     which may panic or hang: it runs on the goroutine of the call, without any lock, and
-//     the call holds no slot meanwhile.
+//  1. Find the candidates: the instances that meet all conditions of [Dispatcher.candidates].
+//  2. Have the policy choose one of them. It is a Caddy module, perhaps a third party's, which may
+//     panic or hang: it runs on the goroutine of the call, without any lock or slot.
 //  3. Take a slot of the instance, if it still has a free one; otherwise begin again.
 //
-// A call waits while all instances that it may go to have as many calls as they may (limit).
-// It waits for the pool, not for one of its instances; see [queue].
-//
-// Caddy's own limits let more in than configured, refuse at once, or hold up health checks.
+// A call waits while all instances that it may go to have as many calls as they may (limit); see
+// [queue]. Caddy's own limits let more in than configured, refuse at once, or hold up health checks.
 type Dispatcher struct {
 	Settings
 
-	shared  *Instances
-	static  *view                // of a pool whose upstreams are configured; nil otherwise
-	newest  atomic.Pointer[view] // of a dynamic pool: what its source told last, to anybody
-	retired atomic.Bool          // its configuration has been replaced
+	shared     *Instances
+	configured *view                // of the upstreams that the configuration names
+	newest     atomic.Pointer[view] // of a dynamic pool: what its source told last, to anybody
+	retired    atomic.Bool          // its configuration has been replaced
 
 	reserved atomic.Int32 // calls whose instance was chosen early
 	queue    queue
@@ -52,10 +48,8 @@ type Settings struct {
 // New returns the dispatcher of a pool with these upstreams.
 func (s *Instances) New(settings Settings, upstreams reverseproxy.UpstreamPool) *Dispatcher {
 	d := &Dispatcher{Settings: settings, shared: s}
-	d.queue.turns = list.New()
-	if v := d.viewOf(upstreams, nil); !d.Dynamic || len(upstreams) > 0 {
-		d.static = v
-	}
+	d.configured = d.viewOf(upstreams, nil)
+	d.newest.Store(d.configured)
 	return d
 }
 
@@ -75,17 +69,21 @@ type Ask struct {
 	Patience time.Duration // how long it may wait, where that is more than queue_timeout
 	Clock    Clock         // stops while the call waits; may be nil
 
+	// Early reserves the instance for a call that is made later, with Only. It takes none of the
+	// slots, which would be idle until then, but counts for policies that go by load. There may be
+	// as many reservations as slots, and as many requests more as may wait.
+	Early bool
+
 	// Policy chooses one of the candidates; nil: none of them. It may be asked more than once.
-	Policy func(candidates reverseproxy.UpstreamPool) (*reverseproxy.Upstream, error)
+	Policy func(candidates reverseproxy.UpstreamPool) *reverseproxy.Upstream
 
 	// LookUp asks the source of a dynamic pool which instances there are now. It is called while
-	// the call waits, at most once a second. Nil: the upstreams do not change.
+	// the call waits, about once a second. Nil: the upstreams do not change.
 	LookUp func()
 
 	Waited time.Duration // for a slot
 
 	view    *view
-	early   bool        // the call itself comes later
 	offered *Instance   // that keeps a free slot for it; nil: none
 	spared  []*Instance // candidates although they are ejected
 }
@@ -97,29 +95,30 @@ type Clock interface {
 }
 
 // Upstreams are the instances among which the dispatcher chose last.
-func (a *Ask) Upstreams() reverseproxy.UpstreamPool {
-	if a.view == nil {
-		return nil
+func (a *Ask) Upstreams() (known reverseproxy.UpstreamPool) {
+	if a.view != nil {
+		known = a.view.upstreams
 	}
-	return a.view.upstreams
+	return known
 }
 
 // Choose returns an instance for a call, and a slot there if the call takes one. The error is
-// [ErrNobody], a [BusyError], or the policy's.
+// [ErrNobody], a [BusyError], that of ctx, or that the policy chose nonsense.
 func (d *Dispatcher) Choose(ctx context.Context, a *Ask) (*reverseproxy.Upstream, *Slot, error) {
+	if a.Early && d.Limit > 0 && int(d.reserved.Load()) >= d.Slots()+d.QueueSize {
+		return nil, nil, d.fullError()
+	}
+	a.offered = nil
 	w := &waiter{ask: a}
 	defer d.finish(ctx, w)
-	var declined reverseproxy.UpstreamPool // by the policy
 	for {
-		fit, busy := d.candidates(a)
-		if sameInstances(fit, declined) {
-			fit = nil
-		}
+		fit, busy := d.wanted(w)
 		if len(fit) == 0 && !busy {
 			return nil, nil, ErrNobody
 		}
-		if len(fit) == 0 || !d.mayChoose(w) {
-			if err := d.wait(ctx, w, declined); err != nil {
+		isTurn := a.Turn == nil || a.Early || a.offered != nil || d.Waiting() == 0
+		if len(fit) == 0 || !isTurn {
+			if err := d.wait(ctx, w); err != nil {
 				return nil, nil, err
 			}
 			continue
@@ -129,7 +128,7 @@ func (d *Dispatcher) Choose(ctx context.Context, a *Ask) (*reverseproxy.Upstream
 			return nil, nil, err
 		}
 		if u == nil {
-			declined = fit
+			w.declined = fit
 		} else if slot := d.take(w, u); slot != nil {
 			return u, slot, nil
 		}
@@ -140,120 +139,89 @@ func (d *Dispatcher) choose(a *Ask, fit reverseproxy.UpstreamPool) (*reverseprox
 	if a.Only != "" {
 		return fit[0], nil
 	}
-	u, err := a.Policy(slices.Clone(fit))
-	if err == nil && u != nil && !slices.Contains(fit, u) {
+	u := a.Policy(slices.Clone(fit))
+	if u != nil && !slices.Contains(fit, u) {
 		return nil, errors.New("the load balancing policy chose an instance that was none of its candidates")
 	}
-	return u, err
+	return u, nil
 }
 
-// standing is what an instance is to a call.
-type standing int
-
-const (
-	unfit     standing = iota // no use waiting for it
-	busy                      // it has as many calls as it may
-	candidate                 // the call may go to it
-)
-
-// standing decides whether a call may go to an instance, the i-th of those that there are.
-func (d *Dispatcher) standing(a *Ask, i int) standing {
-	u, at := a.view.upstreams[i], a.view.instances[i]
-	switch {
-	case a.Only != "":
-		if at.Address != a.Only {
-			return unfit
-		}
-	case !u.Available(), slices.Contains(a.Skip, at.Address), d.Weights != nil && weight(d.Weights, i) == 0:
-		return unfit
+// fits reports whether a call may go to the i-th instance of its view as soon as that has a slot.
+func (d *Dispatcher) fits(a *Ask, i int) bool {
+	address := a.view.instances[i].Address
+	if a.Only != "" {
+		return address == a.Only
 	}
-	if a.Turn != nil && !a.early && d.free(at) <= 0 && at != a.offered {
-		return busy
-	}
-	return candidate
+	return a.view.upstreams[i].Available() && !slices.Contains(a.Skip, address) &&
+		(d.Weights == nil || i < len(d.Weights) && d.Weights[i] > 0)
 }
 
 // candidates returns the instances that a call may go to, of those that there are now, and
 // whether others are busy. Ejected instances are among them only if there are no others.
-func (d *Dispatcher) candidates(a *Ask) (fit reverseproxy.UpstreamPool, others bool) {
-	a.view = d.view()
-	var out []*Instance
-	if out, a.spared = d.out(a.view); a.Only != "" {
-		out, a.spared = nil, append(a.spared, out...)
+func (d *Dispatcher) candidates(a *Ask) (fit reverseproxy.UpstreamPool, busy bool) {
+	a.view = d.newest.Load()
+	if a.Only != "" {
+		return d.candidatesBut(a, nil)
 	}
-	if fit, others = d.candidatesBut(a, out); len(fit) == 0 && !others && len(out) > 0 {
+	var out []*Instance
+	out, a.spared = d.out(a.view)
+	if fit, busy = d.candidatesBut(a, out); len(fit) == 0 && !busy && len(out) > 0 {
 		a.spared = append(a.spared, out...)
 		return d.candidatesBut(a, nil)
 	}
-	return fit, others
+	return fit, busy
 }
 
-func (d *Dispatcher) candidatesBut(a *Ask, out []*Instance) (fit reverseproxy.UpstreamPool, others bool) {
+// wanted returns the candidates for a call, unless its policy has declined just these.
+func (d *Dispatcher) wanted(w *waiter) (fit reverseproxy.UpstreamPool, busy bool) {
+	if fit, busy = d.candidates(w.ask); sameInstances(fit, w.declined) {
+		fit = nil
+	}
+	return fit, busy
+}
+
+func (d *Dispatcher) candidatesBut(a *Ask, out []*Instance) (fit reverseproxy.UpstreamPool, busy bool) {
 	fit = make(reverseproxy.UpstreamPool, 0, len(a.view.upstreams))
 	for i, u := range a.view.upstreams {
-		if len(out) > 0 && slices.Contains(out, a.view.instances[i]) {
-			continue
-		}
-		switch d.standing(a, i) {
-		case candidate:
+		at := a.view.instances[i]
+		switch {
+		case len(out) > 0 && slices.Contains(out, at), !d.fits(a, i):
+		case a.Turn == nil, a.Early, at == a.offered, d.free(at) > 0:
 			fit = append(fit, u)
-		case busy:
-			others = true
+		default:
+			busy = true
 		}
 	}
-	return fit, others
+	return fit, busy
 }
 
 // Others reports whether an instance could be asked that is not in skip. Of a dynamic pool
 // nobody knows that before its source is asked.
 func (d *Dispatcher) Others(skip []string) bool {
-	if d.Dynamic {
-		return true
-	}
-	a := &Ask{Skip: skip, view: d.view()}
-	for i := range a.view.upstreams {
-		if d.standing(a, i) != unfit {
-			return true
-		}
-	}
-	return false
+	fit, _ := d.candidatesBut(&Ask{Skip: skip, view: d.newest.Load()}, nil)
+	return d.Dynamic || len(fit) > 0
 }
 
 // take takes a slot of an instance, nil if it has none any more.
 func (d *Dispatcher) take(w *waiter, u *reverseproxy.Upstream) *Slot {
 	a, at := w.ask, w.ask.view.of(u)
 	switch {
-	case a.early:
-		return d.reserve(at)
+	case a.Early:
+		d.reserved.Add(1)
+		at.reserved.Add(1)
+		return &Slot{at: at, early: d}
 	case a.Turn == nil:
 		return new(Slot)
 	}
-	since, ok := at.try(slices.Contains(a.spared, at))
+	since, ok := at.try(a.Only != "" || slices.Contains(a.spared, at))
 	switch {
 	case !ok:
 		return nil
-	case d.limitAt(at) == noLimit && !w.joined:
+	case d.limitAt(at) == 0 && w.since.IsZero(): // it has not waited
 		at.taken.Add(1)
 	case !d.takeLimited(w, at):
 		at.leave(since)
 		return nil
 	}
-	return &Slot{at: at, since: since}
-}
-
-// Reserve chooses the instance for a call that is made later, with [Ask.Only]. It takes none of
-// the slots, which would be idle until then, but counts for policies that go by load. There
-// may be as many reservations as slots, and as many requests more as may wait.
-func (d *Dispatcher) Reserve(ctx context.Context, a *Ask) (*reverseproxy.Upstream, *Slot, error) {
-	a.early = true
-	if d.Limit > 0 && int(d.reserved.Load()) >= d.Slots()+d.QueueSize {
-		return nil, nil, d.fullError()
-	}
-	return d.Choose(ctx, a)
-}
-
-func (d *Dispatcher) reserve(at *Instance) *Slot {
-	d.reserved.Add(1)
-	at.reserved.Add(1)
-	return &Slot{at: at, early: d}
+	return &Slot{at: at, Since: since}
 }

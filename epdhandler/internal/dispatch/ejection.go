@@ -5,12 +5,10 @@ import (
 	"time"
 )
 
-// An instance can pass its health checks and fail at everything else. It is then ejected from its
-// pool for a while, as other proxies' outlier detection does. Afterwards it gets one call at a
-// time until one of them succeeds.
-//
-// A call counts against an instance if it failed there and then succeeded at another one. A
-// call that fails everywhere, such as one that kills engines, counts against nobody.
+// An instance can pass its health checks and fail at everything else. It is then ejected for a
+// while, as by other proxies' outlier detection. Afterwards it gets one call at a time until one
+// of them succeeds. A call counts against an instance if it failed there and then succeeded at
+// another one: one that fails everywhere, such as one that kills engines, counts against nobody.
 const (
 	strikesOut      = 5 // failures since the last success
 	ejectionTime    = 10 * time.Second
@@ -36,8 +34,8 @@ type Suspect struct {
 	Weight float64   // of the strike
 }
 
-// Succeeds notes that the instance did what it was asked by a call that was chosen then. It
-// reports whether that ends an ejection.
+// Succeeds notes that a call that was chosen then succeeded. It reports whether that ends an
+// ejection.
 func (i *Instance) Succeeds(chosen, now time.Time) (back bool) {
 	i.lock.Lock()
 	defer i.lock.Unlock()
@@ -113,9 +111,8 @@ func (e *ejection) isOut(now time.Time) bool {
 	return e.count > 0 && (!e.probe.IsZero() || now.Before(e.until))
 }
 
-// try notes that the instance gets a call, and returns when, or that it gets none because it is
-// ejected, unless it is spared. An ejected instance gets no other call until this one leaves. The
-// time is zero if no instance is ejected.
+// try notes that the instance gets a call, and returns when; zero if no instance is ejected. It is
+// not ok if this one is, and is not spared, or has such a call already.
 func (i *Instance) try(spared bool) (chosen time.Time, ok bool) {
 	if i.shared.ejected.Load() == 0 {
 		return time.Time{}, true
@@ -125,7 +122,7 @@ func (i *Instance) try(spared bool) (chosen time.Time, ok bool) {
 	defer i.lock.Unlock()
 	e := &i.ejection
 	if e.isOut(chosen) && !spared {
-		return time.Time{}, false
+		return chosen, false
 	}
 	if e.count > 0 && e.probe.IsZero() {
 		e.probe = chosen
@@ -135,7 +132,7 @@ func (i *Instance) try(spared bool) (chosen time.Time, ok bool) {
 
 func (i *Instance) leave(chosen time.Time) {
 	if chosen.IsZero() {
-		return
+		return // as most do
 	}
 	i.lock.Lock()
 	defer i.lock.Unlock()
@@ -144,8 +141,8 @@ func (i *Instance) leave(chosen time.Time) {
 	}
 }
 
-// Judge counts the failures of a call that has now succeeded elsewhere, against the instances
-// at which it failed. It calls ejected for each one that is ejected for them.
+// Judge counts the failures of a call that has now succeeded elsewhere. It calls ejected for each
+// instance that is ejected for them.
 func (d *Dispatcher) Judge(suspects []Suspect, now time.Time, ejected func(at *Instance, length time.Duration)) {
 	d.shared.ejecting.Lock()
 	defer d.shared.ejecting.Unlock()
@@ -156,28 +153,25 @@ func (d *Dispatcher) Judge(suspects []Suspect, now time.Time, ejected func(at *I
 	}
 }
 
-// maxOut is how many instances may be ejected of so many that are up: at least one, if any, but
-// never more than half.
-func (d *Dispatcher) maxOut(up int) int {
+// maxOut is how many instances of a view may be ejected: at least one, if there are others, but
+// never more than half of those that are up.
+func (d *Dispatcher) maxOut(v *view) int {
 	if d.MaxEjected == 0 {
 		return 0
 	}
+	up := v.up()
 	return min(max(1, up*d.MaxEjected/100), up/2)
 }
 
 // mayEject reports whether one more instance may be ejected.
 func (d *Dispatcher) mayEject() bool {
-	up, ejected, v := 0, 1, d.view()
+	ejected, v := 0, d.newest.Load()
 	for i, u := range v.upstreams {
-		if !u.Available() {
-			continue
-		}
-		up++
-		if v.instances[i].IsEjected() {
+		if u.Available() && v.instances[i].IsEjected() {
 			ejected++
 		}
 	}
-	return ejected <= d.maxOut(up)
+	return ejected < d.maxOut(v)
 }
 
 // out returns which instances get no calls because they are ejected. They are never more than
@@ -186,19 +180,14 @@ func (d *Dispatcher) out(v *view) (out, spared []*Instance) {
 	if d.shared.ejected.Load() == 0 {
 		return nil, nil
 	}
-	now, up, since := time.Now(), 0, make(map[*Instance]time.Time)
+	now, since := time.Now(), make(map[*Instance]time.Time)
 	for i, u := range v.upstreams {
-		if !u.Available() {
-			continue
-		}
-		up++
 		at := v.instances[i]
-		var isOut bool
-		if since[at], isOut = at.isOut(now); isOut {
-			out = append(out, at)
+		if begun, isOut := at.isOut(now); isOut && u.Available() {
+			out, since[at] = append(out, at), begun
 		}
 	}
 	slices.SortStableFunc(out, func(a, b *Instance) int { return since[a].Compare(since[b]) })
-	n := min(len(out), d.maxOut(up))
+	n := min(len(out), d.maxOut(v))
 	return out[:n:n], out[n:]
 }

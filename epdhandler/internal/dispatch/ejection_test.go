@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"reflect"
 	"testing"
 	"time"
 
@@ -164,6 +165,19 @@ func TestEjectedInstancesGetNoCalls(t *testing.T) {
 	})
 }
 
+// A call goes to the instance that was reserved for it even if that is ejected and down.
+func TestReservedInstanceIsEjectedAndDown(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{MaxEjected: 50}, "o1", "o2")
+	f.ejectAt(0, "o1")
+	u := f.Upstreams()[0]
+	*(*int32)(reflect.ValueOf(u).Elem().FieldByName("unhealthy").Addr().UnsafePointer()) = 1 // as health checks do
+	require.False(t, u.Available())
+	c := f.ask(t.Context(), &Ask{Turn: new(Turn), Only: "o1"})
+	assert.Equal(t, "o1", c.address)
+	c.slot.Release()
+}
+
 // After its time an instance gets one call, and others only when that has succeeded.
 func TestEjectedInstanceProvesItself(t *testing.T) {
 	t.Parallel()
@@ -185,13 +199,13 @@ func TestEjectedInstanceProvesItself(t *testing.T) {
 	assert.Equal(t, map[string]int{"p2": 100}, f.choices(t), "a second one")
 	first.Release() // without an answer
 	second := probe()
-	at.Fails(second.Since(), time.Now())
+	at.Fails(second.Since, time.Now())
 	second.Release()
 	assert.Equal(t, map[string]int{"p2": 100}, f.choices(t), "it has failed again")
 
 	at.ejection.until = time.Now()
 	third := probe()
-	assert.True(t, at.Succeeds(third.Since(), time.Now()))
+	assert.True(t, at.Succeeds(third.Since, time.Now()))
 	assert.Equal(t, map[string]int{"p1": 50, "p2": 50}, f.choices(t))
 	third.Release()
 }

@@ -11,12 +11,10 @@ import (
 // Gate is where requests wait for decode before their prefill, if there is a pool for it and
 // a decode_limit. What prefill makes lasts only as long as its lease, and takes memory there:
 // it should be made when decode has a free slot soon, and not at all for a request that is
-// refused. A decode slot, on the other hand, is not held while prefill works, which can
-// take minutes.
+// refused. But a decode slot is not held while prefill works, which can take minutes.
 //
-// So the gate counts those who have passed it, until they are over, and lets in as many as
-// decode has slots, and some ahead of these, whose blocks are ready when a slot becomes
-// free. It asks nobody while it holds its lock.
+// So the gate counts those who have passed it, until they are over, and lets in as many as decode
+// has slots, and some ahead, whose blocks are ready when a slot becomes free.
 type Gate struct {
 	decode *Dispatcher
 	before time.Duration // how long blocks may wait for a slot
@@ -28,22 +26,21 @@ type Gate struct {
 	freed   time.Time       // when the last one did; zero: nobody waited for it
 }
 
-// NewGate returns the gate in front of decode, where blocks may wait so long for a slot. It is nil,
-// and lets everybody pass, if decode has no limit.
+// NewGate returns the gate in front of decode, where blocks may wait so long for a slot. It is nil
+// if decode has no limit.
 func NewGate(decode *Dispatcher, before time.Duration) *Gate {
-	if decode.Limit == noLimit {
+	if decode.Limit == 0 {
 		return nil
 	}
 	return &Gate{decode: decode, before: before}
 }
 
-// room is how many may be inside. Who is inside and has no slot waits for one, and so is
-// one of the queue_size that may wait.
+// room is how many may be inside. Those without a slot count as waiting, for queue_size.
 func (g *Gate) room(slots int) int { return slots + min(g.ahead(slots), g.decode.QueueSize) }
 
-// ahead is how many may be inside besides those that have a slot: as many as get one before
-// their blocks are old, minus one, and not more than there are slots. Short streams need more
-// to keep the slots in use while prefill works, long ones would let blocks get too old.
+// ahead is how many may be inside besides those that have a slot: as many as get one before their
+// blocks are old, and not more than there are slots. Short streams need more, to keep the slots in
+// use while prefill works.
 func (g *Gate) ahead(slots int) int {
 	if g.pace == 0 {
 		return max(1, slots/4)
@@ -103,30 +100,27 @@ func (g *Gate) Wait(ctx context.Context, turn chan struct{}) error {
 	shared := g.decode.shared
 	shared.atGates.Add(1)
 	defer shared.atGates.Add(-1)
-	start := time.Now()
-	defer func() {
-		shared.metrics.StageWait.WithLabelValues(g.decode.Stage).Observe(time.Since(start).Seconds())
-	}()
-	timeout := time.NewTimer(g.decode.QueueTime)
-	defer timeout.Stop()
-	again := time.NewTicker(lookPeriod)
-	defer again.Stop()
-	for over := false; !over; {
+	defer shared.observeWait(g.decode.Stage, time.Now())
+	ctx, cancel := context.WithTimeout(ctx, g.decode.QueueTime)
+	defer cancel()
+	again := time.Tick(lookPeriod)
+	for ctx.Err() == nil {
 		select {
 		case <-turn:
 			return nil
-		case <-again.C: // there may be more instances
+		case <-again: // there may be more instances
 			g.look()
 		case <-ctx.Done():
-			over = true
-		case <-timeout.C:
-			over = true
 		}
 	}
-	if g.giveUp(turn) {
-		return BusyError{fmt.Sprintf("waited %s for an instance (queue_timeout)", g.decode.QueueTime)}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	i := slices.Index(g.waiting, turn)
+	if i < 0 { // it has just been let in
+		return nil
 	}
-	return nil
+	g.waiting = slices.Delete(g.waiting, i, i+1)
+	return BusyError{fmt.Sprintf("waited %s for an instance (queue_timeout)", g.decode.QueueTime)}
 }
 
 // look lets in those for whom there is room now.
@@ -135,17 +129,6 @@ func (g *Gate) look() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.serve(slots)
-}
-
-// giveUp takes a request out of the queue, and reports whether it was still there.
-func (g *Gate) giveUp(turn chan struct{}) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	i := slices.Index(g.waiting, turn)
-	if i >= 0 {
-		g.waiting = slices.Delete(g.waiting, i, i+1)
-	}
-	return i >= 0
 }
 
 // Leave gives the place inside to the next request.

@@ -2,9 +2,12 @@ package dispatch
 
 import (
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
@@ -17,16 +20,9 @@ type Instance struct {
 	taken    atomic.Int32 // slots: calls in flight
 	offered  atomic.Int32 // free slots that are kept for calls that have not decided yet
 	reserved atomic.Int32 // calls that will come
-	inForce  atomic.Int32 // the limit in the configuration that serves; see noLimit
 
 	record
 }
-
-// Limits in force.
-const (
-	noLimit  = 0
-	notKnown = -1 // the configuration does not name the instance
-)
 
 // InFlight is how many calls are at the instance.
 func (i *Instance) InFlight() int { return int(i.taken.Load()) }
@@ -35,23 +31,31 @@ func (i *Instance) InFlight() int { return int(i.taken.Load()) }
 // a configuration that has been replaced go on.
 type Instances struct {
 	metrics *telemetry.Metrics
-	all     sync.Map     // address of a stage to *Instance
-	ejected atomic.Int32 // how many are, so that nobody looks for them if none is
-	waiters atomic.Int32 // calls in all queues
-	atGates atomic.Int32 // requests at all gates
+	all     sync.Map      // instanceKey to *Instance
+	dropped atomic.Uint64 // instances that are not in it any more
+	ejected atomic.Int32  // how many are, so that nobody looks for them if none is
+	waiters atomic.Int32  // calls in all queues
+	atGates atomic.Int32  // requests at all gates
+
+	inForce atomic.Pointer[map[*Instance]int] // limits of the configurations that serve
 
 	mu      sync.Mutex               // of all queues, and of slots where there is a limit
 	waiting map[*Dispatcher]struct{} // in whose queues somebody waits
+	offers  uint64                   // made so far
 
 	ejecting sync.Mutex // held while an instance is ejected, so that not too many are
-	budgets  budgets
+
+	budgeting sync.Mutex // guards budgets
+	budgets   map[string]*account
 }
 
 type instanceKey struct{ stage, address string }
 
 // NewInstances returns the instances of a process that knows none yet.
 func NewInstances(m *telemetry.Metrics) *Instances {
-	return &Instances{metrics: m, waiting: make(map[*Dispatcher]struct{})}
+	s := &Instances{metrics: m, waiting: make(map[*Dispatcher]struct{}), budgets: make(map[string]*account)}
+	s.PutInForce(nil)
+	return s
 }
 
 // Get returns the instance at an address in a stage, a new one if it is not known.
@@ -61,18 +65,13 @@ func (s *Instances) Get(stage, address string) *Instance {
 		return i.(*Instance)
 	}
 	s.forget(time.Now().Add(-keptFor))
-	i, _ := s.all.LoadOrStore(key, s.newInstance(stage, address))
+	i, _ := s.all.LoadOrStore(key, &Instance{Stage: stage, Address: address, shared: s, record: record{
+		used:          time.Now(),
+		firstByte:     s.metrics.UpstreamFirstByte.WithLabelValues(stage, address),
+		failureCount:  s.metrics.UpstreamFailures.WithLabelValues(stage, address),
+		ejectionCount: s.metrics.UpstreamEjections.WithLabelValues(stage, address),
+	}})
 	return i.(*Instance)
-}
-
-func (s *Instances) newInstance(stage, address string) *Instance {
-	i := &Instance{Stage: stage, Address: address, shared: s}
-	i.inForce.Store(notKnown)
-	i.record.used = time.Now()
-	i.firstByte = s.metrics.UpstreamFirstByte.WithLabelValues(stage, address)
-	i.failureCount = s.metrics.UpstreamFailures.WithLabelValues(stage, address)
-	i.ejectionCount = s.metrics.UpstreamEjections.WithLabelValues(stage, address)
-	return i
 }
 
 // keptFor is how long an instance is remembered that no configuration names and that has
@@ -81,11 +80,16 @@ const keptFor = time.Hour
 
 // forget drops the instances that have not changed since then, with their metrics.
 func (s *Instances) forget(since time.Time) {
+	named := *s.inForce.Load()
 	s.Range(func(i *Instance) {
-		if i.inForce.Load() != notKnown || i.taken.Load()+i.reserved.Load() > 0 || !i.idleSince(since) {
+		if _, ok := named[i]; ok || i.taken.Load()+i.reserved.Load() > 0 || !i.idleSince(since) {
 			return
 		}
 		s.all.Delete(instanceKey{i.Stage, i.Address})
+		s.dropped.Add(1)
+		if i.IsEjected() {
+			s.ejected.Add(-1)
+		}
 		s.metrics.UpstreamFirstByte.DeleteLabelValues(i.Stage, i.Address)
 		s.metrics.UpstreamFailures.DeleteLabelValues(i.Stage, i.Address)
 		s.metrics.UpstreamEjections.DeleteLabelValues(i.Stage, i.Address)
@@ -105,20 +109,11 @@ func (s *Instances) Range(do func(*Instance)) {
 func (s *Instances) PutInForce(serving []*Dispatcher) {
 	limits := make(map[*Instance]int)
 	for _, d := range serving {
-		if d.static == nil {
-			continue
-		}
-		for _, at := range d.static.instances {
+		for _, at := range d.configured.instances {
 			limits[at] = d.Limit
 		}
 	}
-	s.Range(func(i *Instance) {
-		limit, known := limits[i]
-		if !known {
-			limit = notKnown
-		}
-		i.inForce.Store(int32(limit))
-	})
+	s.inForce.Store(&limits)
 }
 
 // Retire says that the configuration of the dispatcher has been replaced.
@@ -127,8 +122,8 @@ func (d *Dispatcher) Retire() { d.retired.Store(true) }
 // limitAt is how many calls an instance may have; 0: no limit.
 func (d *Dispatcher) limitAt(at *Instance) int {
 	if d.retired.Load() {
-		if limit := at.inForce.Load(); limit != notKnown {
-			return int(limit)
+		if limit, ok := (*d.shared.inForce.Load())[at]; ok {
+			return limit
 		}
 	}
 	return d.Limit
@@ -136,29 +131,21 @@ func (d *Dispatcher) limitAt(at *Instance) int {
 
 // free is how many slots of an instance may be taken or offered.
 func (d *Dispatcher) free(at *Instance) int {
-	limit := d.limitAt(at)
-	if limit == noLimit {
-		return math.MaxInt
+	if limit := d.limitAt(at); limit > 0 {
+		return limit - int(at.taken.Load()) - int(at.offered.Load())
 	}
-	return limit - int(at.taken.Load()) - int(at.offered.Load())
+	return math.MaxInt
 }
 
 // Slot is the place of a call at an instance. It must be released.
 type Slot struct {
+	Since time.Time // when it was taken; zero: no instance was ejected
+
 	at    *Instance
-	since time.Time   // when it was taken; zero: no instance was ejected
 	early *Dispatcher // that counts it as a reservation; nil: it is none
 }
 
-// Since is when the slot was taken, zero if no instance was ejected then.
-func (s *Slot) Since() time.Time {
-	if s == nil {
-		return time.Time{}
-	}
-	return s.since
-}
-
-// Release gives the slot back, once; further calls do nothing.
+// Release gives the slot back, once; further calls, and those on nil, do nothing.
 func (s *Slot) Release() {
 	if s == nil || s.at == nil {
 		return
@@ -170,7 +157,7 @@ func (s *Slot) Release() {
 		at.reserved.Add(-1)
 		return
 	}
-	at.leave(s.since)
+	at.leave(s.Since)
 	at.taken.Add(-1)
 	at.shared.freed(at)
 }
@@ -183,8 +170,76 @@ func (s *Instances) freed(at *Instance) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for d := range s.waiting {
-		if d.Stage == at.Stage && d.view().known[at] {
+		if d.newest.Load().known[at] {
 			d.offerLocked(at)
 		}
 	}
+}
+
+// view is a list of upstreams with the instances that they are.
+type view struct {
+	upstreams reverseproxy.UpstreamPool
+	instances []*Instance
+	known     map[*Instance]bool
+	dropped   uint64 // of the process, when the instances were looked up
+}
+
+// viewOf returns the view of a list. It is cheap if the list has the same addresses as before.
+func (d *Dispatcher) viewOf(upstreams reverseproxy.UpstreamPool, before *view) *view {
+	dropped := d.shared.dropped.Load()
+	if before != nil && before.dropped == dropped && sameInstances(upstreams, before.upstreams) {
+		return &view{upstreams, before.instances, before.known, dropped}
+	}
+	v := &view{upstreams, make([]*Instance, len(upstreams)), make(map[*Instance]bool, len(upstreams)), dropped}
+	for i, u := range upstreams {
+		v.instances[i] = d.Instance(u.Dial)
+		v.known[v.instances[i]] = true
+	}
+	return v
+}
+
+// Instance returns the instance of the pool's stage at an address.
+func (d *Dispatcher) Instance(address string) *Instance { return d.shared.Get(d.Stage, address) }
+
+// of returns the instance that an upstream of the view is.
+func (v *view) of(u *reverseproxy.Upstream) *Instance {
+	return v.instances[slices.Index(v.upstreams, u)]
+}
+
+// See notes which upstreams the source of a dynamic pool has told. Those who wait see them at
+// once, and free slots of new instances are offered to them.
+func (d *Dispatcher) See(upstreams reverseproxy.UpstreamPool) {
+	before := d.newest.Load()
+	v := d.viewOf(upstreams, before)
+	d.newest.Store(v)
+	if d.Waiting() == 0 {
+		return
+	}
+	for _, at := range v.instances {
+		if !before.known[at] {
+			d.offer(at)
+		}
+	}
+}
+
+// Upstreams returns the instances as far as they are known: of a dynamic pool those that its
+// source told last.
+func (d *Dispatcher) Upstreams() reverseproxy.UpstreamPool { return d.newest.Load().upstreams }
+
+// up is how many of the upstreams are available.
+func (v *view) up() (up int) {
+	for _, u := range v.upstreams {
+		if u.Available() {
+			up++
+		}
+	}
+	return up
+}
+
+// Slots is how many calls the instances that are up can have. One instance is always counted:
+// whether there is any shows when it is asked.
+func (d *Dispatcher) Slots() int { return max(1, d.newest.Load().up()) * d.Limit }
+
+func sameInstances(a, b reverseproxy.UpstreamPool) bool {
+	return slices.EqualFunc(a, b, func(x, y *reverseproxy.Upstream) bool { return x == y || x.Dial == y.Dial })
 }

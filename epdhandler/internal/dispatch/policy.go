@@ -40,17 +40,8 @@ func WeightsOf(policy reverseproxy.Selector) []int {
 	return nil
 }
 
-// weight is that of the i-th instance. Those that are not named have none.
-func weight(weights []int, i int) int {
-	if i < len(weights) {
-		return weights[i]
-	}
-	return 0
-}
-
-// weighted is Caddy's weighted_round_robin for a list that may lack instances. Caddy's goes
-// by the places in the list that it is given; this one by those in the whole of it, and
-// shares what a missing instance would get among the others by their weights.
+// weighted is Caddy's weighted_round_robin for a list that may lack instances: its weights go by the
+// places in the whole list, and missing instances' shares to the others by their weights.
 type weighted struct {
 	weights []int
 
@@ -64,22 +55,18 @@ func (p *weighted) Select(fit reverseproxy.UpstreamPool, r *http.Request, _ http
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var chosen *reverseproxy.Upstream
-	best, gained := -1, 0
+	best, gained := 0, 0
 	for i, u := range askOf(r).Upstreams() {
-		if len(fit) == 0 || i == len(p.weights) {
-			break
-		}
-		if u != fit[0] {
+		if len(fit) == 0 || u != fit[0] {
 			continue
 		}
 		fit = fit[1:] // in the same order
-		if p.weights[i] == 0 {
-			continue
-		}
-		p.lead[i] += p.weights[i]
-		gained += p.weights[i]
-		if best < 0 || p.lead[i] > p.lead[best] {
-			best, chosen = i, u
+		if i < len(p.weights) && p.weights[i] > 0 {
+			p.lead[i] += p.weights[i]
+			gained += p.weights[i]
+			if chosen == nil || p.lead[i] > p.lead[best] {
+				best, chosen = i, u
+			}
 		}
 	}
 	if chosen != nil {
@@ -89,35 +76,23 @@ func (p *weighted) Select(fit reverseproxy.UpstreamPool, r *http.Request, _ http
 }
 
 // leastLoaded is Caddy's least_conn, and its random_choose, which looks at some candidates
-// only. Caddy's count the requests that have been sent. This one counts those as well whose
-// instance has been reserved: else all that come while encoders work would choose the same.
+// only. It counts reservations as well as requests that have been sent: else all that come while
+// encoders work would choose the same instance.
 type leastLoaded struct {
 	choose int // how many candidates are looked at; 0: all
 }
 
 // Select implements reverseproxy.Selector. Equals are chosen at random.
 func (p leastLoaded) Select(fit reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) (best *reverseproxy.Upstream) {
+	rand.Shuffle(len(fit), func(i, j int) { fit[i], fit[j] = fit[j], fit[i] })
 	if p.choose > 0 && p.choose < len(fit) {
-		rand.Shuffle(len(fit), func(i, j int) { fit[i], fit[j] = fit[j], fit[i] })
 		fit = fit[:p.choose]
 	}
-	v, least, equals := askOf(r).view, 0, 0
+	v, least := askOf(r).view, 0
 	for _, u := range fit {
-		load := u.NumRequests() + int(v.of(u).reserved.Load())
-		switch {
-		case best == nil || load < least:
-			best, least, equals = u, load, 1
-		case load == least:
-			if equals++; rand.IntN(equals) == 0 {
-				best = u
-			}
+		if load := u.NumRequests() + int(v.of(u).reserved.Load()); best == nil || load < least {
+			best, least = u, load
 		}
 	}
 	return best
 }
-
-// Interface guards
-var (
-	_ reverseproxy.Selector = (*weighted)(nil)
-	_ reverseproxy.Selector = leastLoaded{}
-)

@@ -29,8 +29,8 @@ func TestWeights(t *testing.T) {
 		}
 		for range total {
 			a := newAsk(tc.skip...)
-			a.Policy = func(fit reverseproxy.UpstreamPool) (*reverseproxy.Upstream, error) {
-				return policy.Select(fit, asking(t, a), nil), nil
+			a.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
+				return policy.Select(fit, asking(t, a), nil)
 			}
 			c := f.ask(t.Context(), a)
 			got[c.address]++
@@ -50,8 +50,8 @@ func TestLeastLoaded(t *testing.T) {
 	f := newFixture(t, Settings{}, "a", "b", "c")
 	var reserved []*Slot
 	for range 2 {
-		for _, at := range f.view().instances[:2] {
-			reserved = append(reserved, f.reserve(at))
+		for _, at := range f.newest.Load().instances[:2] {
+			reserved = append(reserved, f.ask(t.Context(), &Ask{Early: true, Only: at.Address}).slot)
 		}
 	}
 	reserved[0].Release()

@@ -4,6 +4,8 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,16 +20,17 @@ import (
 //
 // A slot that becomes free is offered to the first call in turn, which wakes, and chooses for
 // itself, as every call does. It passes the offer on to the next one if it does not take that
-// slot. Nobody else gets the slot meanwhile, unless the call takes too long.
+// slot. Nobody else gets the slot meanwhile, unless the call takes too long: then it gets no
+// more offers until it looks at the candidates again.
 //
 // Whatever happens under the lock takes the same time however many instances there are and
-// however many calls wait.
+// however many calls wait. It runs no code of others.
 type queue struct {
-	turns   *list.List   // of *Turn, the next one first
+	turns   list.List    // of *Turn, the next one first
 	waiting atomic.Int32 // requests in it
-	offers  uint64       // made so far
-	asking  bool         // a call asks a dynamic source which instances there are
-	asked   time.Time    // when one did
+
+	lookUp sync.Mutex // held while a call asks a dynamic source which instances there are
+	asked  time.Time  // when one did
 }
 
 // Turn is the place of a request in a queue. It is for one queue. The zero value is one that does
@@ -43,55 +46,37 @@ type Turn struct {
 
 // waiter is a call that wants a slot.
 type waiter struct {
-	ask    *Ask
-	joined bool          // it is, or was, in the queue
-	place  *list.Element // in its turn; nil: it is not in the queue
-	wake   chan struct{} // has room for one: there is an offer
-	offer  *offer
-	last   uint64 // the number of the last offer that it had
-	away   bool   // it asks a dynamic source, and takes no offers
+	ask      *Ask
+	declined reverseproxy.UpstreamPool // by its policy
+
+	place *list.Element  // in its turn; nil: it is not in the queue
+	wake  chan *Instance // has room for one: the offer that it does not know of yet
+
+	offer  *Instance   // a slot of this one is kept for it; nil: it has no offer
+	number uint64      // of the last offer that it had
+	slow   *time.Timer // until the offer is not kept any more
+	lapsed bool        // the last one was not kept, and it has not looked since
 
 	since   time.Time // when it began to wait; zero: it did not
-	tick    *time.Ticker
-	expired *time.Timer
-}
-
-// offer is a free slot that is kept for a call.
-type offer struct {
-	number uint64 // of all offers of the queue
-	at     *Instance
-	slow   *time.Timer // until it is not kept any more
+	expired <-chan time.Time
 }
 
 const (
-	// slowPolicy is how long a slot is kept for a call that has been offered it: a policy that
-	// hangs must not hold up others.
-	slowPolicy = 50 * time.Millisecond
-
-	// lookPeriod is how often a call that waits looks for instances that are new or up again,
-	// or whether all are down.
-	lookPeriod = time.Second
-
-	// lookGap is the least time between two questions to a dynamic source for that.
-	lookGap = 20 * time.Millisecond
+	slowPolicy = 50 * time.Millisecond // how long a slot is kept for a call that has been offered it
+	lookPeriod = time.Second           // how often a call that waits looks for instances that are new, up again or down
+	lookGap    = 20 * time.Millisecond // the least time between two questions to a dynamic source for that
 )
 
-// Full reports whether as many requests wait as may; if none may, whether no instance that is
-// known has a free slot.
+// Full reports whether as many requests wait as may, or if none may, whether no slot is free.
 func (d *Dispatcher) Full() bool {
-	if d.Limit == noLimit {
+	if d.Limit == 0 {
 		return false
 	}
 	if d.QueueSize > 0 {
 		return d.Waiting() >= d.QueueSize
 	}
-	v := d.view()
-	for _, at := range v.instances {
-		if d.free(at) > 0 {
-			return false
-		}
-	}
-	return len(v.instances) > 0
+	known := d.newest.Load().instances
+	return len(known) > 0 && !slices.ContainsFunc(known, func(at *Instance) bool { return d.free(at) > 0 })
 }
 
 func (d *Dispatcher) fullError() error {
@@ -113,56 +98,45 @@ func (s *Instances) Waiting() map[string]int {
 	return waiting
 }
 
-// mayChoose reports whether it is the call's turn.
-func (d *Dispatcher) mayChoose(w *waiter) bool {
-	return w.ask.Turn == nil || w.ask.early || w.ask.offered != nil || d.Waiting() == 0
-}
-
 // wait waits for an offer, or for something else to have changed.
-func (d *Dispatcher) wait(ctx context.Context, w *waiter, declined reverseproxy.UpstreamPool) error {
-	if err := d.join(w); err != nil {
-		return err
-	}
-	// what became free before it was in the queue has been offered to nobody
-	if fit, _ := d.candidates(w.ask); len(fit) > 0 && !sameInstances(fit, declined) {
-		d.offer(w.ask.view.of(fit[0]))
-	}
+func (d *Dispatcher) wait(ctx context.Context, w *waiter) error {
 	patience, option := d.QueueTime, "queue_timeout"
 	if w.ask.Patience > patience {
 		patience, option = w.ask.Patience, "kv_lease"
 	}
-	w.begin(patience)
+	if err := d.join(w); err != nil {
+		return err
+	}
+	// a slot that it could have may have been kept for others while it looked
+	look := time.After(slowPolicy)
+	if w.expired == nil {
+		look, w.expired = time.After(lookPeriod), time.After(patience)
+		if w.ask.Clock != nil {
+			w.ask.Clock.Pause()
+		}
+	}
+	d.look(w) // what became free before it was in the queue has been offered to nobody
 	for {
 		select {
-		case <-w.wake:
-			d.collect(w)
+		case w.ask.offered = <-w.wake:
 			return nil
-		case <-w.tick.C:
+		case <-look:
+			if w.ask.LookUp != nil {
+				d.askSource(w.ask.LookUp)
+			}
 			if over := d.look(w); over {
 				return nil // the next look at the candidates shows it
 			}
-		case <-w.expired.C:
-			if left := patience - d.sinceServed(w.ask.Turn); left > 0 {
-				w.expired.Reset(left)
-				continue
+			look = time.After(lookPeriod)
+		case <-w.expired:
+			left := patience - d.sinceServed(w.ask.Turn)
+			if left <= 0 {
+				return BusyError{fmt.Sprintf("waited %s for an instance (%s)", patience, option)}
 			}
-			return BusyError{fmt.Sprintf("waited %s for an instance (%s)", patience, option)}
+			w.expired = time.After(left)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-	}
-}
-
-// begin starts the clocks of a call that begins to wait.
-func (w *waiter) begin(patience time.Duration) {
-	if !w.since.IsZero() {
-		return
-	}
-	w.since = time.Now()
-	w.tick = time.NewTicker(lookPeriod)
-	w.expired = time.NewTimer(patience)
-	if w.ask.Clock != nil {
-		w.ask.Clock.Pause()
 	}
 }
 
@@ -177,66 +151,55 @@ func (d *Dispatcher) sinceServed(t *Turn) time.Duration {
 // look offers what is free although nobody was told, such as an instance that is up again. It
 // reports whether there is nothing to wait for any more.
 func (d *Dispatcher) look(w *waiter) (over bool) {
-	if w.ask.LookUp != nil && d.goAway(w) {
-		w.ask.LookUp()
-		d.comeBack(w)
-	}
-	fit, busy := d.candidates(w.ask)
+	d.shared.mu.Lock()
+	w.lapsed = false
+	d.shared.mu.Unlock()
+	fit, busy := d.wanted(w)
 	if len(fit) > 0 {
 		d.offer(w.ask.view.of(fit[0]))
 	}
 	return len(fit) == 0 && !busy
 }
 
-// goAway notes that a call asks a dynamic source, unless another one does, or just did.
-func (d *Dispatcher) goAway(w *waiter) bool {
-	d.shared.mu.Lock()
-	defer d.shared.mu.Unlock()
-	q := &d.queue
-	if q.asking || time.Since(q.asked) < lookGap || w.offer != nil {
-		return false
+// askSource asks a dynamic source, unless another call does, or just did.
+func (d *Dispatcher) askSource(lookUp func()) {
+	if q := &d.queue; q.lookUp.TryLock() {
+		defer q.lookUp.Unlock()
+		if time.Since(q.asked) >= lookGap {
+			q.asked = time.Now()
+			lookUp()
+		}
 	}
-	q.asking, q.asked, w.away = true, time.Now(), true
-	return true
-}
-
-func (d *Dispatcher) comeBack(w *waiter) {
-	d.shared.mu.Lock()
-	defer d.shared.mu.Unlock()
-	d.queue.asking, w.away = false, false
 }
 
 // finish leaves nothing of a call behind in the queue, however it ended.
 func (d *Dispatcher) finish(ctx context.Context, w *waiter) {
-	if !w.joined {
-		return
-	}
-	d.shared.mu.Lock()
-	if w.away { // the source panicked
-		d.queue.asking, w.away = false, false
-	}
-	d.leave(w)
-	d.shared.mu.Unlock()
 	if w.since.IsZero() {
 		return
 	}
-	w.tick.Stop()
-	w.expired.Stop()
+	d.shared.mu.Lock()
+	d.leave(w)
+	d.shared.mu.Unlock()
 	if w.ask.Clock != nil {
 		w.ask.Clock.Resume()
 	}
-	waited := time.Since(w.since)
-	w.ask.Waited += waited
-	d.shared.metrics.StageWait.WithLabelValues(d.Stage).Observe(waited.Seconds())
+	w.ask.Waited += d.shared.observeWait(d.Stage, w.since)
 	trace.SpanFromContext(ctx).AddEvent("waited for an instance")
 }
 
+// observeWait returns how long a call has waited, for the metrics too.
+func (s *Instances) observeWait(stage string, since time.Time) time.Duration {
+	waited := time.Since(since)
+	s.metrics.StageWait.WithLabelValues(stage).Observe(waited.Seconds())
+	return waited
+}
+
 // join puts a call at the end of its request's turn, and a new turn at the end of the queue. A call
-// that is in the queue stays where it is, and passes on the offer that it did not use.
+// that is there already stays where it is, and passes on the offer that it did not use.
 func (d *Dispatcher) join(w *waiter) error {
 	d.shared.mu.Lock()
 	defer d.shared.mu.Unlock()
-	if w.joined {
+	if !w.since.IsZero() {
 		w.ask.offered = nil
 		d.pass(w)
 		return nil
@@ -250,7 +213,7 @@ func (d *Dispatcher) join(w *waiter) error {
 		d.shared.waiting[d] = struct{}{}
 		d.queue.waiting.Add(1)
 	}
-	w.joined, w.wake = true, make(chan struct{}, 1)
+	w.since, w.wake = time.Now(), make(chan *Instance, 1)
 	w.place = t.waiters.PushBack(w)
 	d.shared.waiters.Add(1)
 	return nil
@@ -281,24 +244,20 @@ func (d *Dispatcher) leave(w *waiter) {
 func (d *Dispatcher) takeLimited(w *waiter, at *Instance) bool {
 	d.shared.mu.Lock()
 	defer d.shared.mu.Unlock()
-	own := w.offer != nil && w.offer.at == at
-	if d.free(at) <= 0 && !own {
+	if own := w.offer == at; own {
+		d.endOffer(w)
+	} else if d.free(at) <= 0 {
 		w.ask.offered = nil // it may have come too late
 		return false
 	}
 	at.taken.Add(1)
-	if own {
-		d.keepNot(w)
-	}
 	t := w.ask.Turn
 	t.Admitted, t.served = true, time.Now()
 	d.leave(w)
 	if t.place != nil {
 		d.queue.turns.MoveToBack(t.place)
 	}
-	if d.queue.waiting.Load() > 0 {
-		d.offerLocked(at) // there may be more than one
-	}
+	d.offerLocked(at) // there may be more than one
 	return true
 }
 
@@ -310,9 +269,9 @@ func (d *Dispatcher) offer(at *Instance) {
 }
 
 func (d *Dispatcher) offerLocked(at *Instance) {
-	if d.free(at) > 0 {
-		d.queue.offers++
-		d.give(&offer{number: d.queue.offers, at: at}, d.first())
+	if d.Waiting() > 0 && d.free(at) > 0 {
+		d.shared.offers++
+		d.give(at, d.shared.offers, d.first())
 	}
 }
 
@@ -345,59 +304,59 @@ func (w *waiter) next() *waiter {
 	return nil
 }
 
-// give makes an offer to a call, or to the next one that can take offers and has not had it.
-func (d *Dispatcher) give(o *offer, w *waiter) {
-	for ; w != nil; w = w.next() {
-		if w.offer == nil && !w.away && w.last < o.number {
-			break
-		}
+// give makes the offer of this number to a call, or to the next one that can take offers and has
+// not had it. It reports whether there is one.
+func (d *Dispatcher) give(at *Instance, number uint64, w *waiter) bool {
+	for w != nil && (w.offer != nil || w.lapsed || w.number >= number) {
+		w = w.next()
 	}
 	if w == nil {
-		return
+		return false
 	}
-	w.offer, w.last = o, o.number
+	w.offer, w.number = at, number
 	w.ask.Turn.deciding++
-	o.at.offered.Add(1)
-	o.slow = time.AfterFunc(slowPolicy, func() {
+	at.offered.Add(1)
+	w.slow = time.AfterFunc(slowPolicy, func() {
 		d.shared.mu.Lock()
 		defer d.shared.mu.Unlock()
-		if w.offer == o {
+		if w.offer != nil && w.number == number {
+			w.lapsed = true
 			d.pass(w)
 		}
 	})
-	w.wake <- struct{}{}
+	w.wake <- at
+	return true
 }
 
-// pass makes the offer of a call to the next one, if the slot is still free.
+// pass makes the offer of a call to the next one, if the slot is still free: after the last one of
+// the queue, to those in the queues of other dispatchers that have the instance.
 func (d *Dispatcher) pass(w *waiter) {
-	o := w.offer
-	if o == nil {
+	at := w.offer
+	if at == nil {
 		return
 	}
-	d.keepNot(w)
-	if d.free(o.at) > 0 {
-		d.give(&offer{number: o.number, at: o.at}, w.next())
+	d.endOffer(w)
+	if d.free(at) <= 0 || d.give(at, w.number, w.next()) {
+		return
+	}
+	for other := range d.shared.waiting {
+		if other == d || !other.newest.Load().known[at] || other.free(at) <= 0 {
+			continue
+		}
+		if first := other.first(); first != nil && first.number < w.number && other.give(at, w.number, first) {
+			return
+		}
 	}
 }
 
-// keepNot takes an offer back.
-func (d *Dispatcher) keepNot(w *waiter) {
-	o := w.offer
-	o.slow.Stop()
-	o.at.offered.Add(-1)
+// endOffer takes an offer back.
+func (d *Dispatcher) endOffer(w *waiter) {
+	w.slow.Stop()
+	w.offer.offered.Add(-1)
 	w.offer = nil
 	w.ask.Turn.deciding--
 	select {
 	case <-w.wake:
 	default:
-	}
-}
-
-// collect notes for a call that was woken what it is offered.
-func (d *Dispatcher) collect(w *waiter) {
-	d.shared.mu.Lock()
-	defer d.shared.mu.Unlock()
-	if w.offer != nil {
-		w.ask.offered = w.offer.at
 	}
 }

@@ -228,9 +228,9 @@ func TestPolicyThatHangsHoldsUpNobody(t *testing.T) {
 	first := f.ask(t.Context(), newAsk())
 	release := make(chan struct{})
 	hangs := newAsk()
-	hangs.Policy = func(fit reverseproxy.UpstreamPool) (*reverseproxy.Upstream, error) {
+	hangs.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
 		<-release
-		return fit[0], nil
+		return fit[0]
 	}
 	one, two := f.asks(t, hangs), f.asks(t, newAsk())
 	first.slot.Release()
@@ -270,6 +270,93 @@ func TestOfferFindsWhoCanTakeIt(t *testing.T) {
 	wg.Wait()
 }
 
+// A call whose policy hangs gets no second offer, which would hold up the next slot as well.
+func TestPolicyThatHangsGetsNoFurtherOffer(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1")
+	held := f.ask(t.Context(), newAsk())
+	asked, release := make(chan struct{}, 9), make(chan struct{})
+	hangs := newAsk()
+	hangs.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
+		asked <- struct{}{}
+		<-release
+		return fit[0]
+	}
+	one := f.asks(t, hangs)
+	var others []<-chan chosen
+	for range 10 {
+		others = append(others, f.asks(t, newAsk()))
+	}
+	held.slot.Release()
+	<-asked
+	begun := time.Now()
+	for _, other := range others {
+		c := <-other
+		c.slot.Release()
+	}
+	assert.Less(t, time.Since(begun), 5*slowPolicy)
+	close(release)
+	c := <-one
+	assert.NoError(t, c.err)
+	c.slot.Release()
+}
+
+// A call that has waited has no better place in the queue when it chooses again.
+func TestQueueForgetsOldOffers(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1")
+	held, asked := f.ask(t.Context(), newAsk()), 0
+	a := newAsk()
+	a.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
+		asked++
+		return fit[0]
+	}
+	got := f.asks(t, a)
+	held.slot.Release()
+	first := <-got
+	b := f.asks(t, newAsk())
+	again := f.asks(t, a)
+	assert.Equal(t, 1, asked, "there is no candidate")
+	first.slot.Release()
+	for _, next := range []<-chan chosen{b, again} {
+		c := <-next
+		c.slot.Release()
+	}
+}
+
+// A call sees within moments that another one does not take a slot that was kept for that one
+// while it looked.
+func TestQueueLooksAgainAfterAnOffer(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1", "b:1")
+	a, b := f.ask(t.Context(), newAsk("b:1")), f.ask(t.Context(), newAsk("a:1"))
+	x, y := newAsk("a:1"), newAsk()
+	y.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
+		if fit[0].Dial == "a:1" {
+			return fit[0]
+		}
+		return nil
+	}
+	gotX := f.asks(t, x) // which first has the offer of a, and passes it on
+	gotY := f.asks(t, y) // which is offered b meanwhile, and does not want it
+	begun := time.Now()
+	f.shared.mu.Lock()
+	for _, at := range f.newest.Load().instances {
+		at.taken.Add(-1)
+		f.offerLocked(at)
+	}
+	f.shared.mu.Unlock()
+	c, d := <-gotX, <-gotY
+	assert.Equal(t, []string{"b:1", "a:1"}, []string{c.address, d.address})
+	assert.Less(t, time.Since(begun), lookPeriod/2)
+	for _, at := range f.newest.Load().instances {
+		at.taken.Add(1)
+	}
+	for _, held := range []chosen{a, b, c, d} {
+		held.slot.Release()
+	}
+}
+
 // Several dispatchers, such as those before and after a reload, share the slots of an instance.
 // Who waits in one that has been replaced goes by the limit that is in force.
 func TestSlotsAreOfTheProcess(t *testing.T) {
@@ -289,4 +376,25 @@ func TestSlotsAreOfTheProcess(t *testing.T) {
 	assert.Equal(t, "a:1", w.address)
 	w.slot.Release()
 	c.slot.Release()
+}
+
+// A slot that nobody in one queue takes is offered to those in the queues of other dispatchers.
+func TestOfferGoesToOtherQueues(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1", "b:1")
+	other := inProcess(t, f.shared, oneEach, "a:1")
+	for range 10 { // either queue may have the offer first
+		a, b := f.ask(t.Context(), newAsk("b:1")), f.ask(t.Context(), newAsk("a:1"))
+		notA, waits := f.asks(t, newAsk("a:1")), other.asks(t, newAsk())
+		begun := time.Now()
+		a.slot.Release()
+		c := <-waits
+		assert.Equal(t, "a:1", c.address)
+		assert.Less(t, time.Since(begun), lookPeriod/2)
+		b.slot.Release()
+		c.slot.Release()
+		c = <-notA
+		assert.Equal(t, "b:1", c.address)
+		c.slot.Release()
+	}
 }

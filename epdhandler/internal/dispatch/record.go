@@ -18,15 +18,12 @@ type record struct {
 
 	lock     sync.Mutex
 	used     time.Time
-	answers  int             // all of them
+	did      Summary         // only what is counted
 	times    []time.Duration // to the first byte of the last answers, the newest at the end
 	failures []Failure       // the last ones, the newest at the end
 	ejection ejection
 
-	// Of prefill: answers with and without KV blocks for decode, and whether the last one that
-	// should have had them had none.
-	blocks, none int
-	withholds    bool
+	withholds bool // the last answer of prefill that should have had KV blocks had none
 }
 
 // Failure is a failed attempt.
@@ -44,8 +41,8 @@ func (r *record) Answered(after time.Duration) {
 	r.lock.Lock()
 	defer r.lock.Unlock()
 	r.used = time.Now()
-	r.answers++
-	r.times = last(append(r.times, after))
+	r.did.Answers++
+	r.times = append(r.times[max(0, len(r.times)+1-maxKept):], after)
 }
 
 // Failed notes a failed attempt.
@@ -54,26 +51,18 @@ func (r *record) Failed(why telemetry.Reason) {
 	r.lock.Lock()
 	defer r.lock.Unlock()
 	r.used = time.Now()
-	r.failures = last(append(r.failures, Failure{r.used, why}))
+	r.failures = append(r.failures[max(0, len(r.failures)+1-maxKept):], Failure{r.used, why})
 }
 
-// last drops the first element of a list that has become too long.
-func last[E any](list []E) []E {
-	if len(list) <= maxKept {
-		return list
-	}
-	return slices.Delete(list, 0, 1)
-}
-
-// HandedOver notes whether an answer of prefill had KV blocks. It reports whether that is news:
-// not if the answer says nothing of the instance.
+// HandedOver notes whether an answer of prefill had KV blocks, and if it says something of the
+// instance, reports whether that is news.
 func (r *record) HandedOver(blocks, says bool) (changed bool) {
 	r.lock.Lock()
 	defer r.lock.Unlock()
 	if blocks {
-		r.blocks++
+		r.did.Blocks++
 	} else {
-		r.none++
+		r.did.None++
 	}
 	if changed = r.withholds == blocks && says; changed {
 		r.withholds = !blocks
@@ -81,7 +70,7 @@ func (r *record) HandedOver(blocks, says bool) (changed bool) {
 	return changed
 }
 
-// idleSince reports whether nothing has happened since then. An ejection ends with it.
+// idleSince reports whether nothing has happened since then.
 func (r *record) idleSince(then time.Time) bool {
 	r.lock.Lock()
 	defer r.lock.Unlock()
@@ -90,11 +79,10 @@ func (r *record) idleSince(then time.Time) bool {
 
 // Summary is what an instance did lately.
 type Summary struct {
-	Answers     int
+	Answers     int           // all of them
 	Median, P95 time.Duration // to the first byte of the last answers; 0: there are none
 	Recent      int           // failures in the time that was asked for
 	Last        *Failure      // nil: none
-	Ejected     bool
 
 	Blocks, None int // answers of prefill with and without KV blocks
 }
@@ -103,7 +91,7 @@ type Summary struct {
 func (r *record) Summary(while time.Duration) Summary {
 	r.lock.Lock()
 	defer r.lock.Unlock()
-	s := Summary{Answers: r.answers, Ejected: r.ejection.count > 0, Blocks: r.blocks, None: r.none}
+	s := r.did
 	if times := slices.Sorted(slices.Values(r.times)); len(times) > 0 {
 		quantile := func(q float64) time.Duration { return times[int(q*float64(len(times)-1)+0.5)] }
 		s.Median, s.P95 = quantile(0.5), quantile(0.95)
@@ -115,8 +103,7 @@ func (r *record) Summary(while time.Duration) Summary {
 		}
 	}
 	if n := len(r.failures); n > 0 {
-		newest := r.failures[n-1]
-		s.Last = &newest
+		s.Last = &r.failures[n-1] // which never changes
 	}
 	return s
 }

@@ -34,14 +34,13 @@ func NewClient(r *http.Request, id string, trusted bool) *Client {
 
 var noHandler = caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 
-// request makes the request of a call. It shares nothing that can change with the
-// client's request or with other calls: Caddy's variables, for one, are a plain
-// map in the request's context.
-func (cl *Client) request(ctx context.Context, c *call, w http.ResponseWriter) *http.Request {
+// request makes the request of a call. It shares nothing that can change with the client's request
+// or with other calls: Caddy's variables, for one, are a plain map.
+func (cl *Client) request(ctx context.Context, a *Attempt, w http.ResponseWriter) *http.Request {
 	from := cl.Request
 	r := &http.Request{
-		Method:     c.Method,
-		URL:        &url.URL{Path: c.Path, RawQuery: from.URL.RawQuery}, // for policies and placeholders: engines get no query
+		Method:     a.Method,
+		URL:        &url.URL{Path: a.Path, RawQuery: from.URL.RawQuery}, // for policies and placeholders: engines get no query
 		RequestURI: from.RequestURI,
 		Proto:      from.Proto,
 		ProtoMajor: from.ProtoMajor,
@@ -51,25 +50,33 @@ func (cl *Client) request(ctx context.Context, c *call, w http.ResponseWriter) *
 		TLS:        from.TLS,
 		Header:     maps.Clone(cl.header), // reverse_proxy clones the values
 	}
-	r.Header["X-Request-Id"] = []string{c.ID}
-	if c.Reserved != nil && c.Reserved.Rank != "" {
-		r.Header["X-Data-Parallel-Rank"] = []string{c.Reserved.Rank}
+	r.Header["X-Request-Id"] = []string{a.ID}
+	if a.Reserved != nil && a.Reserved.Rank != "" {
+		r.Header["X-Data-Parallel-Rank"] = []string{a.Reserved.Rank}
 	}
-	if r.Header.Del("Accept-Encoding"); c.Encoding != nil {
-		r.Header["Accept-Encoding"] = c.Encoding
+	if r.Header.Del("Accept-Encoding"); a.Encoding != nil {
+		r.Header["Accept-Encoding"] = a.Encoding
 	}
 	telemetry.Inject(ctx, r.Header)
-	if c.Body != nil {
+	if a.Body != nil {
 		r.Header["Content-Type"] = []string{"application/json"}
-		r.ContentLength = c.Body.Len()
-		r.Body = c.Body.Reader()
+		r.ContentLength = a.Body.Len()
+		r.Body = a.Body.Reader()
 	}
 	server := from.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	repl := caddy.NewReplacer()
-	ctx = dispatch.WithAsk(withCall(ctx, c), &c.ask)
+	ctx = dispatch.WithAsk(context.WithValue(ctx, attemptKey{}, a), &a.ask)
 	r = caddyhttp.PrepareRequest(r.WithContext(ctx), repl, w, server)
 	cl.lend(r, repl)
 	return r
+}
+
+type attemptKey struct{}
+
+// attemptOf returns the attempt that a request to an engine belongs to, nil if none.
+func attemptOf(r *http.Request) *Attempt {
+	a, _ := r.Context().Value(attemptKey{}).(*Attempt)
+	return a
 }
 
 // lend gives back what the fresh context has lost, for placeholders in the pool's options.
@@ -93,11 +100,9 @@ func (cl *Client) lend(r *http.Request, repl *caddy.Replacer) {
 	*r = *r.WithContext(context.WithValue(r.Context(), caddyhttp.OriginalRequestCtxKey, parent.Value(caddyhttp.OriginalRequestCtxKey)))
 }
 
-// What of a client's headers no engine gets: what describes a body, a connection or
-// a conversation that is not the one with the engine; what our transport would act on
-// (net/http repeats a POST that has an Idempotency-Key as often as connections end);
-// and, unless clients are trusted, what tells engines and routers (of vLLM, llm-d,
-// Dynamo, SGLang) what to do.
+// No engine gets headers that describe the client's own body or connection, or that net/http acts on
+// (it repeats a POST with an Idempotency-Key as often as connections end); nor, unless clients are
+// trusted, those that tell engines and routers (of vLLM, llm-d, Dynamo, SGLang) what to do.
 var (
 	notEndToEnd = headerNames{
 		names: []string{"Digest", "Repr-Digest", "Transfer-Encoding", "Trailer", "Te", "Expect", "Connection", "Upgrade", "Http2-Settings", "Incremental", "Range",
@@ -118,8 +123,7 @@ func (n headerNames) has(name string) bool {
 	return slices.Contains(n.names, name) || slices.ContainsFunc(n.prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
 }
 
-// forwarded returns the client's headers that engines get. The values are shared
-// with h.
+// forwarded returns the client's headers that engines get. It shares the values with h.
 func forwarded(h http.Header, trusted bool) http.Header {
 	out := maps.Clone(h)
 	for _, line := range h["Connection"] {

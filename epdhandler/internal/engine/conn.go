@@ -8,15 +8,13 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// bodyConn is a connection to an engine that takes a body as it is, together with the
-// header before it. net/http would copy it through a buffer of 32 KiB, with a system call
-// for each and one for the header; and each wakes the engine.
+// bodyConn is a connection that takes a body as it is, together with the header before it.
+// net/http would copy it through a buffer of 32 KiB; each write is a system call and wakes the
+// engine.
 type bodyConn struct {
 	*net.TCPConn
 
-	// next is whether a request comes next whose body is a [body.Reader]. net/http then
-	// hands its header to Write and its body to ReadFrom.
-	next bool
+	next bool   // a request comes whose body is a [body.Reader]: its header to Write, its body to ReadFrom
 	head []byte // the header, which waits for the body
 }
 
@@ -35,21 +33,14 @@ func (c *bodyConn) Write(p []byte) (int, error) {
 
 // ReadFrom implements io.ReaderFrom.
 func (c *bodyConn) ReadFrom(r io.Reader) (int64, error) {
-	limited, ok := r.(*io.LimitedReader)
-	if !ok {
-		return c.copyFrom(r)
+	if limited, ok := r.(*io.LimitedReader); ok {
+		if b, ok := limited.R.(*body.Reader); ok && b.Len() == limited.N {
+			n, err := b.WriteAfter(c.head, c.TCPConn)
+			limited.N -= n
+			c.head = c.head[:0]
+			return n, err
+		}
 	}
-	b, ok := limited.R.(*body.Reader)
-	if !ok || b.Len() != limited.N {
-		return c.copyFrom(r)
-	}
-	n, err := b.WriteAfter(c.head, c.TCPConn)
-	limited.N -= n
-	c.head = c.head[:0]
-	return n, err
-}
-
-func (c *bodyConn) copyFrom(r io.Reader) (int64, error) {
 	if err := c.sendHead(); err != nil {
 		return 0, err
 	}
@@ -67,8 +58,7 @@ func (c *bodyConn) sendHead() error {
 
 type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
-// dialForBodies makes a dialer give a bodyConn, where nothing else is around the
-// connection.
+// dialForBodies makes a dialer give a bodyConn where it gives a plain TCP connection.
 func dialForBodies(dial dialer) dialer {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := dial(ctx, network, address)
@@ -78,6 +68,3 @@ func dialForBodies(dial dialer) dialer {
 		return conn, err
 	}
 }
-
-// Interface guard
-var _ io.ReaderFrom = (*bodyConn)(nil)

@@ -26,11 +26,10 @@ func (p *Pool) loadSource(ctx caddy.Context) error {
 		return nil
 	}
 	mod, err := ctx.LoadModule(p.Handler, "DynamicUpstreamsRaw")
-	if err != nil {
-		return fmt.Errorf("loading upstream source module: %w", err)
+	if err == nil {
+		p.Handler.DynamicUpstreams = discovery{p, mod.(reverseproxy.UpstreamSource)}
 	}
-	p.Handler.DynamicUpstreams = discovery{p, mod.(reverseproxy.UpstreamSource)}
-	return nil
+	return err
 }
 
 // GetUpstreams implements reverseproxy.UpstreamSource.
@@ -44,18 +43,14 @@ func (d discovery) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, erro
 
 // find asks the source. The upstreams are new: a source may give the same ones to several
 // requests, and reverse_proxy writes to them.
-func (d discovery) find(r *http.Request) ([]*reverseproxy.Upstream, error) {
+func (d discovery) find(r *http.Request) (upstreams []*reverseproxy.Upstream, err error) {
 	found, err := d.source.GetUpstreams(r)
-	if err != nil {
-		return nil, err
-	}
-	upstreams := make([]*reverseproxy.Upstream, 0, len(found))
 	for _, u := range found {
-		if u != nil && u.Dial != "" {
+		if u != nil && u.Dial != "" && err == nil {
 			upstreams = append(upstreams, &reverseproxy.Upstream{Dial: u.Dial, MaxRequests: u.MaxRequests})
 		}
 	}
-	return upstreams, nil
+	return upstreams, err
 }
 
 // ResetCache implements reverseproxy.CachingUpstreamSource.
@@ -66,13 +61,11 @@ func (d discovery) ResetCache(r *http.Request) error {
 	return nil
 }
 
+// Where no request depends on it, a source has so long to answer, and is asked so often at the same
+// time: it may never answer.
 const (
-	// lookUpTimeout is how long a source may take where no request depends on it.
 	lookUpTimeout = 2 * time.Second
-
-	// maxLookUps is how many such questions to the source of a pool there may be at a time:
-	// it may never answer them.
-	maxLookUps = 4
+	maxLookUps    = 4
 )
 
 var errSourceHangs = errors.New("the source of dynamic upstreams does not answer")
@@ -90,23 +83,24 @@ func (p *Pool) Instances(ctx context.Context) (reverseproxy.UpstreamPool, error)
 	case <-ctx.Done():
 		return nil, errSourceHangs
 	}
-	var (
-		upstreams []*reverseproxy.Upstream
-		err       error
-		done      = make(chan struct{})
-	)
+	var upstreams []*reverseproxy.Upstream
+	done := make(chan error, 1)
 	go func() {
 		defer func() { <-p.lookUps }()
-		defer close(done)
 		defer func() {
 			if v := recover(); v != nil { // it would end the process
-				upstreams, err = nil, p.panicked(v, "")
+				done <- p.panicked(v, "")
 			}
 		}()
-		upstreams, err = p.lookUp(ctx)
+		ctx := context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
+		r, _ := http.NewRequestWithContext(ctx, http.MethodGet, "/", http.NoBody)
+		found, err := p.Handler.DynamicUpstreams.(discovery).find(r)
+		upstreams = found
+		done <- err
 	}()
+	var err error
 	select {
-	case <-done:
+	case err = <-done:
 	case <-ctx.Done():
 		return nil, errSourceHangs
 	}
@@ -119,22 +113,14 @@ func (p *Pool) Instances(ctx context.Context) (reverseproxy.UpstreamPool, error)
 	return upstreams, err
 }
 
-func (p *Pool) lookUp(ctx context.Context) ([]*reverseproxy.Upstream, error) {
-	r, err := http.NewRequestWithContext(context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer()), http.MethodGet, "/", http.NoBody)
-	if err != nil {
-		return nil, err
-	}
-	return p.Handler.DynamicUpstreams.(discovery).find(r)
-}
-
 // panicked logs the panic of a module, or of ours, and makes an error of it.
 func (p *Pool) panicked(v any, requestID string) error {
 	err := fmt.Errorf("panic: %v", v)
-	fields := []zap.Field{zap.String("stage", p.Stage), zap.String("error", p.WithoutAddresses(err, nil)), zap.ByteString("stack", debug.Stack())}
+	id := zap.Skip()
 	if requestID != "" {
-		fields = append(fields, zap.String("request_id", requestID))
+		id = zap.String("request_id", requestID)
 	}
-	p.Logger.Error("panic", fields...)
+	p.Logger.Error("panic", zap.String("stage", p.Stage), zap.String("error", p.WithoutAddresses(err, nil)), zap.ByteString("stack", debug.Stack()), id)
 	return err
 }
 

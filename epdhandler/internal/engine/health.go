@@ -46,18 +46,17 @@ func (p *Pool) Checked() bool { return !p.Dynamic && p.Handler.HealthChecks.Acti
 // healthTick is how often the log may say that an instance is down or up.
 const healthTick = time.Second
 
-// WatchHealth logs when an instance of the pools goes down and when it is up again, until ctx
-// ends: Caddy logs only each check that fails. It looks at the instances, because one cannot
-// subscribe to Caddy's events safely while the checks of another handler run.
+// WatchHealth logs when an instance goes down and when it is up again, until ctx ends: Caddy logs
+// only each check that fails. One cannot subscribe to Caddy's events safely while the checks of
+// another handler run.
 func WatchHealth(ctx context.Context, pools []*Pool) {
 	down := make(map[*reverseproxy.Upstream]bool)
-	ticker := time.NewTicker(healthTick)
-	defer ticker.Stop()
+	ticker := time.Tick(healthTick)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-ticker:
 		}
 		for _, p := range pools {
 			if p.Checked() {
@@ -70,16 +69,14 @@ func WatchHealth(ctx context.Context, pools []*Pool) {
 // logHealth logs what has changed, and keeps who is down.
 func (p *Pool) logHealth(down map[*reverseproxy.Upstream]bool) {
 	for _, u := range p.Handler.Upstreams {
-		isDown := !u.Healthy()
-		if isDown == down[u] {
-			continue
-		}
-		down[u] = isDown
-		upstream := zap.String("upstream", p.Name(u.Dial))
-		if isDown {
+		isDown, upstream := !u.Healthy(), zap.String("upstream", p.Name(u.Dial))
+		switch {
+		case isDown == down[u]:
+		case isDown:
 			p.Logger.Warn("instance is down", upstream)
-		} else {
+		default:
 			p.Logger.Info("instance is up", upstream)
 		}
+		down[u] = isDown
 	}
 }

@@ -1,11 +1,12 @@
 package engine
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -27,17 +28,47 @@ func (p *Pool) loadPolicy(ctx caddy.Context) error {
 		p.Handler.LoadBalancing = new(reverseproxy.LoadBalancing)
 	}
 	lb := p.Handler.LoadBalancing
-	var policy reverseproxy.Selector = new(reverseproxy.RoundRobinSelection)
+	s := &selector{p, new(reverseproxy.RoundRobinSelection)}
 	if lb.SelectionPolicyRaw != nil {
 		lb.SelectionPolicyRaw = ownFallback(lb.SelectionPolicyRaw)
 		mod, err := ctx.LoadModule(lb, "SelectionPolicyRaw")
 		if err != nil {
-			return fmt.Errorf("loading load balancing policy: %w", err)
+			return err
 		}
-		policy = dispatch.Fit(mod.(reverseproxy.Selector))
+		s.policy = dispatch.Fit(mod.(reverseproxy.Selector))
 	}
-	lb.SelectionPolicy = &selector{p, policy}
+	lb.SelectionPolicy = s
 	return nil
+}
+
+// breaker is the circuit breaker of a pool. It is read with every look at the health of an instance,
+// also with a lock held; so the module is asked once for each call, on the call's goroutine.
+type breaker struct {
+	reverseproxy.CircuitBreaker
+	open atomic.Bool
+}
+
+// loadBreaker puts a breaker around the pool's circuit breaker, if it has one.
+func (p *Pool) loadBreaker(ctx caddy.Context) error {
+	if p.Handler.CBRaw == nil {
+		return nil
+	}
+	mod, err := ctx.LoadModule(p.Handler, "CBRaw")
+	if err == nil {
+		p.breaker = &breaker{CircuitBreaker: mod.(reverseproxy.CircuitBreaker)}
+		p.Handler.CB = p.breaker
+	}
+	return err
+}
+
+// OK implements reverseproxy.CircuitBreaker.
+func (b *breaker) OK() bool { return !b.open.Load() }
+
+// ask asks the module.
+func (b *breaker) ask() {
+	if b != nil {
+		b.open.Store(!b.CircuitBreaker.OK())
+	}
 }
 
 // nobody is whom a request goes to that is not sent.
@@ -45,81 +76,71 @@ var nobody = &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: "localho
 
 // Select implements reverseproxy.Selector. It runs on the goroutine of the call.
 func (s *selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
-	c := callOf(r.Context())
+	a := attemptOf(r)
 	if s.pool.Dynamic {
 		s.pool.See(upstreams)
 	}
 	switch {
-	case c.lookingUp:
+	case a.lookingUp:
 		return nobody
 	case r.Context().Err() != nil && len(upstreams) > 0:
 		return upstreams[0] // the round trip fails at once; Caddy would go on asking, for as long as lb_try_duration
 	}
-	c.slot.Release() // of an instance that could not be reached
-	for name := range c.told {
+	a.slot.Release() // of an instance that could not be reached
+	for name := range a.told {
 		delete(w.Header(), name)
 	}
-	c.fault, c.busy, c.told = nil, nil, nil
+	a.fault, a.told = nil, nil
 	s.pool.breaker.ask()
-	u := s.choose(c, r)
+	u := s.choose(a, r)
 	if u == nil {
 		return nil
 	}
-	c.Chosen = append(c.Chosen, u.Dial)
-	c.Selected = c.slot.Since()
-	maps.Copy(w.Header(), c.told)
+	a.Chosen = append(a.Chosen, u.Dial)
+	a.Selected = a.slot.Since
+	maps.Copy(w.Header(), a.told)
 	return u
 }
 
 // choose has the dispatcher choose, and notes why there is no instance if it returns nil.
-func (s *selector) choose(c *call, r *http.Request) *reverseproxy.Upstream {
-	c.ask.Policy = func(fit reverseproxy.UpstreamPool) (*reverseproxy.Upstream, error) { return s.ask(c, fit, r) }
+func (s *selector) choose(a *Attempt, r *http.Request) *reverseproxy.Upstream {
+	a.ask.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
+		w := make(discard)
+		a.writer = w
+		u := s.policy.Select(fit, r, w)
+		a.told = w.Header() // such as a cookie; it counts only if the instance is taken
+		return u
+	}
 	if s.pool.Dynamic {
-		c.ask.LookUp = func() { s.lookUp(c, r) }
+		a.ask.LookUp = func() { s.lookUp(r) }
 	}
-	choose := s.pool.Choose
-	if c.early {
-		choose = s.pool.Dispatcher.Reserve
+	u, slot, err := s.pool.Choose(r.Context(), &a.ask)
+	a.slot, a.Waited = slot, a.ask.Waited
+	if !errors.Is(err, dispatch.ErrNobody) && r.Context().Err() == nil {
+		a.fault = err
 	}
-	u, slot, err := choose(r.Context(), &c.ask)
-	c.slot, c.Waited = slot, c.ask.Waited
-	if busy, ok := errors.AsType[dispatch.BusyError](err); ok {
-		c.busy = busy
-	} else if err != nil && !errors.Is(err, dispatch.ErrNobody) && r.Context().Err() == nil {
-		c.fault = err
+	if u == nil {
+		return nil
 	}
-	if u != nil {
-		c.Reserved.Release() // the call has a slot now
-	}
-	if u != nil && c.Ready != nil {
-		body, ok := c.Ready(c.Body)
+	a.Reserved.Release() // the call has a slot now
+	if a.Ready != nil {
+		body, ok := a.Ready(a.Body)
 		if !ok {
-			c.slot.Release()
-			c.Stale = true
+			a.slot.Release()
+			a.Stale = true
 			return nil
 		}
-		c.Body = body
+		a.Body = body
 	}
 	return u
 }
 
-// ask asks the policy for one of the candidates. What it tells the client, such as a
-// cookie, counts only if the instance is taken.
-func (s *selector) ask(c *call, fit reverseproxy.UpstreamPool, r *http.Request) (*reverseproxy.Upstream, error) {
-	w := new(discard)
-	c.writer = w
-	u := s.policy.Select(fit, r, w)
-	c.told = w.header
-	return u, nil
-}
-
-// lookUp asks the source of a dynamic pool which instances there are now. Only reverse_proxy
-// can make them its own, so it gets a request that ends there.
-func (s *selector) lookUp(c *call, r *http.Request) {
-	looking := &call{lookingUp: true, pool: c.pool, Attempt: new(Attempt)}
-	r = r.WithContext(withCall(r.Context(), looking))
+// lookUp asks the source of a dynamic pool which instances there are now, by a request to
+// reverse_proxy that is not sent: only that can make the instances its own.
+func (s *selector) lookUp(r *http.Request) {
+	r = r.WithContext(context.WithValue(r.Context(), attemptKey{}, &Attempt{lookingUp: true}))
 	r.Body, r.ContentLength = nil, 0
-	_ = s.pool.Handler.ServeHTTP(new(discard), r, noHandler)
+	_ = s.pool.Handler.ServeHTTP(make(discard), r, noHandler)
 	s.pool.breaker.ask()
 }
 
@@ -145,8 +166,7 @@ func init() {
 }
 
 // fallback is a policy that another one falls back on. Caddy's header and query give theirs
-// nil to write to, which cookie does not survive. It is not for configurations: it stands in
-// one by itself where it is needed.
+// nil to write to, which cookie does not survive. It is not for configurations.
 type fallback struct {
 	// The policy.
 	ToRaw json.RawMessage `json:"to,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
@@ -174,12 +194,20 @@ func (f *fallback) Provision(ctx caddy.Context) error {
 
 // Select implements reverseproxy.Selector.
 func (f *fallback) Select(fit reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
-	return f.policy.Select(fit, r, callOf(r.Context()).writer)
+	return f.policy.Select(fit, r, attemptOf(r).writer)
 }
+
+// discard is where policies write that nobody listens to.
+type discard http.Header
+
+func (d discard) Header() http.Header { return http.Header(d) }
+
+func (discard) WriteHeader(int) {}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 // Interface guards
 var (
-	_ reverseproxy.Selector = (*selector)(nil)
 	_ reverseproxy.Selector = (*fallback)(nil)
 	_ caddy.Provisioner     = (*fallback)(nil)
 )

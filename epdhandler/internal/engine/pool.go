@@ -17,40 +17,43 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
 )
 
-// Pool is the instances that do one stage, behind a reverse_proxy handler. All its options apply;
-// what it does itself is reused, with something of ours around its load balancing policy, its
-// source of dynamic upstreams, its circuit breaker and its transport. Nothing is copied from it.
+// Pool is the instances that do one stage, behind a reverse_proxy handler. All its options apply:
+// there is only something of ours around its load balancing policy, its source of dynamic
+// upstreams, its circuit breaker and its transport.
 type Pool struct {
 	*dispatch.Dispatcher
 
 	Handler *reverseproxy.Handler
-	Budget  *dispatch.Budget // of further attempts; nil: no limit
+	Budget  dispatch.Budget // of further attempts
 	Logger  *zap.Logger
 
-	instances *dispatch.Instances
-	lookUps   chan struct{}
-	breaker   *breaker // nil: none
+	lookUps chan struct{}
+	breaker *breaker // nil: none
 }
 
 // NewPool provisions a pool. It leaves nothing behind if that fails.
 func NewPool(ctx caddy.Context, instances *dispatch.Instances, s dispatch.Settings, handler *reverseproxy.Handler) (*Pool, error) {
 	s.Dynamic = handler.DynamicUpstreamsRaw != nil
 	p := &Pool{
-		Handler: handler, Logger: ctx.Logger().Named(s.Stage), instances: instances, lookUps: make(chan struct{}, maxLookUps),
+		Handler: handler, Logger: ctx.Logger().Named(s.Stage), lookUps: make(chan struct{}, maxLookUps),
 		Budget: instances.Budget(s.Stage, handler.Upstreams, string(handler.DynamicUpstreamsRaw), s.RetryBudget),
 	}
 	p.setHealthDefaults()
-	for _, load := range []func(caddy.Context) error{p.loadPolicy, p.loadSource, p.loadBreaker, p.loadTransport} {
-		if err := load(ctx); err != nil {
-			return nil, fmt.Errorf("provisioning %s pool: %w", s.Stage, err)
+	for _, part := range []struct {
+		name string
+		load func(caddy.Context) error
+	}{
+		{"load balancing policy", p.loadPolicy}, {"upstream source module", p.loadSource},
+		{"circuit breaker", p.loadBreaker}, {"transport", p.loadTransport},
+	} {
+		if err := part.load(ctx); err != nil {
+			return nil, fmt.Errorf("provisioning %s pool: loading %s: %w", s.Stage, part.name, err)
 		}
 	}
 	s.Weights = dispatch.WeightsOf(handler.LoadBalancing.SelectionPolicy.(*selector).policy)
 	p.Dispatcher = instances.New(s, handler.Upstreams)
 	if err := handler.Provision(ctx); err != nil {
-		// It may have failed before or after it counted its hosts, all of them
-		// at once, and Cleanup of what was not counted would take them away
-		// from other handlers.
+		// Cleanup before the hosts are counted would take them away from other handlers
 		if len(handler.Upstreams) > 0 && handler.Upstreams[0].Host != nil {
 			_ = handler.Cleanup()
 		}
@@ -63,11 +66,6 @@ func NewPool(ctx caddy.Context, instances *dispatch.Instances, s dispatch.Settin
 func (p *Pool) Cleanup() error {
 	p.Retire()
 	return p.Handler.Cleanup()
-}
-
-// Instance returns the instance of the pool's stage at an address.
-func (p *Pool) Instance(address string) *dispatch.Instance {
-	return p.instances.Get(p.Stage, address)
 }
 
 // setHealthDefaults turns active health checks on, unless they are switched off: that is an
@@ -94,9 +92,8 @@ func (p *Pool) setHealthDefaults() {
 	a.Passes = cmp.Or(a.Passes, 1)
 }
 
-// loadTransport puts a replayTransport around the pool's transport. The handler
-// keeps a transport that is set before it is provisioned; setting it later would
-// race with the health checks.
+// loadTransport puts a replayTransport around the pool's transport. Setting it after the handler is
+// provisioned would race with the health checks.
 func (p *Pool) loadTransport(ctx caddy.Context) error {
 	if p.Handler.TransportRaw == nil {
 		p.Handler.TransportRaw = json.RawMessage(`{"protocol":"http"}`)
@@ -107,16 +104,15 @@ func (p *Pool) loadTransport(ctx caddy.Context) error {
 	_ = json.Unmarshal(p.Handler.TransportRaw, &config) // LoadModule says what is wrong
 	mod, err := ctx.LoadModule(p.Handler, "TransportRaw")
 	if err != nil {
-		return fmt.Errorf("loading transport: %w", err)
+		return err
 	}
 	t, ok := mod.(*reverseproxy.HTTPTransport)
 	if !ok {
 		return fmt.Errorf("transport %s is not supported; use 'transport http'", mod.(caddy.Module).CaddyModule().ID.Name())
 	}
-	// vLLM's server (uvicorn) closes idle connections after 5s, and a request that is
-	// sent at that moment is lost.
+	// vLLM's server (uvicorn) closes idle connections after 5s; a request sent then is lost
 	t.Transport.IdleConnTimeout = time.Duration(cmp.Or(config.KeepAlive.IdleConnTimeout, caddy.Duration(2500*time.Millisecond)))
-	// A burst finds connections instead of dialing. Idle ones are closed soon anyway.
+	// a burst finds connections instead of dialing
 	t.Transport.MaxIdleConnsPerHost = cmp.Or(config.KeepAlive.MaxIdleConnsPerHost, 1024)
 	p.Handler.Transport = newReplayTransport(t)
 	return nil

@@ -5,10 +5,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/netip"
-	"net/url"
-	"slices"
 	"strconv"
 	"time"
 
@@ -37,11 +36,8 @@ type Reply struct {
 }
 
 const (
-	// maxReply bounds what is read of a reply.
-	maxReply = 1 << 20
-
-	// maxAsked is how many instances are asked at the same time.
-	maxAsked = 64
+	maxReply = 1 << 20 // bytes that are read of a reply
+	maxAsked = 64      // instances that are asked at the same time
 )
 
 // Target is an instance to ask.
@@ -147,18 +143,16 @@ func (t Target) request(ctx context.Context, q Question) (*http.Request, error) 
 	if network := (caddy.NetworkAddress{Network: to.Network}); network.IsUnixNetwork() || network.IsFdNetwork() {
 		host = "localhost" // a path is no host
 	}
-	r := &http.Request{Method: q.Method, URL: &url.URL{Host: host, Path: q.Path}, Host: host, Header: make(http.Header)}
-	for name, values := range q.Header {
-		r.Header[name] = slices.Clone(values)
+	r, err := http.NewRequestWithContext(ctx, q.Method, "//"+host+q.Path, bytes.NewReader(q.Body)) // the transport sets the scheme
+	if err != nil {
+		return nil, err
 	}
+	maps.Copy(r.Header, q.Header.Clone())
 	if q.Body != nil {
 		r.Header["Content-Type"] = []string{"application/json"}
-		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(q.Body)), int64(len(q.Body))
-		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(q.Body)), nil }
 	}
 	// without a value it is not sent, but net/http asks again if an idle connection has ended
 	r.Header["Idempotency-Key"] = nil
-	r = r.WithContext(ctx)
 	if rewrite := t.Pool.Handler.Rewrite; rewrite != nil {
 		repl.Set("http.request.uri", q.Path)
 		repl.Set("http.request.uri.path", q.Path)
@@ -172,23 +166,15 @@ func (t Target) request(ctx context.Context, q Question) (*http.Request, error) 
 }
 
 // dialInfo says where an upstream is to be dialed.
-func dialInfo(u *reverseproxy.Upstream, repl *caddy.Replacer) (reverseproxy.DialInfo, error) {
+func dialInfo(u *reverseproxy.Upstream, repl *caddy.Replacer) (to reverseproxy.DialInfo, err error) {
 	dial, err := repl.ReplaceOrErr(u.Dial, true, true)
 	if err != nil {
-		return reverseproxy.DialInfo{}, err
+		return to, err
 	}
 	addr, err := caddy.ParseNetworkAddress(dial)
-	if err != nil {
-		return reverseproxy.DialInfo{}, err
+	if err == nil && addr.PortRangeSize() != 1 {
+		err = fmt.Errorf("%s is not one address", dial)
 	}
-	if addr.PortRangeSize() != 1 {
-		return reverseproxy.DialInfo{}, fmt.Errorf("%s is not one address", dial)
-	}
-	return reverseproxy.DialInfo{
-		Upstream: u,
-		Network:  addr.Network,
-		Address:  addr.JoinHostPort(0),
-		Host:     addr.Host,
-		Port:     strconv.Itoa(int(addr.StartPort)),
-	}, nil
+	port := strconv.Itoa(int(addr.StartPort))
+	return reverseproxy.DialInfo{Upstream: u, Network: addr.Network, Address: addr.JoinHostPort(0), Host: addr.Host, Port: port}, err
 }

@@ -43,9 +43,6 @@ var (
 	certNames = regexp.MustCompile(`is valid for .*, not `)
 	certName  = regexp.MustCompile(`not valid for \S+`)
 	lookUpOf  = regexp.MustCompile(`\blookup \S+`)
-
-	nameEnds   = regexp.MustCompile(`\w[.-]?$`)
-	nameBegins = regexp.MustCompile(`^[.-]?\w`)
 )
 
 // WithoutAddresses is what logs say of an error of an attempt, nil if it is of none.
@@ -59,14 +56,12 @@ func (p *Pool) WithoutAddresses(err error, a *Attempt) string {
 	}
 	known := p.addresses(a)
 	for _, address := range known {
-		text = replaceWord(text, address, p.Name(address))
-		if path, ok := strings.CutPrefix(address, "unix/"); ok {
-			text = replaceWord(text, path, p.Name(address))
-		}
+		text = replaceWord(text, address, p.Place(address))
+		text = replaceWord(text, strings.TrimPrefix(address, "unix/"), p.Place(address))
 	}
-	for _, address := range known { // which may have one host: the first is the one that was asked
+	for _, address := range known { // of several with one host, the one that was asked is the first
 		if host, _, err := net.SplitHostPort(address); err == nil {
-			text = replaceWord(text, host, p.Name(address))
+			text = replaceWord(text, host, p.Place(address))
 		}
 	}
 	text = certNames.ReplaceAllLiteralString(text, "is not valid for ")
@@ -88,37 +83,28 @@ func replaceUnnamed(pattern *regexp.Regexp, text, by string) string {
 
 // addresses are those that an error may hold, the instances that were asked first.
 func (p *Pool) addresses(a *Attempt) (known []string) {
-	lists := []reverseproxy.UpstreamPool{p.Handler.Upstreams}
+	upstreams := p.Handler.Upstreams
 	if a != nil {
 		known = slices.Clone(a.Chosen)
 		slices.Reverse(known)
-		lists = append(lists, a.known())
+		upstreams = slices.Concat(upstreams, a.ask.Upstreams())
 	}
-	for _, list := range lists {
-		for _, u := range list {
-			known = append(known, u.String())
-		}
+	for _, u := range upstreams {
+		known = append(known, u.String())
 	}
 	return known
 }
 
 // replaceWord replaces s where it is no part of another name.
 func replaceWord(text, s, by string) string {
-	if len(s) < 2 {
+	if len(s) < 2 || !strings.Contains(text, s) {
 		return text
 	}
-	var out strings.Builder
-	for {
-		before, after, found := strings.Cut(text, s)
-		out.WriteString(before)
-		if !found {
-			return out.String()
+	word := regexp.MustCompile(`(\w[.-]?)?` + regexp.QuoteMeta(s) + `([.-]?\w)?`)
+	return word.ReplaceAllStringFunc(text, func(match string) string {
+		if match == s {
+			return by
 		}
-		if nameEnds.MatchString(before) || nameBegins.MatchString(after) {
-			out.WriteString(s)
-		} else {
-			out.WriteString(by)
-		}
-		text = after
-	}
+		return match
+	})
 }

@@ -19,22 +19,19 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// replayTransport gives every round trip of a sub-request its body anew, and
-// repeats one, once and on a connection of its own, that met a connection which the
-// engine had closed in the meantime: unless it brings what engines give only once, and the
-// engine may have got it after all. It notes answers that end in their middle.
+// replayTransport gives every round trip its body anew, and repeats one, once and on a connection
+// of its own, that met a connection which the engine had closed in the meantime: unless it brings
+// what engines give only once, and the engine may have got it after all. net/http repeats a POST
+// only if it can tell that nothing was sent, and reverse_proxy hides from it that the body can be
+// read again. It also notes answers that end in their middle.
 //
-// Without it a body could be sent once only, and requests would fail whenever
-// they meet the end of an idle connection: net/http repeats a POST only if it can
-// tell that nothing was sent, and reverse_proxy hides from it that the body can
-// be read again. Embedding keeps what the handler asks of its transport besides
-// round trips: TLS, health checks, the PROXY protocol.
+// Embedding keeps what reverse_proxy asks of its transport besides: TLS, health checks, the PROXY
+// protocol.
 type replayTransport struct {
 	*reverseproxy.HTTPTransport
 
-	// fresh keeps no connections. It is nil where all connections are HTTP/2 or 3:
-	// there the end of a request is not that of its connection, and net/http does
-	// what can be done.
+	// fresh keeps no connections. It is nil where all connections are HTTP/2 or 3: there net/http
+	// repeats what can be repeated.
 	fresh *http.Transport
 }
 
@@ -48,60 +45,51 @@ func newReplayTransport(t *reverseproxy.HTTPTransport) replayTransport {
 	return r
 }
 
-// HTTP is the transport that keeps connections.
-func (t replayTransport) HTTP() *http.Transport { return t.Transport }
-
-// staleWindow is how soon after the request was sent a connection must have died to
-// be taken for one that was dead already. Later, the engine died with the request,
-// which it may have worked on.
+// staleWindow is how soon after the request was sent a connection must have ended to be taken for
+// one that had ended before. Later, the engine may have worked on the request.
 const staleWindow = 500 * time.Millisecond
 
 // RoundTrip implements http.RoundTripper.
 func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	c := callOf(r.Context())
-	if c == nil { // a health check
-		return t.HTTPTransport.RoundTrip(new(roundTrip).request(r, &call{Attempt: new(Attempt)}))
+	a := attemptOf(r)
+	if a == nil { // a health check
+		return t.HTTPTransport.RoundTrip(new(roundTrip).request(r, new(Attempt)))
 	}
-	if c.lookingUp {
+	if a.lookingUp {
 		return nil, context.Canceled // which reverse_proxy holds against nobody
 	}
 	start := time.Now()
-	res, err := t.sendOnce(r, c)
-	c.broke, c.Unframed, c.code = false, false, 0
+	res, err := t.sendOnce(r, a)
+	a.broke, a.Unframed, a.code = false, false, 0
 	if err != nil {
 		return res, err
 	}
-	c.code = res.StatusCode
-	c.Unframed = res.ContentLength < 0 && res.TransferEncoding == nil && res.ProtoMajor == 1 && !res.Uncompressed
-	if c.HasBody { // a question that costs nothing would make the instance look fast
-		c.Instance().Answered(time.Since(start))
+	a.code = res.StatusCode
+	a.Unframed = res.ContentLength < 0 && res.TransferEncoding == nil && res.ProtoMajor == 1 && !res.Uncompressed
+	if a.HasBody() { // a question that costs nothing would make the instance look fast
+		a.Instance().Answered(time.Since(start))
 	}
 	if res.StatusCode != http.StatusSwitchingProtocols {
-		res.Body = answerBody{res.Body, c.Attempt}
+		res.Body = answerBody{res.Body, a}
 	}
 	return res, nil
 }
 
-// sendOnce has an engine get the call once, as far as that can be told: it is sent again if it
-// met the end of an idle connection.
-func (t replayTransport) sendOnce(r *http.Request, c *call) (*http.Response, error) {
+// sendOnce sends the call, and sends it again if it met the end of an idle connection.
+func (t replayTransport) sendOnce(r *http.Request, a *Attempt) (*http.Response, error) {
 	trip := new(roundTrip)
-	res, err := t.send(trip.request(r, c), c.Alone)
-	c.Reached = c.Reached || trip.connected.Load()
+	res, err := t.send(trip.request(r, a), a.Alone)
+	a.Reached = a.Reached || trip.connected.Load()
 	if err == nil || t.fresh == nil || r.Context().Err() != nil {
 		return res, err
 	}
 	stale, sure := trip.stale(err)
-	switch {
-	case !stale:
-		return res, err
-	case c.Spends && !sure:
-		c.Lost = true
+	if a.Lost = stale && !sure && a.Spends; !stale || a.Lost {
 		return res, err
 	}
-	again := new(roundTrip).request(r, c)
+	again := new(roundTrip).request(r, a)
 	again.Header = again.Header.Clone()
-	again.Header["X-Request-Id"] = []string{c.IDHead + RandomHex(6)} // should it know the other after all
+	again.Header["X-Request-Id"] = []string{a.IDHead + RandomHex(6)} // should it know the other after all
 	return t.send(again, true)
 }
 
@@ -135,19 +123,18 @@ func (b answerBody) Read(p []byte) (int, error) {
 // transport, which can outlive the round trip.
 type roundTrip struct {
 	connected, reused, answered atomic.Bool
-	large                       bool // there is a body that is for a bodyConn
 
-	// sent is when the request was written, or writing it failed.
-	sent atomic.Pointer[time.Time]
+	sent  atomic.Pointer[time.Time] // when the request was written, or writing it failed
+	large bool                      // there is a body that is for a bodyConn
 }
 
-// request is r with the whole body of c to send, observed. What an engine may know already
+// request is r with the whole body of a to send, observed. What an engine may know already
 // is not sent a second time.
-func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
-	if c.Reached && c.Renew != nil {
-		c.Body = c.Renew()
+func (t *roundTrip) request(r *http.Request, a *Attempt) *http.Request {
+	if a.Reached && a.Renew != nil {
+		a.Body = a.Renew()
 	}
-	c.Asked = time.Now()
+	a.Asked = time.Now()
 	r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
 		GotConn: func(i httptrace.GotConnInfo) {
 			t.connected.Store(true)
@@ -162,15 +149,15 @@ func (t *roundTrip) request(r *http.Request, c *call) *http.Request {
 		},
 		GotFirstResponseByte: func() { t.answered.Store(true) },
 	}))
-	if c.Body != nil && r.Body != nil {
-		r.GetBody = func() (io.ReadCloser, error) { return c.Body.Reader(), nil }
+	if a.Body != nil && r.Body != nil {
+		r.GetBody = func() (io.ReadCloser, error) { return a.Body.Reader(), nil }
 		r.Body, _ = r.GetBody()
 		if r.Header["Expect"] == nil { // else net/http waits for an answer between header and body
 			_, t.large = r.Body.(*body.Reader)
 		}
-		r.ContentLength = c.Body.Len()
+		r.ContentLength = a.Body.Len()
 	}
-	if c.client != nil && r.URL.RawQuery == c.client.Request.URL.RawQuery { // unless the pool's options have changed it
+	if a.client != nil && r.URL.RawQuery == a.client.Request.URL.RawQuery { // unless the pool's options have changed it
 		r.URL = &url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path, RawPath: r.URL.RawPath}
 	}
 	return r

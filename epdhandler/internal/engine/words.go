@@ -1,10 +1,10 @@
 package engine
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
@@ -16,11 +16,8 @@ type APIError struct {
 	Param, Code   json.RawMessage
 }
 
-// These bound how much of an engine's own words is passed on, in bytes.
-const (
-	maxMessage = 4 << 10
-	maxName    = 256 // of a type, param or code
-)
+// So many bytes of an engine's message, and of a type, param or code, are passed on.
+const maxMessage, maxName = 4 << 10, 256
 
 // ErrorOf reads an answer that is an error. It has one of the forms that vLLM has had:
 // {"error": {"message", "type", …}}, {"object": "error", "message", "type", …}, {"error": "…"}, or
@@ -34,12 +31,7 @@ func ErrorOf(status int, answer []byte) (e APIError) {
 	if inner := members(top["error"]); inner != nil {
 		detail = inner
 	}
-	for _, m := range []json.RawMessage{detail["message"], top["error"], top["detail"]} {
-		if text := stringIn(m); text != "" {
-			e.Message = clip(text, maxMessage)
-			break
-		}
-	}
+	e.Message = clip(cmp.Or(stringIn(detail["message"]), stringIn(top["error"]), stringIn(top["detail"])))
 	for name, to := range map[string]*json.RawMessage{"param": &e.Param, "code": &e.Code} {
 		if v := detail[name]; len(v) <= maxName && body.Given(v) && !body.IsObject(v) {
 			*to = v
@@ -53,9 +45,7 @@ func ErrorOf(status int, answer []byte) (e APIError) {
 
 // members returns the members of a JSON object, nil if it is none.
 func members(object []byte) (m map[string]json.RawMessage) {
-	if json.Unmarshal(object, &m) != nil {
-		return nil
-	}
+	_ = json.Unmarshal(object, &m)
 	return m
 }
 
@@ -65,12 +55,9 @@ func stringIn(value []byte) (s string) {
 	return s
 }
 
-func clip(s string, n int) string {
-	if len(s) <= n {
+func clip(s string) string {
+	if len(s) <= maxMessage {
 		return s
 	}
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return strings.ToValidUTF8(s[:n], "") + "…"
+	return strings.ToValidUTF8(s[:maxMessage], "") + "…"
 }

@@ -59,7 +59,7 @@ func (g Gauges) read() (all []prometheus.Collector) {
 	}
 	tokens, now := make(map[string]float64), time.Now()
 	for _, p := range g.Process.Pools() { // the health in a newer configuration counts
-		if p.Budget != nil {
+		if p.RetryBudget > 0 {
 			n := p.Budget.Tokens(now)
 			if least, ok := tokens[p.Stage]; !ok || n < least {
 				tokens[p.Stage] = n

@@ -91,7 +91,7 @@ func upstreamStatusOf(p *engine.Pool, u *reverseproxy.Upstream) upstreamStatus {
 	at := p.Instance(u.Dial)
 	did := at.Summary(5 * time.Minute)
 	s := upstreamStatus{
-		Name: p.Place(at.Address), Address: at.Address, Ejected: did.Ejected, InFlight: at.InFlight(), Answers: did.Answers,
+		Name: p.Place(at.Address), Address: at.Address, Ejected: at.IsEjected(), InFlight: at.InFlight(), Answers: did.Answers,
 		FirstByte:      map[string]float64{"p50": did.Median.Seconds(), "p95": did.P95.Seconds()},
 		RecentFailures: did.Recent,
 		LastFailure:    did.Last,
