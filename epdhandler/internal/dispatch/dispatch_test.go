@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 // fixture is a pool of encoders with a process of its own.
 type fixture struct {
 	*Dispatcher
+	now    atomic.Pointer[reverseproxy.UpstreamPool] // what the source of a dynamic pool tells
 	policy reverseproxy.RoundRobinSelection
 }
 
@@ -68,7 +70,10 @@ func (f *fixture) ask(ctx context.Context, a *Ask) chosen {
 	if a.Policy == nil {
 		a.Policy = f.roundRobin
 	}
-	u, slot, err := f.Choose(ctx, a)
+	if f.Dynamic && a.LookUp == nil {
+		a.LookUp = func() reverseproxy.UpstreamPool { return *f.now.Load() }
+	}
+	u, slot, err := f.Choose(ctx, f.Upstreams(), a)
 	if err != nil {
 		return chosen{err: err}
 	}
@@ -90,6 +95,13 @@ func (f *fixture) asks(t testing.TB, a *Ask) <-chan chosen {
 // asking is the request with which a policy is asked.
 func asking(t testing.TB, a *Ask) *http.Request {
 	return httptest.NewRequestWithContext(WithAsk(t.Context(), a), http.MethodPost, "/", nil)
+}
+
+// tell has the source of a dynamic pool tell these instances to somebody, and whoever asks.
+func (f *fixture) tell(addresses ...string) {
+	list := upstreams(addresses...)
+	f.now.Store(&list)
+	f.see(list)
 }
 
 func newAsk(skip ...string) *Ask { return &Ask{Turn: new(Turn), Skip: skip} }
@@ -178,13 +190,13 @@ func TestReserve(t *testing.T) {
 		a.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
 			return leastLoaded{}.Select(fit, asking(t, a), nil)
 		}
-		u, slot, err := f.Choose(t.Context(), a)
+		u, slot, err := f.Choose(t.Context(), f.Upstreams(), a)
 		require.NoError(t, err)
 		spread[u.Dial]++
 		reserved = append(reserved, slot)
 	}
 	assert.InDelta(t, spread["a:1"], spread["b:1"], 1)
-	_, _, err := f.Choose(t.Context(), &Ask{Turn: new(Turn), Early: true})
+	_, _, err := f.Choose(t.Context(), f.Upstreams(), &Ask{Turn: new(Turn), Early: true})
 	assert.Equal(t, BusyError{"the queue is full (queue_size 3)"}, err, "it has a bound")
 
 	text := f.ask(t.Context(), newAsk("b:1"))
@@ -200,7 +212,7 @@ func TestReserve(t *testing.T) {
 	for _, slot := range reserved {
 		slot.Release()
 	}
-	u, slot, err := f.Choose(t.Context(), &Ask{Turn: new(Turn), Early: true, Policy: f.roundRobin})
+	u, slot, err := f.Choose(t.Context(), f.Upstreams(), &Ask{Turn: new(Turn), Early: true, Policy: f.roundRobin})
 	require.NoError(t, err)
 	assert.NotNil(t, u)
 	slot.Release()
@@ -238,10 +250,10 @@ func TestInstancesAreForgotten(t *testing.T) {
 func TestForgottenInstancesComeBack(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, Settings{Dynamic: true})
-	f.See(upstreams("a:1"))
+	f.tell("a:1")
 	f.shared.Get(f.Stage, "a:1").used = time.Now().Add(-2 * keptFor)
 	f.shared.Get(f.Stage, "new:1")
-	f.See(upstreams("a:1"))
+	f.tell("a:1")
 	c := f.ask(t.Context(), newAsk())
 	assert.Equal(t, 1, f.shared.Get(f.Stage, "a:1").InFlight())
 	c.slot.Release()
@@ -298,7 +310,7 @@ func BenchmarkLock(b *testing.B) {
 			for range n.waiting {
 				wg.Go(func() { f.ask(ctx, &Ask{Turn: new(Turn), Policy: lastOne}) })
 			}
-			for f.Waiting() < n.waiting {
+			for int(f.queue.waiting.Load()) < n.waiting {
 				time.Sleep(time.Millisecond)
 			}
 			f.shared.mu.Lock()

@@ -5,7 +5,9 @@ package dispatch
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,7 +28,8 @@ type Dispatcher struct {
 
 	shared     *Instances
 	configured *view                // of the upstreams that the configuration names
-	newest     atomic.Pointer[view] // of a dynamic pool: what its source told last, to anybody
+	newest     atomic.Pointer[view] // of a dynamic pool: what its source told last, to any request
+	told       sync.Map             // of a dynamic pool: each *Instance that its source has told
 	retired    atomic.Bool          // its configuration has been replaced
 
 	reserved atomic.Int32 // calls whose instance was chosen early
@@ -56,6 +59,9 @@ func (s *Instances) New(settings Settings, upstreams reverseproxy.UpstreamPool) 
 // ErrNobody means that there is no instance that a call could go to, now or soon.
 var ErrNobody = errors.New("no upstreams available")
 
+// ErrElsewhere means that the reserved instance is busy or down, and another one is not.
+var ErrElsewhere = errors.New("another instance has a free slot, and the reserved one has not")
+
 // A BusyError means that a call got no slot: the queue is full, or the wait too long.
 type BusyError struct{ Why string }
 
@@ -66,24 +72,26 @@ type Ask struct {
 	Turn     *Turn         // of its request; nil: the call takes no slot and does not wait
 	Skip     []string      // addresses that must not be chosen
 	Only     string        // the address that was reserved for it, even if that is down now; empty: any
+	Movable  bool          // [ErrElsewhere] is better than to wait for Only
 	Patience time.Duration // how long it may wait, where that is more than queue_timeout
 	Clock    Clock         // stops while the call waits; may be nil
 
 	// Early reserves the instance for a call that is made later, with Only. It takes none of the
-	// slots, which would be idle until then, but counts for policies that go by load. There may be
-	// as many reservations as slots, and as many requests more as may wait.
+	// slots, which would be idle until then, but counts for policies that go by load. Instances
+	// with a slot for it are preferred, then those with the fewest calls. There may be as
+	// many reservations as slots, and as many requests more as may wait.
 	Early bool
 
 	// Policy chooses one of the candidates; nil: none of them. It may be asked more than once.
 	Policy func(candidates reverseproxy.UpstreamPool) *reverseproxy.Upstream
 
-	// LookUp asks the source of a dynamic pool which instances there are now. It is called while
-	// the call waits, about once a second. Nil: the upstreams do not change.
-	LookUp func()
+	// LookUp asks the source of a dynamic pool which instances there are now, nil if it fails. It is
+	// called while the call waits. Nil: the upstreams do not change.
+	LookUp func() reverseproxy.UpstreamPool
 
 	Waited time.Duration // for a slot
 
-	view    *view
+	view    *view       // of the upstreams that there are for this call
 	offered *Instance   // that keeps a free slot for it; nil: none
 	spared  []*Instance // candidates although they are ejected
 }
@@ -102,21 +110,24 @@ func (a *Ask) Upstreams() (known reverseproxy.UpstreamPool) {
 	return known
 }
 
-// Choose returns an instance for a call, and a slot there if the call takes one. The error is
-// [ErrNobody], a [BusyError], that of ctx, or that the policy chose nonsense.
-func (d *Dispatcher) Choose(ctx context.Context, a *Ask) (*reverseproxy.Upstream, *Slot, error) {
+// Choose returns one of the upstreams for a call, and a slot there if the call takes one. The error
+// is [ErrNobody], [ErrElsewhere], a [BusyError], that of ctx, or that the policy chose nonsense.
+func (d *Dispatcher) Choose(ctx context.Context, upstreams reverseproxy.UpstreamPool, a *Ask) (*reverseproxy.Upstream, *Slot, error) {
 	if a.Early && d.Limit > 0 && int(d.reserved.Load()) >= d.Slots()+d.QueueSize {
 		return nil, nil, d.fullError()
 	}
-	a.offered = nil
-	w := &waiter{ask: a}
+	a.view, a.offered = d.see(upstreams), nil
+	w := &waiter{d: d, ask: a}
 	defer d.finish(ctx, w)
-	for {
+	for ctx.Err() == nil {
 		fit, busy := d.wanted(w)
-		if len(fit) == 0 && !busy {
+		switch {
+		case len(fit) == 0 && !busy:
 			return nil, nil, ErrNobody
+		case len(fit) == 0 && a.Movable && d.isElsewhere(a):
+			return nil, nil, ErrElsewhere
 		}
-		isTurn := a.Turn == nil || a.Early || a.offered != nil || d.Waiting() == 0
+		isTurn := a.Turn == nil || a.Early || a.Only != "" || a.offered != nil || d.queue.waiting.Load() == 0 || d.refuses(a.Turn)
 		if len(fit) == 0 || !isTurn {
 			if err := d.wait(ctx, w); err != nil {
 				return nil, nil, err
@@ -133,6 +144,7 @@ func (d *Dispatcher) Choose(ctx context.Context, a *Ask) (*reverseproxy.Upstream
 			return u, slot, nil
 		}
 	}
+	return nil, nil, ctx.Err()
 }
 
 func (d *Dispatcher) choose(a *Ask, fit reverseproxy.UpstreamPool) (*reverseproxy.Upstream, error) {
@@ -159,7 +171,6 @@ func (d *Dispatcher) fits(a *Ask, i int) bool {
 // candidates returns the instances that a call may go to, of those that there are now, and
 // whether others are busy. Ejected instances are among them only if there are no others.
 func (d *Dispatcher) candidates(a *Ask) (fit reverseproxy.UpstreamPool, busy bool) {
-	a.view = d.newest.Load()
 	if a.Only != "" {
 		return d.candidatesBut(a, nil)
 	}
@@ -177,7 +188,44 @@ func (d *Dispatcher) wanted(w *waiter) (fit reverseproxy.UpstreamPool, busy bool
 	if fit, busy = d.candidates(w.ask); sameInstances(fit, w.declined) {
 		fit = nil
 	}
+	if w.ask.Early && d.Limit > 0 {
+		fit = d.leastTaken(w.ask, fit)
+	}
 	return fit, busy
+}
+
+// leastTaken returns the candidates that have a slot for one more reservation, and if there are none
+// those with the fewest calls.
+func (d *Dispatcher) leastTaken(a *Ask, fit reverseproxy.UpstreamPool) (best reverseproxy.UpstreamPool) {
+	least := math.MaxInt
+	for _, u := range fit {
+		at := a.view.of(u)
+		n := max(int(at.taken.Load()+at.offered.Load()+at.reserved.Load()), d.Limit-1)
+		if n < least {
+			least, best = n, nil
+		}
+		if n == least {
+			best = append(best, u)
+		}
+	}
+	return best
+}
+
+// isElsewhere reports whether a call should leave the instance that was reserved for it to others:
+// another one has a free slot that nobody has reserved, or the instance is down and another one is up.
+func (d *Dispatcher) isElsewhere(a *Ask) bool {
+	other, isUp := *a, true
+	other.Only = ""
+	for i, at := range a.view.instances {
+		if at.Address == a.Only {
+			isUp = a.view.upstreams[i].Available()
+		}
+	}
+	fit, busy := d.candidates(&other)
+	return !isUp && (len(fit) > 0 || busy) || slices.ContainsFunc(fit, func(u *reverseproxy.Upstream) bool {
+		at := a.view.of(u)
+		return at.Address != a.Only && d.free(at) > int(at.reserved.Load())
+	})
 }
 
 func (d *Dispatcher) candidatesBut(a *Ask, out []*Instance) (fit reverseproxy.UpstreamPool, busy bool) {
@@ -207,8 +255,7 @@ func (d *Dispatcher) take(w *waiter, u *reverseproxy.Upstream) *Slot {
 	a, at := w.ask, w.ask.view.of(u)
 	switch {
 	case a.Early:
-		d.reserved.Add(1)
-		at.reserved.Add(1)
+		d.reserve(at, 1)
 		return &Slot{at: at, early: d}
 	case a.Turn == nil:
 		return new(Slot)

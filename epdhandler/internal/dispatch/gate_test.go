@@ -31,7 +31,7 @@ func (g *Gate) scale(instances int) {
 	for i := range instances {
 		addresses = append(addresses, fmt.Sprintf("d%d:1", i))
 	}
-	g.decode.See(upstreams(addresses...))
+	g.decode.see(upstreams(addresses...))
 }
 
 func isIn(turn chan struct{}) bool {

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"container/list"
 	"math"
 	"slices"
 	"sync"
@@ -20,6 +21,8 @@ type Instance struct {
 	taken    atomic.Int32 // slots: calls in flight
 	offered  atomic.Int32 // free slots that are kept for calls that have not decided yet
 	reserved atomic.Int32 // calls that will come
+
+	pinned list.List // of *waiter that wait for this instance only, the next one first
 
 	record
 }
@@ -121,7 +124,7 @@ func (d *Dispatcher) Retire() { d.retired.Store(true) }
 
 // limitAt is how many calls an instance may have; 0: no limit.
 func (d *Dispatcher) limitAt(at *Instance) int {
-	if d.retired.Load() {
+	if d.Limit > 0 && d.retired.Load() { // who never had to wait need not begin to
 		if limit, ok := (*d.shared.inForce.Load())[at]; ok {
 			return limit
 		}
@@ -153,13 +156,21 @@ func (s *Slot) Release() {
 	at := s.at
 	s.at = nil
 	if s.early != nil {
-		s.early.reserved.Add(-1)
-		at.reserved.Add(-1)
+		s.early.reserve(at, -1)
 		return
 	}
 	at.leave(s.Since)
 	at.taken.Add(-1)
 	at.shared.freed(at)
+}
+
+// reserve counts reservations at an instance.
+func (d *Dispatcher) reserve(at *Instance, n int32) {
+	d.shared.mu.Lock()
+	defer d.shared.mu.Unlock()
+	at.reserved.Add(n)
+	d.reserved.Add(n)
+	d.count()
 }
 
 // freed offers a slot of an instance to those who wait.
@@ -170,7 +181,7 @@ func (s *Instances) freed(at *Instance) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for d := range s.waiting {
-		if d.newest.Load().known[at] {
+		if d.knows(at) {
 			d.offerLocked(at)
 		}
 	}
@@ -192,8 +203,9 @@ func (d *Dispatcher) viewOf(upstreams reverseproxy.UpstreamPool, before *view) *
 	}
 	v := &view{upstreams, make([]*Instance, len(upstreams)), make(map[*Instance]bool, len(upstreams)), dropped}
 	for i, u := range upstreams {
-		v.instances[i] = d.Instance(u.Dial)
-		v.known[v.instances[i]] = true
+		at := d.Instance(u.Dial)
+		at.touch()
+		v.instances[i], v.known[at] = at, true
 	}
 	return v
 }
@@ -206,20 +218,41 @@ func (v *view) of(u *reverseproxy.Upstream) *Instance {
 	return v.instances[slices.Index(v.upstreams, u)]
 }
 
-// See notes which upstreams the source of a dynamic pool has told. Those who wait see them at
-// once, and free slots of new instances are offered to them.
-func (d *Dispatcher) See(upstreams reverseproxy.UpstreamPool) {
+// see returns the view of the upstreams that there are for a call. Free slots of instances that
+// the source of a dynamic pool tells for the first time are offered to those who wait.
+func (d *Dispatcher) see(upstreams reverseproxy.UpstreamPool) *view {
+	if !d.Dynamic {
+		return d.viewOf(upstreams, d.configured)
+	}
 	before := d.newest.Load()
 	v := d.viewOf(upstreams, before)
 	d.newest.Store(v)
-	if d.Waiting() == 0 {
-		return
+	if v.dropped != before.dropped {
+		d.told.Range(func(at, _ any) bool {
+			if now, _ := d.shared.all.Load(instanceKey{d.Stage, at.(*Instance).Address}); now != at {
+				d.told.Delete(at)
+			}
+			return true
+		})
 	}
 	for _, at := range v.instances {
-		if !before.known[at] {
+		if before.known[at] {
+			continue
+		}
+		if _, known := d.told.LoadOrStore(at, true); !known {
 			d.offer(at)
 		}
 	}
+	return v
+}
+
+// knows reports whether calls of the pool may go to an instance.
+func (d *Dispatcher) knows(at *Instance) bool {
+	if !d.Dynamic {
+		return d.configured.known[at]
+	}
+	_, told := d.told.Load(at)
+	return told
 }
 
 // Upstreams returns the instances as far as they are known: of a dynamic pool those that its

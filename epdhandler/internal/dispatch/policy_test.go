@@ -56,6 +56,7 @@ func TestLeastLoaded(t *testing.T) {
 	}
 	reserved[0].Release()
 	a := newAsk()
+	a.view = f.configured
 	f.candidates(a)
 	choose := func(policy reverseproxy.Selector, fit reverseproxy.UpstreamPool) string {
 		return Fit(policy).Select(append(reverseproxy.UpstreamPool{}, fit...), asking(t, a), nil).Dial

@@ -20,14 +20,18 @@ import (
 //
 // A slot that becomes free is offered to the first call in turn, which wakes, and chooses for
 // itself, as every call does. It passes the offer on to the next one if it does not take that
-// slot. Nobody else gets the slot meanwhile, unless the call takes too long: then it gets no
-// more offers until it looks at the candidates again.
+// slot. Nobody else gets the slot meanwhile, unless the call takes too long: then it leaves the
+// queue until it looks at the candidates again, and comes back to the front.
+//
+// Calls for which an instance was reserved wait apart, at that instance: its slots are for whoever
+// has waited longer.
 //
 // Whatever happens under the lock takes the same time however many instances there are and
 // however many calls wait. It runs no code of others.
 type queue struct {
 	turns   list.List    // of *Turn, the next one first
 	waiting atomic.Int32 // requests in it
+	pinned  atomic.Int32 // calls that wait at the instance that was reserved for them
 
 	lookUp sync.Mutex // held while a call asks a dynamic source which instances there are
 	asked  time.Time  // when one did
@@ -46,18 +50,20 @@ type Turn struct {
 
 // waiter is a call that wants a slot.
 type waiter struct {
+	d        *Dispatcher
 	ask      *Ask
 	declined reverseproxy.UpstreamPool // by its policy
 
-	place *list.Element  // in its turn; nil: it is not in the queue
+	place *list.Element  // in its turn, or at its instance; nil: it is not in the queue
+	at    *Instance      // that was reserved for it; nil: none
 	wake  chan *Instance // has room for one: the offer that it does not know of yet
 
 	offer  *Instance   // a slot of this one is kept for it; nil: it has no offer
 	number uint64      // of the last offer that it had
 	slow   *time.Timer // until the offer is not kept any more
-	lapsed bool        // the last one was not kept, and it has not looked since
 
 	since   time.Time // when it began to wait; zero: it did not
+	looked  time.Time // when it got its list of upstreams
 	expired <-chan time.Time
 }
 
@@ -65,6 +71,9 @@ const (
 	slowPolicy = 50 * time.Millisecond // how long a slot is kept for a call that has been offered it
 	lookPeriod = time.Second           // how often a call that waits looks for instances that are new, up again or down
 	lookGap    = 20 * time.Millisecond // the least time between two questions to a dynamic source for that
+
+	// ownLookGap is how old the list of upstreams of a call may be that is offered a slot.
+	ownLookGap = 100 * time.Millisecond
 )
 
 // Full reports whether as many requests wait as may, or if none may, whether no slot is free.
@@ -73,7 +82,10 @@ func (d *Dispatcher) Full() bool {
 		return false
 	}
 	if d.QueueSize > 0 {
-		return d.Waiting() >= d.QueueSize
+		return int(d.queue.waiting.Load()) >= d.QueueSize
+	}
+	if d.Dynamic {
+		return false // there may be new instances
 	}
 	known := d.newest.Load().instances
 	return len(known) > 0 && !slices.ContainsFunc(known, func(at *Instance) bool { return d.free(at) > 0 })
@@ -83,8 +95,18 @@ func (d *Dispatcher) fullError() error {
 	return BusyError{fmt.Sprintf("the queue is full (queue_size %d)", d.QueueSize)}
 }
 
-// Waiting is how many requests wait.
-func (d *Dispatcher) Waiting() int { return int(d.queue.waiting.Load()) }
+// Waiting is how many requests wait, or will: those for which an instance is reserved.
+func (d *Dispatcher) Waiting() int {
+	if d.Limit == 0 {
+		return int(d.queue.waiting.Load())
+	}
+	return int(d.queue.waiting.Load() + d.reserved.Load())
+}
+
+// refuses reports whether a request may not join the queue because it is full.
+func (d *Dispatcher) refuses(t *Turn) bool {
+	return !t.Admitted && t.place == nil && int(d.queue.waiting.Load()) >= d.QueueSize
+}
 
 // Waiting returns how many requests wait for each stage, those of replaced configurations too.
 func (s *Instances) Waiting() map[string]int {
@@ -119,10 +141,14 @@ func (d *Dispatcher) wait(ctx context.Context, w *waiter) error {
 	for {
 		select {
 		case w.ask.offered = <-w.wake:
+			if time.Since(w.looked) >= ownLookGap {
+				w.lookUp()
+			}
 			return nil
 		case <-look:
-			if w.ask.LookUp != nil {
-				d.askSource(w.ask.LookUp)
+			d.askSource(w)
+			if w.ask.Movable && d.isElsewhere(w.ask) {
+				return nil
 			}
 			if over := d.look(w); over {
 				return nil // the next look at the candidates shows it
@@ -151,9 +177,6 @@ func (d *Dispatcher) sinceServed(t *Turn) time.Duration {
 // look offers what is free although nobody was told, such as an instance that is up again. It
 // reports whether there is nothing to wait for any more.
 func (d *Dispatcher) look(w *waiter) (over bool) {
-	d.shared.mu.Lock()
-	w.lapsed = false
-	d.shared.mu.Unlock()
 	fit, busy := d.wanted(w)
 	if len(fit) > 0 {
 		d.offer(w.ask.view.of(fit[0]))
@@ -162,13 +185,24 @@ func (d *Dispatcher) look(w *waiter) (over bool) {
 }
 
 // askSource asks a dynamic source, unless another call does, or just did.
-func (d *Dispatcher) askSource(lookUp func()) {
-	if q := &d.queue; q.lookUp.TryLock() {
+func (d *Dispatcher) askSource(w *waiter) {
+	if q := &d.queue; w.ask.LookUp != nil && q.lookUp.TryLock() {
 		defer q.lookUp.Unlock()
 		if time.Since(q.asked) >= lookGap {
 			q.asked = time.Now()
-			lookUp()
+			w.lookUp()
 		}
+	}
+}
+
+// lookUp asks the source which upstreams there are for the call now.
+func (w *waiter) lookUp() {
+	if w.ask.LookUp == nil {
+		return
+	}
+	w.looked = time.Now()
+	if found := w.ask.LookUp(); found != nil {
+		w.ask.view = w.d.see(found)
 	}
 }
 
@@ -195,48 +229,70 @@ func (s *Instances) observeWait(stage string, since time.Time) time.Duration {
 }
 
 // join puts a call at the end of its request's turn, and a new turn at the end of the queue. A call
-// that is there already stays where it is, and passes on the offer that it did not use.
+// that is there already stays where it is, and passes on the offer that it did not use. One that
+// had to leave comes back to the front.
 func (d *Dispatcher) join(w *waiter) error {
 	d.shared.mu.Lock()
 	defer d.shared.mu.Unlock()
-	if !w.since.IsZero() {
+	switch {
+	case w.place != nil:
 		w.ask.offered = nil
 		d.pass(w)
-		return nil
-	}
-	t := w.ask.Turn
-	if !t.Admitted && t.place == nil && d.Waiting() >= d.QueueSize {
+	case !w.since.IsZero():
+		w.ask.offered = nil
+		d.enter(w, (*list.List).PushFront)
+	case w.ask.Only == "" && d.refuses(w.ask.Turn):
 		return d.fullError()
+	default:
+		w.since, w.wake = time.Now(), make(chan *Instance, 1)
+		w.looked = w.since
+		d.enter(w, (*list.List).PushBack)
 	}
-	if t.place == nil {
-		t.place = d.queue.turns.PushBack(t)
-		d.shared.waiting[d] = struct{}{}
-		d.queue.waiting.Add(1)
-	}
-	w.since, w.wake = time.Now(), make(chan *Instance, 1)
-	w.place = t.waiters.PushBack(w)
-	d.shared.waiters.Add(1)
 	return nil
 }
 
-// leave takes a call out of the queue. The lock must be held, here and in what follows.
+// enter puts a call into the queue. The lock must be held, here and in what follows.
+func (d *Dispatcher) enter(w *waiter, push func(*list.List, any) *list.Element) {
+	d.shared.waiters.Add(1)
+	t := w.ask.Turn
+	if w.ask.Only != "" {
+		w.at = d.Instance(w.ask.Only)
+		w.place = push(&w.at.pinned, w)
+		d.queue.pinned.Add(1)
+	} else if w.place = push(&t.waiters, w); t.place == nil {
+		t.place = push(&d.queue.turns, t)
+		d.queue.waiting.Add(1)
+	}
+	d.count()
+}
+
+// count keeps the dispatcher among those in whose queues somebody waits, or takes it out.
+func (d *Dispatcher) count() {
+	if d.queue.waiting.Load()+d.queue.pinned.Load()+d.reserved.Load() == 0 {
+		delete(d.shared.waiting, d)
+	} else {
+		d.shared.waiting[d] = struct{}{}
+	}
+}
+
+// leave takes a call out of the queue.
 func (d *Dispatcher) leave(w *waiter) {
 	if w.place == nil {
 		return
 	}
 	d.pass(w)
-	t := w.ask.Turn
-	t.waiters.Remove(w.place)
-	w.place = nil
 	d.shared.waiters.Add(-1)
-	if t.waiters.Len() > 0 {
-		return
+	t := w.ask.Turn
+	if w.at != nil {
+		w.at.pinned.Remove(w.place)
+		d.queue.pinned.Add(-1)
+	} else if t.waiters.Remove(w.place); t.waiters.Len() == 0 {
+		d.queue.turns.Remove(t.place)
+		t.place = nil
+		d.queue.waiting.Add(-1)
 	}
-	d.queue.turns.Remove(t.place)
-	t.place = nil
-	if d.queue.waiting.Add(-1) == 0 {
-		delete(d.shared.waiting, d)
-	}
+	w.place = nil
+	d.count()
 }
 
 // takeLimited takes a slot of an instance for a call, if there still is one. The next slot is
@@ -269,7 +325,7 @@ func (d *Dispatcher) offer(at *Instance) {
 }
 
 func (d *Dispatcher) offerLocked(at *Instance) {
-	if d.Waiting() > 0 && d.free(at) > 0 {
+	if d.queue.waiting.Load()+d.queue.pinned.Load() > 0 && d.free(at) > 0 {
 		d.shared.offers++
 		d.give(at, d.shared.offers, d.first())
 	}
@@ -293,8 +349,19 @@ func (d *Dispatcher) first() *waiter {
 	return second
 }
 
+// front returns the first call in the queue, nil if there is none.
+func (d *Dispatcher) front() *waiter {
+	if e := d.queue.turns.Front(); e != nil {
+		return e.Value.(*Turn).waiters.Front().Value.(*waiter)
+	}
+	return nil
+}
+
 // next returns who comes after a call in the queue, nil if nobody does.
 func (w *waiter) next() *waiter {
+	if w.at != nil {
+		return w.d.first()
+	}
 	if p := w.place.Next(); p != nil {
 		return p.Value.(*waiter)
 	}
@@ -304,11 +371,29 @@ func (w *waiter) next() *waiter {
 	return nil
 }
 
-// give makes the offer of this number to a call, or to the next one that can take offers and has
-// not had it. It reports whether there is one.
+// takes reports whether a call can be made the offer of this number.
+func (w *waiter) takes(at *Instance, number uint64) bool {
+	return w.offer == nil && w.number < number && !slices.Contains(w.ask.Skip, at.Address)
+}
+
+// nextPinned returns the first call that waits for this instance only and can take the offer.
+func (at *Instance) nextPinned(number uint64) *waiter {
+	for e := at.pinned.Front(); e != nil; e = e.Next() {
+		if w := e.Value.(*waiter); w.takes(at, number) {
+			return w
+		}
+	}
+	return nil
+}
+
+// give makes the offer of this number to a call, or to the next one that can take it, or to one
+// that has waited at the instance for longer. It reports whether there is one.
 func (d *Dispatcher) give(at *Instance, number uint64, w *waiter) bool {
-	for w != nil && (w.offer != nil || w.lapsed || w.number >= number) {
+	for w != nil && !w.takes(at, number) {
 		w = w.next()
+	}
+	if p := at.nextPinned(number); p != nil && (w == nil || p.since.Before(w.since)) {
+		w = p
 	}
 	if w == nil {
 		return false
@@ -317,11 +402,10 @@ func (d *Dispatcher) give(at *Instance, number uint64, w *waiter) bool {
 	w.ask.Turn.deciding++
 	at.offered.Add(1)
 	w.slow = time.AfterFunc(slowPolicy, func() {
-		d.shared.mu.Lock()
-		defer d.shared.mu.Unlock()
+		w.d.shared.mu.Lock()
+		defer w.d.shared.mu.Unlock()
 		if w.offer != nil && w.number == number {
-			w.lapsed = true
-			d.pass(w)
+			w.d.leave(w)
 		}
 	})
 	w.wake <- at
@@ -339,11 +423,8 @@ func (d *Dispatcher) pass(w *waiter) {
 	if d.free(at) <= 0 || d.give(at, w.number, w.next()) {
 		return
 	}
-	for other := range d.shared.waiting {
-		if other == d || !other.newest.Load().known[at] || other.free(at) <= 0 {
-			continue
-		}
-		if first := other.first(); first != nil && first.number < w.number && other.give(at, w.number, first) {
+	for other := range d.shared.waiting { // also to those before it that had another offer
+		if other.knows(at) && other.free(at) > 0 && other.give(at, w.number, other.front()) {
 			return
 		}
 	}

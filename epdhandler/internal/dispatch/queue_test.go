@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -183,38 +184,144 @@ func TestQueueIsNotJumped(t *testing.T) {
 // anybody hears of it; and none of one that is gone.
 func TestWhoWaitsSeesNewInstances(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, Settings{Dynamic: true, Limit: 2, QueueSize: 10})
-	f.See(upstreams("a:1"))
-	held := []chosen{f.ask(t.Context(), newAsk()), f.ask(t.Context(), newAsk())}
-	var waiting []<-chan chosen
-	for range 3 {
-		waiting = append(waiting, f.asks(t, newAsk()))
-	}
-	f.See(upstreams("a:1", "b:1"))
-	for _, got := range waiting[:2] {
-		c := <-got
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, Settings{Dynamic: true, Limit: 2, QueueSize: 10})
+		f.tell("a:1")
+		held := []chosen{f.ask(t.Context(), newAsk()), f.ask(t.Context(), newAsk())}
+		var waiting []<-chan chosen
+		for range 3 {
+			waiting = append(waiting, f.asks(t, newAsk()))
+		}
+		time.Sleep(2 * ownLookGap)
+		f.tell("a:1", "b:1")
+		for _, got := range waiting[:2] {
+			c := <-got
+			assert.Equal(t, "b:1", c.address)
+			held = append(held, c)
+		}
+		time.Sleep(2 * ownLookGap)
+		f.tell("b:1")
+		held[0].slot.Release()
+		synctest.Wait()
+		assert.Equal(t, 1, f.calls(), "a is gone")
+		held[2].slot.Release()
+		c := <-waiting[2]
 		assert.Equal(t, "b:1", c.address)
-		held = append(held, c)
+		c.slot.Release()
+		held[1].slot.Release()
+		held[3].slot.Release()
+	})
+}
+
+// Calls choose among the upstreams that there are for them, which are others for other clients.
+func TestUpstreamsOfACall(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Dynamic: true, Limit: 2, QueueSize: 100})
+	var wg sync.WaitGroup
+	for _, tenant := range []string{"a", "b"} {
+		list := upstreams(tenant+"1", tenant+"2")
+		for range 16 {
+			wg.Go(func() {
+				for range 50 {
+					a := newAsk()
+					a.Policy, a.LookUp = f.roundRobin, func() reverseproxy.UpstreamPool { return list }
+					u, slot, err := f.Choose(t.Context(), list, a)
+					if !assert.NoError(t, err) {
+						return
+					}
+					assert.Contains(t, list, u)
+					slot.Release()
+				}
+			})
+		}
 	}
-	f.See(upstreams("b:1"))
-	held[0].slot.Release()
-	assert.Equal(t, 1, f.Waiting(), "a is gone")
-	held[2].slot.Release()
-	c := <-waiting[2]
+	wg.Wait()
+}
+
+// Instances that the source has never told before are found also when no one may wait.
+func TestDynamicPoolIsNeverFull(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Dynamic: true, Limit: 1})
+	f.tell("a:1")
+	c := f.ask(t.Context(), newAsk())
+	assert.False(t, f.Full())
+	assert.Error(t, f.ask(t.Context(), newAsk()).err)
+	f.tell("a:1", "b:1")
+	other := f.ask(t.Context(), newAsk())
+	assert.Equal(t, "b:1", other.address)
+	c.slot.Release()
+	other.slot.Release()
+}
+
+// A full queue refuses nobody for whom there is a slot.
+func TestFullQueueAndAFreeSlot(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Limit: 1, QueueSize: 1}, "a:1", "b:1")
+	a := f.ask(t.Context(), newAsk("b:1"))
+	waits := f.asks(t, newAsk("b:1"))
+	b := f.ask(t.Context(), newAsk())
+	assert.Equal(t, "b:1", b.address)
+	b.slot.Release()
+	a.slot.Release()
+	c := <-waits
+	c.slot.Release()
+}
+
+// A call leaves the instance that was reserved for it if that is busy or down and another one is not.
+func TestMovable(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, Settings{Limit: 1, QueueSize: 9}, "a:1", "b:1")
+		a := f.ask(t.Context(), newAsk("b:1"))
+		pinned := func() *Ask { return &Ask{Turn: new(Turn), Only: "a:1", Movable: true} }
+		assert.ErrorIs(t, f.ask(t.Context(), pinned()).err, ErrElsewhere)
+		b := f.ask(t.Context(), newAsk())
+		waits := f.asks(t, pinned())
+		b.slot.Release() // for nobody: it finds out by itself
+		c := <-waits
+		assert.ErrorIs(t, c.err, ErrElsewhere)
+		_, reserved, err := f.Choose(t.Context(), f.Upstreams(), &Ask{Turn: new(Turn), Early: true, Policy: f.roundRobin})
+		require.NoError(t, err)
+		waits = f.asks(t, pinned())
+		time.Sleep(2 * lookPeriod)
+		assert.Equal(t, 1, f.calls(), "the other one is reserved")
+		a.slot.Release()
+		c = <-waits
+		assert.Equal(t, "a:1", c.address)
+		c.slot.Release()
+		reserved.Release()
+	})
+}
+
+// Calls that wait for one instance hold up nobody who waits for others, and take turns with those
+// who wait for any.
+func TestPinnedCallsWaitApart(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1", "b:1")
+	a, b := f.ask(t.Context(), newAsk("b:1")), f.ask(t.Context(), newAsk("a:1"))
+	first := f.asks(t, &Ask{Turn: new(Turn), Only: "a:1"})
+	second := f.asks(t, newAsk())
+	third := f.asks(t, &Ask{Turn: new(Turn), Only: "a:1"})
+	b.slot.Release()
+	c := <-second
 	assert.Equal(t, "b:1", c.address)
 	c.slot.Release()
-	held[1].slot.Release()
-	held[3].slot.Release()
+	for _, got := range []<-chan chosen{first, third} {
+		a.slot.Release()
+		a = <-got
+		assert.Equal(t, "a:1", a.address)
+	}
+	a.slot.Release()
 }
 
 // A call that waits asks a dynamic source itself, one call at a time.
 func TestWhoWaitsLooksUp(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, Settings{Dynamic: true, Limit: 1, QueueSize: 10})
-	f.See(upstreams("a:1"))
+	f.tell("a:1")
 	held := f.ask(t.Context(), newAsk())
 	a := newAsk()
-	a.LookUp = func() { f.See(upstreams("a:1", "b:1")) }
+	a.LookUp = func() reverseproxy.UpstreamPool { return upstreams("a:1", "b:1") }
 	c := f.ask(t.Context(), a)
 	assert.Equal(t, "b:1", c.address)
 	c.slot.Release()
@@ -257,7 +364,7 @@ func TestOfferFindsWhoCanTakeIt(t *testing.T) {
 	c := <-last
 	assert.Equal(t, "a:1", c.address)
 	c.slot.Release() // for nobody
-	assert.Equal(t, 50, f.Waiting())
+	assert.Equal(t, 50, f.calls())
 	var wg sync.WaitGroup
 	for _, got := range others { // in any order: the other offer may still be on its way
 		wg.Go(func() {

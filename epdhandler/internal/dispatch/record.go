@@ -70,6 +70,13 @@ func (r *record) HandedOver(blocks, says bool) (changed bool) {
 	return changed
 }
 
+// touch notes that the instance is still there.
+func (r *record) touch() {
+	r.lock.Lock()
+	defer r.lock.Unlock()
+	r.used = time.Now()
+}
+
 // idleSince reports whether nothing has happened since then.
 func (r *record) idleSince(then time.Time) bool {
 	r.lock.Lock()

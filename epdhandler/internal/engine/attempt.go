@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
@@ -110,7 +111,8 @@ type Attempt struct {
 	broke  bool                // the answer ended in its middle
 	code   int                 // of the engine's last answer
 
-	lookingUp bool // it is only to find out which upstreams there are
+	lookingUp bool                      // it is only to find out which upstreams there are
+	found     reverseproxy.UpstreamPool // those
 }
 
 // NewAttempt returns the attempt to have a call answered by the pool, on behalf of a client.

@@ -77,11 +77,9 @@ var nobody = &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: "localho
 // Select implements reverseproxy.Selector. It runs on the goroutine of the call.
 func (s *selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	a := attemptOf(r)
-	if s.pool.Dynamic {
-		s.pool.See(upstreams)
-	}
 	switch {
 	case a.lookingUp:
+		a.found = upstreams
 		return nobody
 	case r.Context().Err() != nil && len(upstreams) > 0:
 		return upstreams[0] // the round trip fails at once; Caddy would go on asking, for as long as lb_try_duration
@@ -92,7 +90,7 @@ func (s *selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 	}
 	a.fault, a.told = nil, nil
 	s.pool.breaker.ask()
-	u := s.choose(a, r)
+	u := s.choose(upstreams, a, r)
 	if u == nil {
 		return nil
 	}
@@ -103,7 +101,7 @@ func (s *selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 }
 
 // choose has the dispatcher choose, and notes why there is no instance if it returns nil.
-func (s *selector) choose(a *Attempt, r *http.Request) *reverseproxy.Upstream {
+func (s *selector) choose(upstreams reverseproxy.UpstreamPool, a *Attempt, r *http.Request) *reverseproxy.Upstream {
 	a.ask.Policy = func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream {
 		w := make(discard)
 		a.writer = w
@@ -112,9 +110,9 @@ func (s *selector) choose(a *Attempt, r *http.Request) *reverseproxy.Upstream {
 		return u
 	}
 	if s.pool.Dynamic {
-		a.ask.LookUp = func() { s.lookUp(r) }
+		a.ask.LookUp = func() reverseproxy.UpstreamPool { return s.lookUp(r) }
 	}
-	u, slot, err := s.pool.Choose(r.Context(), &a.ask)
+	u, slot, err := s.pool.Choose(r.Context(), upstreams, &a.ask)
 	a.slot, a.Waited = slot, a.ask.Waited
 	if !errors.Is(err, dispatch.ErrNobody) && r.Context().Err() == nil {
 		a.fault = err
@@ -137,11 +135,13 @@ func (s *selector) choose(a *Attempt, r *http.Request) *reverseproxy.Upstream {
 
 // lookUp asks the source of a dynamic pool which instances there are now, by a request to
 // reverse_proxy that is not sent: only that can make the instances its own.
-func (s *selector) lookUp(r *http.Request) {
-	r = r.WithContext(context.WithValue(r.Context(), attemptKey{}, &Attempt{lookingUp: true}))
+func (s *selector) lookUp(r *http.Request) reverseproxy.UpstreamPool {
+	looking := &Attempt{lookingUp: true}
+	r = r.WithContext(context.WithValue(r.Context(), attemptKey{}, looking))
 	r.Body, r.ContentLength = nil, 0
 	_ = s.pool.Handler.ServeHTTP(make(discard), r, noHandler)
 	s.pool.breaker.ask()
+	return looking.found
 }
 
 // ownFallback has a policy of Caddy fall back on a policy by way of a fallback.

@@ -67,7 +67,7 @@ func fakeEngine(t *testing.T, answer http.HandlerFunc) string {
 // occupy takes a slot at an instance of the pool.
 func occupy(t *testing.T, p *engine.Pool, turn *dispatch.Turn) {
 	t.Helper()
-	_, slot, err := p.Choose(t.Context(), &dispatch.Ask{Turn: turn, Policy: func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream { return fit[0] }})
+	_, slot, err := p.Choose(t.Context(), p.Upstreams(), &dispatch.Ask{Turn: turn, Policy: func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream { return fit[0] }})
 	require.NoError(t, err)
 	t.Cleanup(slot.Release)
 }

@@ -44,7 +44,7 @@ func TestLimitInForce(t *testing.T) {
 	old := &Site{Encode: pool(p, "encode", "e:1", 0), Decode: pool(p, "decode", "d:1", 1)}
 	p.Enlist(old)
 	choose := func(d *dispatch.Dispatcher) error {
-		_, slot, err := d.Choose(t.Context(), &dispatch.Ask{Turn: new(dispatch.Turn), Policy: func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream { return fit[0] }})
+		_, slot, err := d.Choose(t.Context(), d.Upstreams(), &dispatch.Ask{Turn: new(dispatch.Turn), Policy: func(fit reverseproxy.UpstreamPool) *reverseproxy.Upstream { return fit[0] }})
 		t.Cleanup(slot.Release)
 		return err
 	}
