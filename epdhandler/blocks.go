@@ -15,7 +15,7 @@ type blocks struct{ handover.Blocks }
 
 // spentBy reports whether a failure has spent the blocks.
 func (b *blocks) spentBy(f *failure) bool {
-	return b != nil && b.Params != nil && f.Stage == telemetry.Decode && (f.Reached || f.Stale)
+	return b != nil && b.Params != nil && f.Stage == telemetry.Decode && (f.Reached || f.Stale != nil)
 }
 
 var errStale = errors.New("the KV blocks became too old while the request waited for an instance (kv_lease)")
@@ -30,22 +30,21 @@ func (h *Handler) lasting() time.Duration { return time.Duration(h.KVLease) * 2 
 // itself, or a request could go round forever.
 //
 // A request with blocks may wait as long as they last, because a rejection would waste them.
-func (g *generation) guard(c *engine.Call, e *embeddings, b *blocks, cancel func()) {
+func (g *generation) guard(c *engine.Call, e *embeddings, b *blocks) {
 	if b.Params == nil {
 		return
 	}
 	c.Patience = g.h.lasting()
-	c.Ready = func(old *body.Segments) (*body.Segments, bool) {
+	c.Ready = func(old *body.Segments) (*body.Segments, error) {
 		if b.Params == nil || time.Since(b.Made) < g.h.lasting() {
-			return old, true
+			return old, nil
 		}
 		g.h.process.Metrics.HandOvers.WithLabelValues(telemetry.HandOverExpired).Inc()
 		if g.seen.staleBlocks {
 			b.Params = nil
-			return g.decodeBody(e, b), true
+			return g.decodeBody(e, b), nil
 		}
 		g.seen.staleBlocks = true
-		cancel()
-		return nil, false
+		return nil, errStale
 	}
 }

@@ -26,6 +26,13 @@ func (h *Handler) loadConsumers() {
 	}
 }
 
+// maxMoves is how often a request has its media encoded again because the instance that was
+// reserved for it is busy or down when it is called, and another one is not.
+const maxMoves = 3
+
+// movable reports whether the request may leave its instance once more.
+func (g *generation) movable() bool { return g.seen.moves < maxMoves }
+
 // reserveConsumer reserves the instance that consumes the embeddings, if encoders push them:
 // it must be known before media are encoded. The pool's load balancing chooses it, with
 // the same health checks as for other requests.

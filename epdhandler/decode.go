@@ -25,14 +25,13 @@ func (g *generation) decode(e *embeddings, b *blocks) (f *failure) {
 	ctx, clock, cancel := g.watch(ctx)
 	defer cancel()
 	c := g.decodeCall(e, b, clock)
-	g.guard(&c, e, b, cancel)
+	g.guard(&c, e, b)
 	a, w := g.decoding.next(g.client, c), g.response(b, clock, cancel)
 	a.Send(ctx, w)
 	g.decoding.sent()
 	brings := g.bringsToDecode(e, b) // without blocks that became too old
-	if a.Stale {
-		g.decoding.made-- // nobody was asked
-		return expired(a, errStale)
+	if a.Stale != nil {
+		return g.stale(g.decoding)
 	}
 	if a.Lost {
 		return g.lost(a, brings)
@@ -145,7 +144,7 @@ func (g *generation) decodeCall(e *embeddings, b *blocks, clock *stream.Silence)
 		c.Encoding = []string{"identity"} // errors in a compressed stream cannot be seen
 	}
 	if e.stage == telemetry.Decode {
-		c.Reserved = e.pushedTo
+		c.Reserved, c.Movable = e.pushedTo, g.movable()
 	}
 	return c
 }

@@ -37,7 +37,7 @@ func (e *embeddings) spentBy(f *failure, prefillAgain bool) bool {
 	case e.pushedTo != nil && !e.consumed:
 		return true // the next attempt is at another instance
 	}
-	return f.Stage == e.stage && (f.Reached || f.Stale)
+	return f.Stage == e.stage && (f.Reached || f.Stale != nil)
 }
 
 // byReference reports whether an engine may have failed because it could not get an embedding

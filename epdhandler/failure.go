@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/stream"
@@ -59,6 +60,18 @@ func expired(a *engine.Attempt, why error) *failure {
 	a.Fail(telemetry.Expired, 0, why)
 	a.End()
 	return &failure{Attempt: a}
+}
+
+// stale returns the failure of a call that was not sent, because what it brings is of no use any
+// more. It does not count as an attempt.
+func (g *generation) stale(a *attempts) *failure {
+	a.made--
+	if errors.Is(a.attempt.Stale, dispatch.ErrElsewhere) {
+		g.seen.moves++
+		a.pool.Logger.Info("the instance that embeddings were pushed to is busy or down; encoding again for another one",
+			zap.String("request_id", g.id), zap.String("upstream", a.pool.Name(a.attempt.Reserved.Address)))
+	}
+	return expired(a.attempt, a.attempt.Stale)
 }
 
 // isAnswered reports whether an engine has answered with an error.

@@ -11,14 +11,12 @@ func (g *generation) passGate() (f *failure) {
 	if gate == nil || g.seen.gate {
 		return nil
 	}
-	turn, err := gate.Join()
-	select {
-	case <-turn:
-	default: // it waits, or is refused
+	place, err := gate.Join()
+	if err != nil || !place.Passes() {
 		ctx, leave := g.report.enter(g.r.Context(), &g.report.decode, g.decoding)
 		defer func() { leave(f) }()
 		if err == nil {
-			err = gate.Wait(ctx, turn)
+			err = gate.Wait(ctx, place)
 		}
 	}
 	if err != nil {

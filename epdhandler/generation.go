@@ -24,6 +24,7 @@ type seen struct {
 	lostCall     bool // an idle connection ended during a call: calls get connections of their own
 	noReferences bool // an engine may have died of a reference to an embedding: there are no more
 	staleBlocks  bool // its KV blocks became too old, and were made again
+	moves        int  // how often it left the instance that its embeddings were pushed to
 }
 
 // newGeneration returns a request that has not been in any stage yet.

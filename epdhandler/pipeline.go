@@ -59,12 +59,12 @@ func (g *generation) pass(m *made) (f *failure) {
 //
 //	failed   what happened                      embeddings                  blocks
 //	encode   whatever                           pushed: again               -
-//	prefill  not reached                        pushed: again               -
+//	prefill  not reached or stale               pushed: again               -
 //	prefill  reached                            handles, pushed: again      -
 //	prefill  500, broken or lost                references: media instead   -
 //	decode   not reached, with blocks           kept                        kept
 //	decode   reached or stale, with blocks      handles, pushed: again      again
-//	decode   not reached, no prefill            pushed: again               -
+//	decode   not reached or stale, no prefill   pushed: again               -
 //	decode   reached, no prefill                handles, pushed: again      -
 //	decode   500, broken or lost, no prefill    references: media instead   -
 //	decode   any, prefill handed nothing over   kept                        kept

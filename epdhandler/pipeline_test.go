@@ -42,6 +42,7 @@ func TestRestore(t *testing.T) {
 		"prefill, not reached":                    {handles(), fails(telemetry.Prefill, telemetry.Refused), kept, absent},
 		"prefill, not reached, pushed":            {pushed(), fails(telemetry.Prefill, telemetry.Refused), again, absent},
 		"prefill, nobody, pushed":                 {pushed(), fails(telemetry.Prefill, telemetry.Unavailable), again, absent},
+		"prefill, moves, pushed":                  {pushed(), stale(fails(telemetry.Prefill, telemetry.Expired)), again, absent},
 		"prefill, reached, files":                 {free(), fails(telemetry.Prefill, telemetry.Broken), kept, absent},
 		"prefill, reached, handles":               {handles(), fails(telemetry.Prefill, telemetry.Broken), again, absent},
 		"prefill, timeout, handles":               {handles(), fails(telemetry.Prefill, telemetry.TimedOut), again, absent},
@@ -67,6 +68,7 @@ func TestRestore(t *testing.T) {
 		"decode, 500, references of its own":    {prefilled(refs(), true), status500(fails(telemetry.Decode, telemetry.BadStatus)), media, again},
 		"decode alone, not reached":             {atDecode(handles()), fails(telemetry.Decode, telemetry.Refused), kept, kept},
 		"decode alone, not reached, pushed":     {atDecode(pushed()), fails(telemetry.Decode, telemetry.Refused), again, again},
+		"decode alone, moves, pushed":           {atDecode(pushed()), stale(fails(telemetry.Decode, telemetry.Expired)), again, again},
 		"decode alone, reached, files":          {atDecode(free()), fails(telemetry.Decode, telemetry.Broken), kept, kept},
 		"decode alone, reached, handles":        {atDecode(handles()), fails(telemetry.Decode, telemetry.Broken), again, again},
 		"decode alone, reached, pushed":         {atDecode(pushed()), fails(telemetry.Decode, telemetry.Broken), again, again},
@@ -149,7 +151,7 @@ func status500(f *failure) *failure { return status(f, http.StatusInternalServer
 
 func lost(f *failure) *failure { f.Lost, f.Reached = true, true; return f }
 
-func stale(f *failure) *failure { f.Stale = true; return f }
+func stale(f *failure) *failure { f.Stale = assert.AnError; return f }
 
 // Bodies for the stages contain the parameters from engines, and none of a client that is not trusted.
 func TestCarry(t *testing.T) {

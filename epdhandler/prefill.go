@@ -29,7 +29,7 @@ func (g *generation) prefill(e *embeddings) (_ *blocks, f *failure) {
 	var read handover.Reader
 	c := engine.Call{
 		Method: http.MethodPost, Path: g.r.URL.Path, ID: g.prefilling.id(g.engineID), IDHead: g.engineID + "-", Clock: clock,
-		Reserved: e.pushedTo, Spends: e.serveOnce(), Alone: g.seen.lostCall,
+		Reserved: e.pushedTo, Movable: g.movable(), Spends: e.serveOnce(), Alone: g.seen.lostCall,
 	}
 	c.Renew = func() (request *body.Segments) {
 		request, read = g.h.connector.Request(e.Body, g.carry(body.ECTransferParams, e.Handles))
@@ -38,6 +38,9 @@ func (g *generation) prefill(e *embeddings) (_ *blocks, f *failure) {
 	c.Body = c.Renew()
 	answer, f := g.ask(ctx, g.prefilling, c)
 	attempt, brings := g.prefilling.attempt, brought{references: e.Refers}
+	if attempt.Stale != nil {
+		return nil, g.stale(g.prefilling)
+	}
 	if attempt.Lost {
 		return nil, g.lost(attempt, brings)
 	}

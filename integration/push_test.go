@@ -51,6 +51,35 @@ func TestConsumersAreNotHeldByEncoders(t *testing.T) {
 	c.assertNoLeaks(t)
 }
 
+// A consumer that is busy when the encoders are done is left for one that has a free slot.
+func TestBusyConsumerIsLeft(t *testing.T) {
+	t.Parallel()
+	for topology, n := range map[string][3]int{"E+PD": {1, 0, 2}, "E+P+D": {1, 2, 1}} {
+		t.Run(topology, func(t *testing.T) {
+			t.Parallel()
+			role := consuming(n[1])
+			e := startEngines(t, n[0], n[1], n[2], modern, consumers(role, 1))
+			c := startCaddy(t, e.block(string(role)+" lb_policy first", string(role)+"_limit 1", "queue_timeout 60s", e.pushing(role, 1)))
+			reserved, other := e.of(role)[0], e.of(role)[1]
+			release := c.hold(t, e, 1, func(int) string { return chat("", image("AAAA")) })
+			reserved.SetFault(fault{Kind: fakevllm.Hang, Match: "hello"})
+			waiting := make(chan *reply, 1)
+			go func() { waiting <- c.post(t, chat("", text("hello"))) }()
+			eventually(t, func() bool { return busy(reserved) == 1 })
+			for _, r := range release() {
+				assert.Equal(t, http.StatusOK, r.StatusCode, string(r.body))
+			}
+			assert.Len(t, other.Requests(), 1)
+			encoded, _, _ := e.requests()
+			assert.Equal(t, 2, encoded, "for each of the two")
+			reserved.SetFault(fault{})
+			assert.Equal(t, http.StatusOK, (<-waiting).StatusCode)
+			e.assertContract(t)
+			c.assertNoLeaks(t)
+		})
+	}
+}
+
 // hold sends requests, one after the other, that encoders hold until release is called;
 // release returns the answers.
 func (c *caddy) hold(t *testing.T, e *engines, n int, body func(i int) string) (release func() []*reply) {

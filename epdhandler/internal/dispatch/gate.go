@@ -1,9 +1,9 @@
 package dispatch
 
 import (
+	"container/list"
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 )
@@ -21,9 +21,25 @@ type Gate struct {
 
 	mu      sync.Mutex
 	inside  int
-	waiting []chan struct{} // closed when let in, the next one first
-	pace    time.Duration   // between two slots that become free, on average; 0: not known yet
-	freed   time.Time       // when the last one did; zero: nobody waited for it
+	waiting list.List     // of *Place, the next one first
+	pace    time.Duration // between two slots that become free, on average; 0: not known yet
+	freed   time.Time     // when the last one did; zero: nobody waited for it
+}
+
+// Place is a place in the queue of a gate.
+type Place struct {
+	in chan struct{} // closed when the request may pass
+	at *list.Element // nil: it does not wait any more
+}
+
+// Passes reports whether the request may pass.
+func (p *Place) Passes() bool {
+	select {
+	case <-p.in:
+		return true
+	default:
+		return false
+	}
 }
 
 // NewGate returns the gate in front of decode, where blocks may wait so long for a slot. It is nil
@@ -76,12 +92,12 @@ func (g *Gate) Full() bool {
 
 // refuses reports whether as many wait as may. The gate must be locked, here and in serve.
 func (g *Gate) refuses(slots int) bool {
-	return g.inside+len(g.waiting) >= slots+g.decode.QueueSize
+	return g.inside+g.waiting.Len() >= slots+g.decode.QueueSize
 }
 
-// Join takes a place in the queue of the gate. The turn is closed when the request may pass, now or
-// later; it must [Gate.Leave] then. The error is a [BusyError].
-func (g *Gate) Join() (turn chan struct{}, err error) {
+// Join takes a place in the queue of the gate. When the request may pass, now or later, it must
+// [Gate.Leave]. The error is a [BusyError].
+func (g *Gate) Join() (*Place, error) {
 	slots := g.decode.Slots()
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -89,14 +105,14 @@ func (g *Gate) Join() (turn chan struct{}, err error) {
 	if g.refuses(slots) {
 		return nil, g.decode.fullError()
 	}
-	turn = make(chan struct{})
-	g.waiting = append(g.waiting, turn)
+	p := &Place{in: make(chan struct{})}
+	p.at = g.waiting.PushBack(p)
 	g.serve(slots)
-	return turn, nil
+	return p, nil
 }
 
 // Wait waits to be let in, at most for queue_timeout. The error is a [BusyError].
-func (g *Gate) Wait(ctx context.Context, turn chan struct{}) error {
+func (g *Gate) Wait(ctx context.Context, p *Place) error {
 	shared := g.decode.shared
 	shared.atGates.Add(1)
 	defer shared.atGates.Add(-1)
@@ -106,7 +122,7 @@ func (g *Gate) Wait(ctx context.Context, turn chan struct{}) error {
 	again := time.Tick(lookPeriod)
 	for ctx.Err() == nil {
 		select {
-		case <-turn:
+		case <-p.in:
 			return nil
 		case <-again: // there may be more instances
 			g.look()
@@ -115,11 +131,10 @@ func (g *Gate) Wait(ctx context.Context, turn chan struct{}) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	i := slices.Index(g.waiting, turn)
-	if i < 0 { // it has just been let in
+	if p.at == nil { // it has just been let in
 		return nil
 	}
-	g.waiting = slices.Delete(g.waiting, i, i+1)
+	g.waiting.Remove(p.at)
 	return BusyError{fmt.Sprintf("waited %s for an instance (queue_timeout)", g.decode.QueueTime)}
 }
 
@@ -143,9 +158,10 @@ func (g *Gate) Leave() {
 
 // serve lets in as many of those who wait as there is room for.
 func (g *Gate) serve(slots int) {
-	for len(g.waiting) > 0 && g.inside < g.room(slots) {
-		close(g.waiting[0])
-		g.waiting = slices.Delete(g.waiting, 0, 1)
+	for g.waiting.Len() > 0 && g.inside < g.room(slots) {
+		p := g.waiting.Remove(g.waiting.Front()).(*Place)
+		p.at = nil
+		close(p.in)
 		g.inside++
 	}
 }
@@ -157,5 +173,5 @@ func (g *Gate) Waiting() int {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.waiting)
+	return g.waiting.Len()
 }

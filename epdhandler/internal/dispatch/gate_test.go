@@ -34,15 +34,6 @@ func (g *Gate) scale(instances int) {
 	g.decode.see(upstreams(addresses...))
 }
 
-func isIn(turn chan struct{}) bool {
-	select {
-	case <-turn:
-		return true
-	default:
-		return false
-	}
-}
-
 // As many get in as decode has slots, and a quarter more; of those that may wait at all.
 func TestGateLetsIn(t *testing.T) {
 	t.Parallel()
@@ -55,7 +46,7 @@ func TestGateLetsIn(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := gateOf(tc.instances, tc.limit, tc.size)
-			var turns []chan struct{}
+			var turns []*Place
 			for {
 				assert.Equal(t, len(turns) == tc.in+tc.waiting, g.Full())
 				turn, err := g.Join()
@@ -66,12 +57,12 @@ func TestGateLetsIn(t *testing.T) {
 			}
 			require.Len(t, turns, tc.in+tc.waiting)
 			for n, turn := range turns {
-				assert.Equal(t, n < tc.in, isIn(turn), n)
+				assert.Equal(t, n < tc.in, turn.Passes(), n)
 			}
 			assert.Equal(t, tc.waiting, g.Waiting())
 			for n := range tc.waiting { // in turn
 				g.Leave()
-				assert.True(t, isIn(turns[tc.in+n]))
+				assert.True(t, turns[tc.in+n].Passes())
 			}
 			for range tc.in {
 				g.Leave()
@@ -86,7 +77,7 @@ func TestGateLetsIn(t *testing.T) {
 func TestGateFollowsTheInstances(t *testing.T) {
 	t.Parallel()
 	g := gateOf(1, 1, 1000)
-	var turns []chan struct{}
+	var turns []*Place
 	for range 5 {
 		turn, err := g.Join()
 		require.NoError(t, err)
@@ -94,17 +85,17 @@ func TestGateFollowsTheInstances(t *testing.T) {
 	}
 	g.scale(2)
 	g.Leave()
-	assert.True(t, isIn(turns[3]), "3 may be in, and one has left")
-	assert.False(t, isIn(turns[4]))
+	assert.True(t, turns[3].Passes(), "3 may be in, and one has left")
+	assert.False(t, turns[4].Passes())
 	g.scale(1)
 	last, err := g.Join()
 	require.NoError(t, err)
 	g.Leave()
 	g.Leave()
-	assert.True(t, isIn(turns[4]))
-	assert.False(t, isIn(last), "2 are in")
+	assert.True(t, turns[4].Passes())
+	assert.False(t, last.Passes(), "2 are in")
 	g.Leave()
-	assert.True(t, isIn(last))
+	assert.True(t, last.Passes())
 }
 
 // The faster slots become free, the more get in ahead of them.

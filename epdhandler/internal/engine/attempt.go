@@ -40,14 +40,15 @@ type Call struct {
 	Patience time.Duration  // how long it may wait for a slot, where that is more than queue_timeout
 	Clock    Clock          // of its time limit
 	Reserved *Reservation   // the only instance that it may go to; nil: any
+	Movable  bool           // it ends as [Attempt.Stale] rather than wait for that one while another is free
 	Spends   bool           // it brings what engines give only once
 	Alone    bool           // it gets a connection of its own
 	Number   int            // of the attempt in its stage, from 1
 	Items    []int          // the media items that it is about, in encode
 
-	// Ready is asked when there is a slot for the call, and may replace its body. False gives the
+	// Ready is asked when there is a slot for the call, and may replace its body. An error gives the
 	// slot back, and ends the call as [Attempt.Stale]. Nil: it is ready.
-	Ready func(*body.Segments) (*body.Segments, bool)
+	Ready func(*body.Segments) (*body.Segments, error)
 }
 
 // Clock limits how long an engine takes. It stops while the call waits for a slot.
@@ -91,7 +92,7 @@ type Attempt struct {
 	Asked    time.Time     // when it was last sent
 	Reached  bool          // there was a connection, so that an engine may have seen the call
 	Lost     bool          // an idle connection ended, perhaps with what the call brought
-	Stale    bool          // what the call brought had become too old when there was a slot
+	Stale    error         // why what the call brings is of no use any more; nobody was asked
 	Unframed bool          // nothing but the end of the connection says that the answer ended
 
 	Reason telemetry.Reason // why it failed; empty: it did not
@@ -120,7 +121,7 @@ func (p *Pool) NewAttempt(client *Client, c Call) *Attempt {
 	a := &Attempt{Call: c, Stage: p.Stage, pool: p, client: client}
 	a.ask = dispatch.Ask{Turn: c.Turn, Skip: c.Skip, Patience: c.Patience, Clock: c.Clock}
 	if c.Reserved != nil {
-		a.ask.Only = c.Reserved.Address
+		a.ask.Only, a.ask.Movable = c.Reserved.Address, c.Movable
 	}
 	return a
 }

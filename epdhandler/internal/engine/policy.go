@@ -91,7 +91,10 @@ func (s *selector) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 	a.fault, a.told = nil, nil
 	s.pool.breaker.ask()
 	u := s.choose(upstreams, a, r)
-	if u == nil {
+	switch {
+	case a.Stale != nil:
+		return nobody // with nil, Caddy would go on asking
+	case u == nil:
 		return nil
 	}
 	a.Chosen = append(a.Chosen, u.Dial)
@@ -114,7 +117,10 @@ func (s *selector) choose(upstreams reverseproxy.UpstreamPool, a *Attempt, r *ht
 	}
 	u, slot, err := s.pool.Choose(r.Context(), upstreams, &a.ask)
 	a.slot, a.Waited = slot, a.ask.Waited
-	if !errors.Is(err, dispatch.ErrNobody) && r.Context().Err() == nil {
+	switch {
+	case errors.Is(err, dispatch.ErrElsewhere):
+		a.Stale = err
+	case !errors.Is(err, dispatch.ErrNobody) && r.Context().Err() == nil:
 		a.fault = err
 	}
 	if u == nil {
@@ -122,13 +128,7 @@ func (s *selector) choose(upstreams reverseproxy.UpstreamPool, a *Attempt, r *ht
 	}
 	a.Reserved.Release() // the call has a slot now
 	if a.Ready != nil {
-		body, ok := a.Ready(a.Body)
-		if !ok {
-			a.slot.Release()
-			a.Stale = true
-			return nil
-		}
-		a.Body = body
+		a.Body, a.Stale = a.Ready(a.Body)
 	}
 	return u
 }

@@ -55,7 +55,7 @@ func (t replayTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if a == nil { // a health check
 		return t.HTTPTransport.RoundTrip(new(roundTrip).request(r, new(Attempt)))
 	}
-	if a.lookingUp {
+	if a.lookingUp || a.Stale != nil {
 		return nil, context.Canceled // which reverse_proxy holds against nobody
 	}
 	start := time.Now()
