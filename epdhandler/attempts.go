@@ -99,7 +99,8 @@ func (a *attempts) repeatable(status int) bool {
 }
 
 // settle decides after a failed attempt whether there is another one, and logs the
-// failure. After the last one, f is what the client gets.
+// failure. After the last one, f is what the client gets. An answer of decode that its response
+// accepts does not come here: the client has it.
 func (x *exchange) settle(a *attempts, f *failure) {
 	x.fails(a, f)
 	nobody := f.Reason == telemetry.Unavailable

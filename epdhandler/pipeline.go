@@ -68,6 +68,8 @@ func (g *generation) pass(m *made) (f *failure) {
 //	decode   reached, no prefill                handles, pushed: again      -
 //	decode   500, broken or lost, no prefill    references: media instead   -
 //	decode   any, prefill handed nothing over   kept                        kept
+//	decode   500, with blocks and references    references: media instead   again
+//	decode   before prefill, at the gate        pushed: again               -
 //
 // Embeddings that consumers can read any number of times are never made again.
 func (g *generation) restore(m *made, f *failure) {

@@ -5,7 +5,6 @@ package dispatch
 import (
 	"context"
 	"errors"
-	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,7 +15,7 @@ import (
 
 // Dispatcher decides for one pool. Each choice is one loop in three steps:
 //
-//  1. Find the candidates: the instances that meet all conditions of [Dispatcher.candidates].
+//  1. Find the candidates: the instances that meet all conditions in candidates.go.
 //  2. Have the policy choose one of them. It is a Caddy module, perhaps a third party's, which may
 //     panic or hang: it runs on the goroutine of the call, without any lock or slot.
 //  3. Take a slot of the instance, if it still has a free one; otherwise begin again.
@@ -156,98 +155,6 @@ func (d *Dispatcher) choose(a *Ask, fit reverseproxy.UpstreamPool) (*reverseprox
 		return nil, errors.New("the load balancing policy chose an instance that was none of its candidates")
 	}
 	return u, nil
-}
-
-// fits reports whether a call may go to the i-th instance of its view as soon as that has a slot.
-func (d *Dispatcher) fits(a *Ask, i int) bool {
-	address := a.view.instances[i].Address
-	if a.Only != "" {
-		return address == a.Only
-	}
-	return a.view.upstreams[i].Available() && !slices.Contains(a.Skip, address) &&
-		(d.Weights == nil || i < len(d.Weights) && d.Weights[i] > 0)
-}
-
-// candidates returns the instances that a call may go to, of those that there are now, and
-// whether others are busy. Ejected instances are among them only if there are no others.
-func (d *Dispatcher) candidates(a *Ask) (fit reverseproxy.UpstreamPool, busy bool) {
-	if a.Only != "" {
-		return d.candidatesBut(a, nil)
-	}
-	var out []*Instance
-	out, a.spared = d.out(a.view)
-	if fit, busy = d.candidatesBut(a, out); len(fit) == 0 && !busy && len(out) > 0 {
-		a.spared = append(a.spared, out...)
-		return d.candidatesBut(a, nil)
-	}
-	return fit, busy
-}
-
-// wanted returns the candidates for a call, unless its policy has declined just these.
-func (d *Dispatcher) wanted(w *waiter) (fit reverseproxy.UpstreamPool, busy bool) {
-	if fit, busy = d.candidates(w.ask); sameInstances(fit, w.declined) {
-		fit = nil
-	}
-	if w.ask.Early && d.Limit > 0 {
-		fit = d.leastTaken(w.ask, fit)
-	}
-	return fit, busy
-}
-
-// leastTaken returns the candidates that have a slot for one more reservation, and if there are none
-// those with the fewest calls.
-func (d *Dispatcher) leastTaken(a *Ask, fit reverseproxy.UpstreamPool) (best reverseproxy.UpstreamPool) {
-	least := math.MaxInt
-	for _, u := range fit {
-		at := a.view.of(u)
-		n := max(int(at.taken.Load()+at.offered.Load()+at.reserved.Load()), d.Limit-1)
-		if n < least {
-			least, best = n, nil
-		}
-		if n == least {
-			best = append(best, u)
-		}
-	}
-	return best
-}
-
-// isElsewhere reports whether a call should leave the instance that was reserved for it to others:
-// another one has a free slot that nobody has reserved, or the instance is down and another one is up.
-func (d *Dispatcher) isElsewhere(a *Ask) bool {
-	other, isUp := *a, true
-	other.Only = ""
-	for i, at := range a.view.instances {
-		if at.Address == a.Only {
-			isUp = a.view.upstreams[i].Available()
-		}
-	}
-	fit, busy := d.candidates(&other)
-	return !isUp && (len(fit) > 0 || busy) || slices.ContainsFunc(fit, func(u *reverseproxy.Upstream) bool {
-		at := a.view.of(u)
-		return at.Address != a.Only && d.free(at) > int(at.reserved.Load())
-	})
-}
-
-func (d *Dispatcher) candidatesBut(a *Ask, out []*Instance) (fit reverseproxy.UpstreamPool, busy bool) {
-	fit = make(reverseproxy.UpstreamPool, 0, len(a.view.upstreams))
-	for i, u := range a.view.upstreams {
-		at := a.view.instances[i]
-		switch {
-		case len(out) > 0 && slices.Contains(out, at), !d.fits(a, i):
-		case a.Turn == nil, a.Early, at == a.offered, d.free(at) > 0:
-			fit = append(fit, u)
-		default:
-			busy = true
-		}
-	}
-	return fit, busy
-}
-
-// Others reports whether an instance could be asked that is not in skip. Of a dynamic pool
-// nobody knows that before its source is asked.
-func (d *Dispatcher) Others(skip []string) bool {
-	fit, _ := d.candidatesBut(&Ask{Skip: skip, view: d.newest.Load()}, nil)
-	return d.Dynamic || len(fit) > 0
 }
 
 // take takes a slot of an instance, nil if it has none any more.
