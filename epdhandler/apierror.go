@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -32,22 +33,21 @@ func serverError(status int, code, format string, args ...any) apiError {
 
 // noMemoryError is for requests for which there is not enough memory.
 func noMemoryError() apiError {
-	e := serverError(http.StatusServiceUnavailable, "overloaded", "%s; try again later", memory.ErrExhausted)
-	e.header = retryLater()
-	return e
+	return retryLater("overloaded", "%s; try again later", memory.ErrExhausted)
 }
 
 // overloadedError is for requests that would exceed a limit or a queue. The status is 503, not
 // 429, because the cause is the load of the engines and not the client's rate of requests.
 func overloadedError(stage string) apiError {
-	e := serverError(http.StatusServiceUnavailable, stage+"_overloaded", "all instances of the %s stage are busy; try again later", stage)
-	e.header = retryLater()
-	return e
+	return retryLater(stage+"_overloaded", "all instances of the %s stage are busy; try again later", stage)
 }
 
-// retryLater returns a Retry-After of some seconds, random so that clients do not return all at once.
-func retryLater() http.Header {
-	return http.Header{"Retry-After": {strconv.Itoa(1 + rand.IntN(5))}}
+// retryLater is an error with a Retry-After of some seconds, random so that clients do not return
+// all at once.
+func retryLater(code, format string, args ...any) apiError {
+	e := serverError(http.StatusServiceUnavailable, code, format, args...)
+	e.header = http.Header{"Retry-After": {strconv.Itoa(1 + rand.IntN(5))}}
+	return e
 }
 
 // badRequest is an error that the client can correct.
@@ -73,9 +73,7 @@ func mediaError(invalid *media.Error) *apiError {
 
 // setHeader adds the headers of the error to the response.
 func (e apiError) setHeader(w http.ResponseWriter) {
-	for name, values := range e.header {
-		w.Header()[name] = values
-	}
+	maps.Copy(w.Header(), e.header)
 }
 
 // write sends the error as the response.
@@ -101,8 +99,7 @@ func (e apiError) encode() []byte {
 	return line.Bytes()
 }
 
-// engineError passes on the status and the message of an engine. There may be only a
-// status.
+// engineError passes on the status and the message of an engine. There may be only a status.
 func engineError(stage string, status int, a *stream.Answer) apiError {
 	e := serverError(status, stage+"_failed", "the %s stage answered with status %d", stage, status)
 	if status < 400 { // engines do not redirect

@@ -57,64 +57,23 @@ func (h *Handler) options() caddyfile.Options {
 	}
 }
 
-// UnmarshalCaddyfile implements caddyfile.Unmarshaler. Syntax:
+// UnmarshalCaddyfile implements caddyfile.Unmarshaler. Syntax, with the other options that
+// docs/configuration.md explains:
 //
 //	epd_proxy [<matcher>] {
-//		encode  <upstreams...> {
-//			<options of reverse_proxy...>
-//		}
-//		prefill disable | <upstreams...> {
-//			<options of reverse_proxy...>
-//		}
-//		decode  <upstreams...> {
-//			<options of reverse_proxy...>
-//		}
-//
-//		retries              <number>
-//		retry_budget         <percent>
-//		max_ejected          <percent>
-//		encode_concurrency   <number>
-//		encode_optional
-//		encode_timeout       <duration>
-//		prefill_timeout      <duration>
-//		kv_lease             <duration>
-//		kv_bootstrap {
-//			<upstream> <http://host:port>
-//		}
-//		stream_start_timeout <duration>
-//		stream_idle_timeout  <duration>
-//		stream_keepalive     <duration>
-//		encode_limit         <number>
-//		prefill_limit        <number>
-//		decode_limit         <number>
-//		queue_size           <number>
-//		queue_timeout        <duration>
-//		encode_batch         <number>
-//		references
-//		uuid_salt            <text with placeholders>
-//		ec_consumers {
-//			<upstream> <control addresses...>
-//		}
-//		decode_has_embeddings
-//		trust_clients
-//		profiling
-//		media_sources        <schemes or scheme://hosts...>
-//		max_memory           <size>
-//		body_timeout         <duration>
-//		max_body_size        <size>
-//		max_media_items      <number>
-//		handle_errors
+//		encode  <upstreams...> { <options of reverse_proxy> }
+//		prefill <upstreams...> { <options of reverse_proxy> } | disable
+//		decode  <upstreams...> { <options of reverse_proxy> }
+//		<options>
 //	}
 //
-// Upstreams are given as in reverse_proxy, as host:port or as URLs, separated by
-// spaces. encode and decode are required. "prefill disable" (or none, or "") is the
-// same as no prefill at all: the decode pool then does prefill as well. The block of a
-// pool may have "health_checks off" besides the options of reverse_proxy.
+// Upstreams are given as in reverse_proxy, as host:port or as URLs, separated by spaces. encode
+// and decode are required. "prefill disable" (or none, or "") is the same as no prefill at all:
+// decode then does prefill as well. The block of a pool may also have "health_checks off".
 //
-// FinalizeUnmarshalCaddyfile of the pools must be called afterwards if they have
-// "handle_response".
+// FinalizeUnmarshalCaddyfile of the pools must be called afterwards if they have "handle_response".
 func (h *Handler) UnmarshalCaddyfile(d *caddytokens.Dispenser) error {
-	places, err := caddyfile.Parse(d, h.options())
+	at, err := caddyfile.Parse(d, h.options())
 	if err != nil {
 		return err
 	}
@@ -123,7 +82,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddytokens.Dispenser) error {
 	complete.MaxMemory = cmp.Or(h.MaxMemory, math.MaxInt64) // the default depends on the machine that runs Caddy
 	complete.setDefaults()
 	if option, err := complete.validate(); err != nil {
-		return places.WrapErr(option, err)
+		return at(option).WrapErr(err)
 	}
 	return nil
 }
@@ -135,11 +94,10 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 		return nil, err
 	}
 	for _, pool := range []*reverseproxy.Handler{h.Encode, h.Prefill, h.Decode} {
-		if pool == nil {
-			continue
-		}
-		if err := pool.FinalizeUnmarshalCaddyfile(helper); err != nil {
-			return nil, err
+		if pool != nil {
+			if err := pool.FinalizeUnmarshalCaddyfile(helper); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return h, nil

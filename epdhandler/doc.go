@@ -1,7 +1,6 @@
-// Package epdhandler is a Caddy handler that serves multimodal models with
-// Encode-Prefill-Decode disaggregation: it sends the media of a chat completions
-// request to a pool of encoders, runs the prefill on a second pool if there is
-// one, and streams the answer of a third.
+// Package epdhandler is a Caddy handler that serves multimodal models with Encode-Prefill-Decode
+// disaggregation: it sends the media of a chat completions request to a pool of encoders, runs the
+// prefill on a second pool if there is one, and streams the answer of a third.
 //
 // Importing the package registers the module http.handlers.epd_proxy and the
 // Caddyfile directive epd_proxy:

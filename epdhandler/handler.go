@@ -9,11 +9,13 @@ import (
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/handover"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/operate"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
 )
 
 func init() {
 	caddy.RegisterModule(Handler{})
+	operate.Register()
 }
 
 // Handler is a proxy in front of vLLM instances that serve a multimodal model
@@ -29,12 +31,11 @@ func init() {
 // `GET /health` | the last results of Caddy's health checks of the pools
 // `POST /start_profile`, `/stop_profile` | with `profiling`: sent to every instance of every pool
 //
-// Each pool is configured as a `reverse_proxy` handler, with all its options.
-// For options that a pool does not set, these defaults apply, which suit
-// vLLM: `round_robin` load balancing; active health checks of `/health` every 5s,
-// with a timeout of 5s, 3 fails and 1 pass; up to 1024 idle connections to each
-// instance, kept for 2.5s, because vLLM closes them after 5s. An empty object at
-// `health_checks.active` switches health checks off.
+// Each pool is configured as a `reverse_proxy` handler, with all its options. For options that a
+// pool does not set, these defaults apply, which suit vLLM: `round_robin` load balancing; active
+// health checks of `/health` every 5s, with a timeout of 5s, 3 fails and 1 pass; up to 1024 idle
+// connections to each instance, kept for 2.5s, because vLLM closes them after 5s. An empty object
+// at `health_checks.active` switches health checks off.
 type Handler struct {
 	// The instances that turn media items into embeddings: the configuration of a
 	// [`reverse_proxy`](/docs/modules/http.handlers.reverse_proxy) handler. Required.
@@ -122,11 +123,10 @@ type Handler struct {
 	// Default: 30s.
 	QueueTimeout caddy.Duration `json:"queue_timeout,omitempty"`
 
-	// Let prefill or decode encode the media items of a request themselves, instead of
-	// answering 502, 503 or 504, when no encoder can be reached, or when the only one that can
-	// be reached fails. If two encoders have failed at the same item, the request fails: the
-	// item may be what kills them. The engines need the weights of the encoder, and the time.
-	// Default: false.
+	// Let prefill or decode encode the media items of a request themselves, instead of answering
+	// 502, 503 or 504, when no encoder can be reached, or when the only one that can be reached
+	// fails. If two encoders have failed at the same item, the request fails: the item may be what
+	// kills them. The engines need the weights of the encoder, and the time. Default: false.
 	EncodeOptional bool `json:"encode_optional,omitempty"`
 
 	// How many images of one request may be sent to an encoder together. Images are first spread
@@ -157,9 +157,8 @@ type Handler struct {
 	DecodeHasEmbeddings bool `json:"decode_has_embeddings,omitempty"`
 
 	// Pass on what clients can use to control engines: `kv_transfer_params`, `ec_transfer_params`,
-	// the `uuid` of media items, and the headers that routers use for this. A client can then
-	// make an engine connect to any host, and read what other clients have sent.
-	// Default: false.
+	// the `uuid` of media items, and the headers that routers use for this. A client can then make
+	// an engine connect to any host, and read what other clients have sent. Default: false.
 	TrustClients bool `json:"trust_clients,omitempty"`
 
 	// Serve `POST /start_profile` and `/stop_profile`, for `vllm bench serve --profile`. They

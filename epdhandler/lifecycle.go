@@ -19,10 +19,6 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-func init() {
-	operate.Register()
-}
-
 // Provision sets the defaults, validates the configuration and provisions the pools.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.ctx, h.logger = ctx, ctx.Logger()
@@ -39,14 +35,18 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	for _, s := range h.MediaSources {
-		from, err := media.ParseSource(s)
-		if err != nil {
-			return err
-		}
+		from, _ := media.ParseSource(s) // validated above
 		h.sources = append(h.sources, from)
 	}
 	h.loadConsumers()
-	h.loadConnector()
+	h.connector = handover.NIXL{}
+	if len(h.KVBootstrap) > 0 {
+		servers := make(handover.Mooncake)
+		for upstream, address := range h.KVBootstrap {
+			servers[upstream] = &handover.Bootstrap{Address: address}
+		}
+		h.connector, h.site.Bootstraps = servers, servers
+	}
 	if err := h.provisionPools(); err != nil {
 		return err
 	}
@@ -81,28 +81,14 @@ func (h *Handler) newPool(stage string, limit int, handler *reverseproxy.Handler
 	}, handler)
 }
 
-// prefillShare is the limit of a prefill instance, if there are several: its share of the
-// slots of decode, so that an instance that hangs cannot hold all of these requests.
-// 0: no limit.
+// prefillShare is the limit of a prefill instance, if there are several: its share of the slots of
+// decode, so that an instance that hangs cannot hold all of these requests. 0: no limit.
 func (h *Handler) prefillShare() int {
 	prefills := len(h.Prefill.Upstreams)
 	if prefills < 2 || h.Prefill.DynamicUpstreamsRaw != nil || h.Decode.DynamicUpstreamsRaw != nil {
 		return 0
 	}
 	return (h.DecodeLimit*len(h.Decode.Upstreams) + prefills - 1) / prefills
-}
-
-// loadConnector makes the connector by which prefill hands over KV blocks.
-func (h *Handler) loadConnector() {
-	h.connector = handover.NIXL{}
-	if len(h.KVBootstrap) == 0 {
-		return
-	}
-	servers := make(handover.Mooncake)
-	for upstream, address := range h.KVBootstrap {
-		servers[upstream] = &handover.Bootstrap{Address: address}
-	}
-	h.connector, h.site.Bootstraps = servers, servers
 }
 
 // Cleanup releases the pools that were provisioned.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -65,31 +66,22 @@ func (g *generation) listModels() (list *stream.Answer, entries []json.RawMessag
 // answerModels answers with the list, or with the model that the path names; the name may
 // contain slashes.
 func (g *generation) answerModels(list *stream.Answer, entries []json.RawMessage) {
-	id, one := strings.CutPrefix(g.r.URL.Path, modelsPath+"/")
-	if one {
-		model := modelOf(entries, id)
-		if model == nil {
+	if id, one := strings.CutPrefix(g.r.URL.Path, modelsPath+"/"); one {
+		i := slices.IndexFunc(entries, func(entry json.RawMessage) bool {
+			var model struct{ ID string }
+			return json.Unmarshal(entry, &model) == nil && model.ID == id
+		})
+		if i < 0 {
 			e := badRequest(http.StatusNotFound, "model_not_found", "there is no such model; GET %s lists them", modelsPath)
 			e.Param = "model"
 			g.reject(e)
 			return
 		}
 		list.Body.Reset()
-		_, _ = list.Body.Write(model)
+		_, _ = list.Body.Write(entries[i])
 	}
 	g.report.outcome = telemetry.OK
 	list.Header().Set("Content-Length", strconv.Itoa(list.Body.Len()))
 	g.decoding.succeeds()
 	list.Deliver(g.w, g.id)
-}
-
-// modelOf returns the entry of a list that has this id, or nil.
-func modelOf(entries []json.RawMessage, id string) json.RawMessage {
-	for _, e := range entries {
-		var model struct{ ID string }
-		if json.Unmarshal(e, &model) == nil && model.ID == id {
-			return e
-		}
-	}
-	return nil
 }

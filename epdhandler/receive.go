@@ -1,11 +1,11 @@
 package epdhandler
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -18,6 +18,25 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/memory"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
+
+// input is the indexed body of a client's request.
+type input struct {
+	body    *body.Body // nil when engines no longer need it
+	media   *media.Set // in the body
+	memory  *memory.Buffer
+	room    *memory.Share // the request's share of max_memory
+	chat    bool
+	streams bool   // the client wants a stream
+	without string // the member because of which prefill is skipped; empty: it is not skipped
+}
+
+// release frees the body's memory, as soon as engines no longer read it.
+func (in *input) release() {
+	if in != nil {
+		in.memory.Release()
+		in.body, in.media, in.memory = nil, nil, nil
+	}
+}
 
 // readInput reads the client's body and indexes it. Together with an error, which is meant for the
 // client, it returns what has been read so far.
@@ -103,8 +122,7 @@ func (x *exchange) readError(err error) *apiError {
 	case errors.Is(err, memory.ErrTooLarge):
 		return tooLargeError(x.h.MaxBodySize)
 	case errors.Is(err, memory.ErrExhausted):
-		e := noMemoryError()
-		return &e
+		return new(noMemoryError())
 	case errors.Is(err, io.ErrUnexpectedEOF): // the client may still wait for an answer
 		return badRequest(http.StatusBadRequest, "incomplete_body", "the body ended early")
 	case errors.Is(err, os.ErrDeadlineExceeded): // it also cancels the request's context
@@ -112,14 +130,12 @@ func (x *exchange) readError(err error) *apiError {
 	case x.r.Context().Err() != nil:
 		return &apiError{status: telemetry.StatusClientClosed}
 	}
-	if he, ok := errors.AsType[caddyhttp.HandlerError](err); ok && he.StatusCode != 0 {
-		return badRequest(he.StatusCode, "invalid_body", "the body could not be read")
-	}
-	return badRequest(http.StatusBadRequest, "invalid_body", "the body could not be read")
+	he, _ := errors.AsType[caddyhttp.HandlerError](err)
+	return badRequest(cmp.Or(he.StatusCode, http.StatusBadRequest), "invalid_body", "the body could not be read")
 }
 
 func tooLargeError(limit int64) *apiError {
-	return badRequest(http.StatusRequestEntityTooLarge, "body_too_large", "the body is larger than %s bytes", strconv.FormatInt(limit, 10))
+	return badRequest(http.StatusRequestEntityTooLarge, "body_too_large", "the body is larger than %d bytes", limit)
 }
 
 // check rejects what clients must not send, and what engines might read differently than this
@@ -153,8 +169,7 @@ func (h *Handler) findRoom(pools ...*engine.Pool) *apiError {
 	for _, p := range pools {
 		if p != nil && (p.Full() || p == h.site.Decode && h.site.Gate.Full()) {
 			h.process.Metrics.StageFailures.WithLabelValues(p.Stage, string(telemetry.Overloaded)).Inc()
-			e := overloadedError(p.Stage)
-			return &e
+			return new(overloadedError(p.Stage))
 		}
 	}
 	return nil

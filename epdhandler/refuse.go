@@ -26,11 +26,8 @@ func (x *exchange) reject(e *apiError) {
 }
 
 const (
-	// lingering is how long a client may go on to send a body that is not read.
-	lingering = time.Second
-
-	// smallUpload is the size up to which the rest of a body is read instead.
-	smallUpload = 64 << 10
+	lingering   = time.Second // how long a client may go on to send a body that is not read
+	smallUpload = 64 << 10    // the size up to which the rest of a body is read instead
 )
 
 // refuseUpload answers over HTTP/1.1 before the body has arrived. net/http would first wait for

@@ -2,6 +2,7 @@ package epdhandler
 
 import (
 	"context"
+	"iter"
 	"slices"
 	"time"
 
@@ -13,9 +14,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// report is a request's entry in the access log, in the field "epd", and its metrics. Caddy's
-// own fields have no stages, and have status 200 and duration 0 for a stream that was
-// cut.
+// report is a request's entry in the access log, in the field "epd", and its metrics. Caddy's own
+// fields have no stages, and have status 200 and duration 0 for a stream that was cut.
 type report struct {
 	metrics                 *telemetry.Metrics
 	id                      string // x-request-id
@@ -83,14 +83,9 @@ func (r *report) begins() {
 // finish adds the report to the access log, if there is one, and counts the request.
 func (r *report) finish(ctx context.Context) {
 	r.duration = time.Since(r.start)
-	r.count()
 	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.Object("epd", r))
 	}
-}
-
-// count counts a finished request.
-func (r *report) count() {
 	m := r.metrics
 	m.RequestsInFlight.WithLabelValues(r.api).Dec()
 	m.Requests.WithLabelValues(r.api, string(r.outcome)).Inc()
@@ -107,7 +102,7 @@ func (r *report) count() {
 }
 
 // stages are the stages of the request, in order.
-func (r *report) stages() func(yield func(string, *stageReport) bool) {
+func (r *report) stages() iter.Seq2[string, *stageReport] {
 	return func(yield func(string, *stageReport) bool) {
 		for i, s := range []*stageReport{&r.encode, &r.prefill, &r.decode} {
 			if s.attempts != nil && !yield(telemetry.Stages()[i], s) {

@@ -2,6 +2,7 @@ package epdhandler
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -14,8 +15,7 @@ import (
 type route struct {
 	api     string // for metrics
 	methods []string
-	serve   func(*exchange)
-	enabled func(*Handler) bool // nil: always
+	serve   func(*exchange) // nil: there is no such route
 }
 
 const (
@@ -24,16 +24,13 @@ const (
 )
 
 var routes = map[string]route{
-	chatPath:          {telemetry.Chat, []string{http.MethodPost}, func(x *exchange) { x.generate((*Handler).parseChat) }, nil},
-	"/v1/completions": {telemetry.Completions, []string{http.MethodPost}, func(x *exchange) { x.generate((*Handler).parseText) }, nil},
-	modelsPath:        {telemetry.Models, []string{http.MethodGet, http.MethodHead}, (*exchange).models, nil},
-	"/health":         {telemetry.Health, []string{http.MethodGet, http.MethodHead}, (*exchange).health, nil},
-	"/start_profile":  {telemetry.Profile, []string{http.MethodPost}, (*exchange).profile, (*Handler).mayProfile},
-	"/stop_profile":   {telemetry.Profile, []string{http.MethodPost}, (*exchange).profile, (*Handler).mayProfile},
+	chatPath:          {telemetry.Chat, []string{http.MethodPost}, func(x *exchange) { x.generate((*Handler).parseChat) }},
+	"/v1/completions": {telemetry.Completions, []string{http.MethodPost}, func(x *exchange) { x.generate((*Handler).parseText) }},
+	modelsPath:        {telemetry.Models, []string{http.MethodGet, http.MethodHead}, (*exchange).models},
+	"/health":         {telemetry.Health, []string{http.MethodGet, http.MethodHead}, (*exchange).health},
+	"/start_profile":  {telemetry.Profile, []string{http.MethodPost}, (*exchange).profile},
+	"/stop_profile":   {telemetry.Profile, []string{http.MethodPost}, (*exchange).profile},
 }
-
-// notFound is the route of unknown paths.
-var notFound = route{api: telemetry.Other}
 
 // routeOf returns the route of a path.
 func (h *Handler) routeOf(path string) route {
@@ -41,8 +38,8 @@ func (h *Handler) routeOf(path string) route {
 		path = modelsPath
 	}
 	found, ok := routes[path]
-	if !ok || found.enabled != nil && !found.enabled(h) {
-		return notFound
+	if !ok || found.api == telemetry.Profile && !h.Profiling {
+		return route{api: telemetry.Other}
 	}
 	return found
 }
@@ -71,11 +68,9 @@ func (x *exchange) route(route route) {
 		x.reject(badRequest(http.StatusNotFound, "not_found", "there is no such route"))
 		return
 	}
-	for _, m := range route.methods {
-		if x.r.Method == m {
-			route.serve(x)
-			return
-		}
+	if slices.Contains(route.methods, x.r.Method) {
+		route.serve(x)
+		return
 	}
 	allow := strings.Join(route.methods, ", ")
 	e := badRequest(http.StatusMethodNotAllowed, "method_not_allowed", "use %s here", allow)

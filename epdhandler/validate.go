@@ -21,21 +21,26 @@ func (h *Handler) validate() (option string, err error) {
 	if option, err := h.checkNumbers(); err != nil {
 		return option, err
 	}
+	queues := h.EncodeLimit != 0 || h.PrefillLimit != 0 || h.DecodeLimit != 0
+	pushes := len(h.ECConsumers) > 0
 	for _, check := range []struct {
 		option string
 		find   func() error
 	}{
 		{"encode", func() error { return checkPool("encode", "e1:8001 e2:8001", h.Encode) }},
-		{"prefill", h.checkPrefill},
+		{"prefill", func() error { return checkPool("prefill", "p1:8002", h.Prefill) }},
 		{"decode", func() error { return checkPool("decode", "pd1:8003 pd2:8003", h.Decode) }},
 		{"media_sources", h.checkMediaSources},
-		{"queue_size", func() error { return h.checkQueue("queue_size", *h.QueueSize == defaultQueueSize) }},
-		{"queue_timeout", func() error { return h.checkQueue("queue_timeout", h.QueueTimeout == defaultQueueTimeout) }},
-		{"uuid_salt", h.checkSalt},
-		{"encode_optional", h.checkOptional},
+		{"queue_size", unless(queues || *h.QueueSize == defaultQueueSize,
+			"queue_size has no effect without encode_limit, prefill_limit or decode_limit")},
+		{"queue_timeout", unless(queues || h.QueueTimeout == defaultQueueTimeout,
+			"queue_timeout has no effect without encode_limit, prefill_limit or decode_limit")},
+		{"uuid_salt", unless(h.UUIDSalt == "" || h.References || pushes, "uuid_salt has no effect without references or ec_consumers")},
+		{"encode_optional", unless(!h.EncodeOptional || !pushes, // vLLM 0.32 would wait 60 s for the push, and then answer 500
+			"encode_optional does not go with ec_consumers: an instance that embeddings are pushed to waits for them, and encodes nothing itself")},
 		{"ec_consumers", h.checkConsumers},
 		{"kv_bootstrap", h.checkBootstraps},
-		{"max_ejected", h.checkEjected},
+		{"max_ejected", unless(*h.MaxEjected <= 50, "max_ejected must not be more than 50 (percent), so that half of a pool remains")},
 		{"max_memory", h.checkMemory},
 	} {
 		if err := check.find(); err != nil {
@@ -43,6 +48,16 @@ func (h *Handler) validate() (option string, err error) {
 		}
 	}
 	return "", nil
+}
+
+// unless returns a check that fails with this text unless a condition holds.
+func unless(holds bool, text string) func() error {
+	return func() error {
+		if holds {
+			return nil
+		}
+		return errors.New(text)
+	}
 }
 
 // checkNumbers returns an error for negative numbers, which only JSON can contain.
@@ -79,8 +94,11 @@ func (h *Handler) checkNumbers() (option string, err error) {
 	return "", nil
 }
 
-// checkPool returns an error if a pool is missing or empty.
+// checkPool returns an error if a pool is missing, as only prefill may be, or empty.
 func checkPool(stage, upstreams string, pool *reverseproxy.Handler) error {
+	if pool == nil && stage == "prefill" {
+		return nil
+	}
 	missing := "there is no %s pool"
 	if pool != nil {
 		missing = "the %s pool has no upstreams"
@@ -91,47 +109,11 @@ func checkPool(stage, upstreams string, pool *reverseproxy.Handler) error {
 	return fmt.Errorf(missing+`; write "%s %s" in the epd_proxy block (JSON: "%s": {"upstreams": [{"dial": "host:port"}]})`, stage, stage, upstreams, stage)
 }
 
-func (h *Handler) checkPrefill() error {
-	if h.Prefill == nil {
-		return nil
-	}
-	return checkPool("prefill", "p1:8002", h.Prefill)
-}
-
 func (h *Handler) checkMediaSources() error {
 	for _, source := range h.MediaSources {
 		if _, err := media.ParseSource(source); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// checkQueue returns an error if there is an option of queues, but no queue.
-func (h *Handler) checkQueue(option string, isDefault bool) error {
-	if isDefault || h.EncodeLimit != 0 || h.PrefillLimit != 0 || h.DecodeLimit != 0 {
-		return nil
-	}
-	return fmt.Errorf("%s has no effect without encode_limit, prefill_limit or decode_limit", option)
-}
-
-func (h *Handler) checkSalt() error {
-	if h.UUIDSalt != "" && !h.References && len(h.ECConsumers) == 0 {
-		return errors.New("uuid_salt has no effect without references or ec_consumers")
-	}
-	return nil
-}
-
-func (h *Handler) checkOptional() error {
-	if h.EncodeOptional && len(h.ECConsumers) > 0 { // vLLM 0.32 would wait 60 s for the push, and then answer 500
-		return errors.New("encode_optional does not go with ec_consumers: an instance that embeddings are pushed to waits for them, and encodes nothing itself")
-	}
-	return nil
-}
-
-func (h *Handler) checkEjected() error {
-	if *h.MaxEjected > 50 {
-		return errors.New("max_ejected must not be more than 50 (percent), so that half of a pool remains")
 	}
 	return nil
 }
@@ -164,7 +146,8 @@ func (h *Handler) checkConsumers() error {
 			return fmt.Errorf("ec_consumers has no address for '%s'; write one such as tcp://host:port for each data-parallel rank", upstream)
 		}
 		for _, address := range addresses {
-			if !isConsumerAddress(address) {
+			hostport, isTCP := strings.CutPrefix(address, "tcp://")
+			if host, port, err := net.SplitHostPort(hostport); !isTCP || err != nil || host == "" || port == "" {
 				return fmt.Errorf("ec_consumers has '%s' for '%s', which is no address of a consumer; write tcp://host:port", address, upstream)
 			}
 		}
@@ -211,11 +194,4 @@ func (h *Handler) checkBootstraps() error {
 		of[address] = upstream
 	}
 	return nil
-}
-
-// isConsumerAddress reports whether encoders can push to an address: tcp://host:port.
-func isConsumerAddress(address string) bool {
-	hostport, isTCP := strings.CutPrefix(address, "tcp://")
-	host, port, err := net.SplitHostPort(hostport)
-	return isTCP && err == nil && host != "" && port != ""
 }

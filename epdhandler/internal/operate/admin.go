@@ -3,14 +3,21 @@
 package operate
 
 import (
+	"cmp"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"go.uber.org/zap"
 
+	"github.com/caddy-epd/caddy-epd/epdhandler/internal/engine"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/process"
 )
 
@@ -76,4 +83,116 @@ func profileAll(path string) caddy.AdminHandlerFunc {
 		p.Write(w, status)
 		return nil
 	}
+}
+
+// profileTimeout is how long an instance may take to start or stop profiling. When it stops, it
+// writes its whole profile.
+const profileTimeout = 30 * time.Minute
+
+// Profiles are the answers of instances to a request to profile.
+type Profiles []profiled
+
+// profiled is the answer of one instance.
+type profiled struct {
+	Upstream string `json:"upstream,omitempty"`
+	Status   int    `json:"status,omitempty"`
+	Result   string `json:"result"`
+
+	target engine.Target
+	err    error
+}
+
+const profileOK = "ok"
+
+// ProfileQuestion returns the question for the instances, with the credentials of a request.
+func ProfileQuestion(r *http.Request, path string) engine.Question {
+	header := http.Header{"Authorization": r.Header["Authorization"]}
+	return engine.Question{Method: r.Method, Path: path, Header: header, Timeout: profileTimeout}
+}
+
+// Profile sends a question to every instance of the pools. If everybody may read the answers, they
+// have no addresses.
+func Profile(ctx context.Context, q engine.Question, public bool, pools ...*engine.Pool) Profiles {
+	all := engine.Targets(ctx, pools...)
+	p := make(Profiles, len(all))
+	engine.AskAll(all, func(i int, t engine.Target) {
+		r := t.Ask(ctx, q)
+		p[i] = profiled{t.Place(), r.Status, result(t.Pool.Stage, r), t, r.Err}
+		if !public {
+			p[i].Upstream = t.Address()
+			if r.Err != nil {
+				p[i].Result = r.Err.Error()
+			}
+		}
+	})
+	return p
+}
+
+// result describes what an instance has done.
+func result(stage string, r engine.Reply) string {
+	switch {
+	case r.Err != nil:
+		return "no answer"
+	case r.Status/100 == 2: // vLLM's answer is empty
+		return profileOK
+	case r.Status == http.StatusNotFound: // vLLM has the route only if it is started with a profiler
+		return "not available"
+	}
+	return cmp.Or(engine.ErrorOf(r.Status, r.Body).Message, fmt.Sprintf("the %s stage answered with status %d", stage, r.Status))
+}
+
+// Some reports whether any instance has done it.
+func (p Profiles) Some() bool {
+	return slices.ContainsFunc(p, func(s profiled) bool { return s.Result == profileOK })
+}
+
+// Write sends the answers as JSON, by stage.
+func (p Profiles) Write(w http.ResponseWriter, status int) {
+	stages := make(map[string]Profiles)
+	for _, s := range p {
+		stages[s.target.Pool.Stage] = append(stages[s.target.Pool.Stage], s)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(stages)
+}
+
+// Log logs the instances that have not done it.
+func (p Profiles) Log(logger *zap.Logger, requestID string) {
+	for _, s := range p {
+		if s.Result == profileOK {
+			continue
+		}
+		pool, address := s.target.Pool, s.target.Address()
+		fields := []zap.Field{zap.String("request_id", requestID), zap.String("stage", pool.Stage),
+			zap.String("upstream", pool.Name(address)), zap.Int("status", s.Status)}
+		if s.err != nil {
+			fields = append(fields, zap.String("error", pool.WithoutAddresses(s.err, &engine.Attempt{Chosen: []string{address}})))
+		}
+		logger.Warn("profiling failed", fields...)
+	}
+}
+
+// String lists the instances that have not done it, in one line.
+func (p Profiles) String() string {
+	var failed []string
+	for _, s := range p {
+		if s.Result != profileOK {
+			failed = append(failed, strings.TrimSpace(s.Upstream+" "+s.Result))
+		}
+	}
+	slices.Sort(failed)
+	return strings.Join(failed, ", ")
+}
+
+// FromHere reports whether a request does not come from a page of another site. Browsers send a
+// POST without a body to any site without asking it first (CORS), but with the Origin of the page.
+func FromHere(r *http.Request) bool {
+	here := "http://" + strings.TrimSuffix(r.Host, ":80")
+	if r.TLS != nil {
+		here = "https://" + strings.TrimSuffix(r.Host, ":443")
+	}
+	origins := r.Header["Origin"]
+	return len(origins) == 0 || len(origins) == 1 && strings.EqualFold(origins[0], here)
 }

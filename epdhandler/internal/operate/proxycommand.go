@@ -46,24 +46,20 @@ name, such as api.example.com, is served over HTTPS with a certificate; one with
 only a port, such as :8000, over plain HTTP.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
-			addProxyFlags(cmd)
+			f := cmd.Flags()
+			f.StringP("listen", "l", "", "Site address to serve, instead of --host and --port")
+			f.String("host", "0.0.0.0", "Address to listen on, over plain HTTP")
+			f.Uint16("port", 8000, "Port to listen on, over plain HTTP")
+			for _, stage := range telemetry.Stages() {
+				f.StringArray(stage, nil, "Addresses of the "+stage+" engines")
+				f.StringArray(stage+"-servers-urls", nil, "The same as --"+stage)
+			}
+			f.Bool("profiling", false, "Serve /start_profile and /stop_profile")
+			f.Bool("access-log", false, "Enable the access log")
+			f.BoolP("debug", "v", false, "Enable verbose debug logs")
 			cmd.RunE = caddycmd.WrapCommandFuncForCobra(cmdProxy)
 		},
 	}
-}
-
-func addProxyFlags(cmd *cobra.Command) {
-	f := cmd.Flags()
-	f.StringP("listen", "l", "", "Site address to serve, instead of --host and --port")
-	f.String("host", "0.0.0.0", "Address to listen on, over plain HTTP")
-	f.Uint16("port", 8000, "Port to listen on, over plain HTTP")
-	for _, stage := range telemetry.Stages() {
-		f.StringArray(stage, nil, "Addresses of the "+stage+" engines")
-		f.StringArray(stage+"-servers-urls", nil, "The same as --"+stage)
-	}
-	f.Bool("profiling", false, "Serve /start_profile and /stop_profile")
-	f.Bool("access-log", false, "Enable the access log")
-	f.BoolP("debug", "v", false, "Enable verbose debug logs")
 }
 
 func cmdProxy(fs caddycmd.Flags) (int, error) {

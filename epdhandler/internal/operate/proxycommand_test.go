@@ -56,7 +56,7 @@ func TestRegister(t *testing.T) {
 func proxyFlags(t *testing.T, args string) (caddycmd.Flags, error) {
 	t.Helper()
 	cmd := new(cobra.Command)
-	addProxyFlags(cmd)
+	proxyCommand().CobraFunc(cmd)
 	return caddycmd.Flags{FlagSet: cmd.Flags()}, cmd.ParseFlags(strings.Split(args, "|"))
 }
 
