@@ -35,7 +35,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	for _, s := range h.MediaSources {
-		from, _ := media.ParseSource(s) // validated above
+		from, err := media.ParseSource(s)
+		if err != nil {
+			return err
+		}
 		h.sources = append(h.sources, from)
 	}
 	h.loadConsumers()
