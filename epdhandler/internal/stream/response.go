@@ -4,9 +4,12 @@
 package stream
 
 import (
+	"bytes"
+	"cmp"
 	"mime"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // Response is an http.ResponseWriter that passes the answer of an engine on to the client
@@ -142,4 +145,187 @@ func isStream(header http.Header) bool {
 // isIdentity reports whether a Content-Encoding is none.
 func isIdentity(encoding string) bool {
 	return encoding == "" || strings.EqualFold(encoding, "identity")
+}
+
+// held is the state of a Response of which the client has nothing, and that has no stream.
+type held struct {
+	response *Response
+	answer   Answer
+	accepted bool // the client gets the answer with its first byte, or its end
+}
+
+func (h *held) Header() http.Header { return h.answer.Header() }
+
+func (h *held) WriteHeader(status int) {
+	if status < 200 || h.answer.Status != 0 {
+		return
+	}
+	h.answer.WriteHeader(status)
+	config := &h.response.config
+	switch {
+	case status == http.StatusOK && isStream(h.answer.Headers):
+		h.response.state = &opening{held: h}
+	case status == http.StatusOK && config.Streamed && isEvents(h.answer.Headers):
+		h.answer.Err = ErrCompressed
+	case config.Accept(status):
+		// a client that has had a comment has the status and type of a stream
+		h.accepted = !config.Keepalive.End()
+	}
+}
+
+// Write keeps what is not accepted: it may be passed on later, when all attempts have failed.
+func (h *held) Write(p []byte) (int, error) {
+	if h.accepted {
+		return h.commit().Write(p)
+	}
+	return h.answer.Write(p)
+}
+
+func (h *held) commit() *committed {
+	return h.response.commit(h.answer.Status, h.answer.Headers)
+}
+
+func (h *held) FlushError() error { return nil }
+
+func (h *held) end(e Ending) Result {
+	if h.accepted && e != Cut {
+		return h.commit().end(Complete)
+	}
+	return Result{Held: &h.answer}
+}
+
+// opening is the state of a Response with a stream that has no content yet.
+type opening struct {
+	*held
+	events firstEvents
+}
+
+// timeAfterError is how long an engine may go on after an error that is its whole answer.
+const timeAfterError = time.Second
+
+func (o *opening) Write(p []byte) (int, error) {
+	failed, complete := o.events.failed, o.events.complete
+	switch begun := o.events.add(p); {
+	case begun:
+		_, _ = o.commit().Write(o.events.bytes) // never fails
+	case o.events.failed != failed:
+		o.response.config.Silence.run(Limit{Time: timeAfterError})
+	case o.events.complete > complete: // a comment does not show that the engine works on the request
+		o.response.config.Silence.heard()
+	}
+	return len(p), nil
+}
+
+// end makes an error an answer with the status that it should have had. What follows the
+// error, and how that ends, does not matter.
+func (o *opening) end(e Ending) Result {
+	if e != Cut {
+		o.events.end()
+	}
+	switch {
+	case o.events.failed != nil:
+		return Result{Held: o.events.failed, Failed: true}
+	case e == Cut:
+		return Result{Held: &o.answer}
+	}
+	c := o.commit()
+	_, _ = c.Write(o.events.bytes)
+	return c.end(Complete)
+}
+
+// committed is the state of a Response whose status the client has.
+type committed struct {
+	response    *Response
+	conn        *http.ResponseController // of the client
+	status      int
+	stream      bool
+	usage       *usageEdit // nil: the usage is right
+	tail        [16]byte   // the last bytes that the client has
+	streamError int
+	clientGone  bool
+}
+
+// Header returns the client's: what is set now are trailers.
+func (c *committed) Header() http.Header { return c.response.config.Client.Header() }
+
+func (c *committed) WriteHeader(int) {}
+
+// Write never fails, because reverse_proxy would log that. A client that is gone ends the
+// answer by Config.Stop.
+func (c *committed) Write(p []byte) (int, error) {
+	c.response.config.Silence.heard()
+	if c.stream {
+		c.streamError = cmp.Or(c.streamError, errorStatus(c.tail[:], p))
+	}
+	if c.usage != nil {
+		c.usage.write(p, c.send)
+	} else {
+		c.send(p)
+	}
+	return len(p), nil
+}
+
+// send gives the client a piece of the answer.
+func (c *committed) send(p []byte) {
+	if c.clientGone {
+		return
+	}
+	n, err := c.response.config.Client.Write(p)
+	if err != nil {
+		c.clientGone = true
+		c.response.config.Stop()
+		return
+	}
+	c.keepTail(p[:n])
+}
+
+func (c *committed) keepTail(p []byte) {
+	n := len(p)
+	if n < len(c.tail) {
+		copy(c.tail[:], c.tail[n:])
+	}
+	copy(c.tail[max(0, len(c.tail)-n):], p[max(0, n-len(c.tail)):])
+}
+
+func (c *committed) FlushError() error { return c.conn.Flush() }
+
+func (c *committed) end(e Ending) Result {
+	c.usage.flush(c.send)
+	done := c.stream && c.endsWithEvent("[DONE]")
+	return Result{
+		Status:      c.status,
+		Stream:      c.stream,
+		StreamError: c.streamError,
+		Done:        done,
+		Cut:         e == Cut || e == Unframed && c.stream && !done,
+		ClientGone:  c.clientGone,
+	}
+}
+
+// abort sends an error event. An event that was cut before it gets an end of its own.
+func (c *committed) abort(object []byte) {
+	if !c.stream {
+		_ = c.FlushError()
+		return
+	}
+	client := c.response.config.Client
+	begun := c.tail != [len(c.tail)]byte{}
+	if begun && !c.endsWithEvent("") {
+		_, _ = client.Write([]byte("\n\n"))
+	}
+	WriteEvent(client, object)
+}
+
+// endsWithEvent reports whether the last event that the client has is complete, and ends
+// with s.
+func (c *committed) endsWithEvent(s string) bool {
+	tail := string(c.tail[:])
+	return strings.HasSuffix(tail, s+"\n\n") || strings.HasSuffix(tail, s+"\r\n\r\n")
+}
+
+// WriteEvent sends a JSON object as an event at once.
+func WriteEvent(client http.ResponseWriter, object []byte) {
+	event := append([]byte("data: "), bytes.TrimSpace(object)...)
+	_, _ = client.Write(append(event, "\n\n"...))
+	_ = http.NewResponseController(client).Flush()
 }
