@@ -69,13 +69,10 @@ func (p *Pool) Cleanup() error {
 	return p.Handler.Cleanup()
 }
 
-// setHealthDefaults turns active health checks on, unless they are switched off: that is an
-// empty object in JSON.
+// setHealthDefaults turns active health checks on, unless they are off: an empty object in JSON.
 func (p *Pool) setHealthDefaults() {
-	if p.Handler.HealthChecks == nil {
-		p.Handler.HealthChecks = new(reverseproxy.HealthChecks)
-	}
-	checks := p.Handler.HealthChecks
+	checks := cmp.Or(p.Handler.HealthChecks, new(reverseproxy.HealthChecks))
+	p.Handler.HealthChecks = checks
 	switch {
 	case checks.Active == nil:
 		checks.Active = new(reverseproxy.ActiveHealthChecks)
@@ -154,15 +151,11 @@ func (p *Pool) Health() string {
 // Checked reports whether active health checks look at the instances.
 func (p *Pool) Checked() bool { return !p.Dynamic && p.Handler.HealthChecks.Active.IsEnabled() }
 
-// healthTick is how often the log may say that an instance is down or up.
-const healthTick = time.Second
-
 // WatchHealth logs when an instance goes down and when it is up again, until ctx ends: Caddy logs
-// only each check that fails. One cannot subscribe to Caddy's events safely while the checks of
-// another handler run.
+// only each check that fails, and it is not safe to subscribe to its events while others' checks run.
 func WatchHealth(ctx context.Context, pools []*Pool) {
 	down := make(map[*reverseproxy.Upstream]bool)
-	ticker := time.Tick(healthTick)
+	ticker := time.Tick(time.Second)
 	for {
 		select {
 		case <-ctx.Done():

@@ -21,9 +21,8 @@ type Blocks struct {
 
 // A Connector is a way in which engines hand KV blocks over, as their --kv-transfer-config says.
 type Connector interface {
-	// Request returns the request that has a prompt prefilled, with what goes along of the
-	// embeddings, and what reads its answer. It makes a new one each time: what an engine may
-	// have seen must not be sent to another.
+	// Request returns the request that has a prompt prefilled, with what goes along of the embeddings,
+	// and what reads its answer. Each is new: what an engine may have seen must not be sent to another.
 	Request(prompt *body.Body, embeddings body.Edit) (*body.Segments, Reader)
 }
 

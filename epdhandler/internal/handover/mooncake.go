@@ -3,7 +3,6 @@ package handover
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,7 +40,7 @@ type mooncakeParams struct {
 func (m Mooncake) Request(prompt *body.Body, embeddings body.Edit) (*body.Segments, Reader) {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
-	transfer := hex.EncodeToString(id[:])
+	transfer := fmt.Sprintf("%x", id)
 	params, _ := json.Marshal(mooncakeParams{RemoteDecode: true, TransferID: transfer}) // strings
 	r := request(prompt,
 		body.Set(body.KVTransferParams, params),
@@ -128,10 +127,7 @@ var bootstrapClient = &http.Client{
 func (b *Bootstrap) Ask(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootstrapTimeout)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, b.Address+"/query", nil)
-	if err != nil {
-		return "", err
-	}
+	r, _ := http.NewRequestWithContext(ctx, http.MethodGet, b.Address+"/query", nil) // the address was checked
 	res, err := bootstrapClient.Do(r)
 	if failed, ok := errors.AsType[*url.Error](err); ok {
 		return "", failed.Err // without the address

@@ -12,18 +12,10 @@ import (
 	"time"
 )
 
-// Response is an http.ResponseWriter that passes the answer of an engine on to the client
-// as it comes, but not before it is worth it: what is not passed on can be asked for again
-// elsewhere. It is always in one of three states:
-//
-//   - held: the client has nothing. The header has not come, or its status is not accepted,
-//     or the first byte of the body has not come.
-//   - opening: a stream has begun, but none of its events has content, and one may still be
-//     an error. The client has nothing.
-//   - committed: the client has the status, and gets all that comes.
-//
-// It goes from held to committed, or from held through opening to committed, and may end in
-// any state. Informational answers (1xx) are dropped.
+// Response is an http.ResponseWriter that passes the answer of an engine on to the client as it
+// comes, but not before it is worth it: what is not passed on can be asked for again elsewhere. It
+// goes from held, for a stream through opening, to committed, and may end in any of these states.
+// Informational answers (1xx) are dropped.
 type Response struct {
 	config Config
 	state
@@ -38,24 +30,17 @@ type Config struct {
 	// compress it. A compressed stream is refused with ErrCompressed.
 	Streamed bool
 
-	// CachedTokens returns how many tokens of the prompt were cached, -1 if that is not known. It
-	// replaces the number in the usage of the answer. Nil, also as the result, leaves the answer
-	// as it is.
+	// CachedTokens returns how many tokens of the prompt were cached, -1: not known. It replaces the
+	// number in the usage of the answer. Nil, also as the result, leaves the answer as it is.
 	CachedTokens func() *int
 
 	Memory    Memory     // counts an answer that is held; nil: nothing does
 	Silence   *Silence   // of the engine
 	Keepalive *Keepalive // ended before anything else is sent; nil: there is none
 
-	// Accept reports whether the client gets an answer of this status.
-	Accept func(status int) bool
-
-	// OnCommit is called just before the client gets a status. There can be no further
-	// attempt then.
-	OnCommit func(status int, stream bool)
-
-	// Stop ends the engine's answer. It is called when the client cannot be written to.
-	Stop func()
+	Accept   func(status int) bool         // reports whether the client gets an answer of this status
+	OnCommit func(status int, stream bool) // called just before it gets one; there is no further attempt then
+	Stop     func()                        // ends the engine's answer when the client cannot be written to
 }
 
 // state is what a Response does with what comes from the engine.
@@ -110,12 +95,8 @@ func (r *Response) Abort(object []byte) {
 // commit gives the client the status and the header.
 func (r *Response) commit(status int, header http.Header) *committed {
 	config := &r.config
-	c := &committed{
-		response: r,
-		conn:     http.NewResponseController(config.Client),
-		status:   status,
-		stream:   isStream(header),
-	}
+	conn := http.NewResponseController(config.Client)
+	c := &committed{response: r, conn: conn, status: status, stream: isStream(header)}
 	r.state = c
 	config.OnCommit(status, c.stream)
 	if config.CachedTokens != nil && status == http.StatusOK && isIdentity(header.Get("Content-Encoding")) {
@@ -147,7 +128,8 @@ func isIdentity(encoding string) bool {
 	return encoding == "" || strings.EqualFold(encoding, "identity")
 }
 
-// held is the state of a Response of which the client has nothing, and that has no stream.
+// held is the state in which the client has nothing, and there is no stream: the header has not come,
+// or its status is not accepted, or the first byte of the body has not come.
 type held struct {
 	response *Response
 	answer   Answer
@@ -194,22 +176,20 @@ func (h *held) end(e Ending) Result {
 	return Result{Held: &h.answer}
 }
 
-// opening is the state of a Response with a stream that has no content yet.
+// opening is the state of a stream of which the client has nothing: no event has content yet, and one
+// may still be an error.
 type opening struct {
 	*held
 	events firstEvents
 }
-
-// timeAfterError is how long an engine may go on after an error that is its whole answer.
-const timeAfterError = time.Second
 
 func (o *opening) Write(p []byte) (int, error) {
 	failed, complete := o.events.failed, o.events.complete
 	switch begun := o.events.add(p); {
 	case begun:
 		_, _ = o.commit().Write(o.events.bytes) // never fails
-	case o.events.failed != failed:
-		o.response.config.Silence.run(Limit{Time: timeAfterError})
+	case o.events.failed != failed: // the engine may go on for so long after an error that is its answer
+		o.response.config.Silence.run(Limit{Time: time.Second})
 	case o.events.complete > complete: // a comment does not show that the engine works on the request
 		o.response.config.Silence.heard()
 	}
@@ -233,7 +213,7 @@ func (o *opening) end(e Ending) Result {
 	return c.end(Complete)
 }
 
-// committed is the state of a Response whose status the client has.
+// committed is the state in which the client has the status, and gets all that comes.
 type committed struct {
 	response    *Response
 	conn        *http.ResponseController // of the client
@@ -250,8 +230,7 @@ func (c *committed) Header() http.Header { return c.response.config.Client.Heade
 
 func (c *committed) WriteHeader(int) {}
 
-// Write never fails, because reverse_proxy would log that. A client that is gone ends the
-// answer by Config.Stop.
+// Write never fails: reverse_proxy would log it. A client that is gone ends the answer by Config.Stop.
 func (c *committed) Write(p []byte) (int, error) {
 	c.response.config.Silence.heard()
 	if c.stream {
@@ -316,8 +295,7 @@ func (c *committed) abort(object []byte) {
 	WriteEvent(client, object)
 }
 
-// endsWithEvent reports whether the last event that the client has is complete, and ends
-// with s.
+// endsWithEvent reports whether the last event that the client has is complete, and ends with s.
 func (c *committed) endsWithEvent(s string) bool {
 	tail := string(c.tail[:])
 	return strings.HasSuffix(tail, s+"\n\n") || strings.HasSuffix(tail, s+"\r\n\r\n")

@@ -26,13 +26,9 @@ type Silence struct {
 // for first, or, after the first byte of its answer, for next.
 func Watch(ctx context.Context, first, next Limit) (context.Context, *Silence, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	s := &Silence{
-		// the only cause that reverse_proxy takes for a timeout
-		timer:   time.AfterFunc(first.Time, func() { cancel(context.DeadlineExceeded) }),
-		first:   first,
-		next:    next,
-		running: first,
-	}
+	s := &Silence{first: first, next: next, running: first}
+	// the only cause that reverse_proxy takes for a timeout
+	s.timer = time.AfterFunc(first.Time, func() { cancel(context.DeadlineExceeded) })
 	return ctx, s, func() {
 		s.timer.Stop()
 		cancel(nil)
