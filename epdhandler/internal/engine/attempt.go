@@ -197,8 +197,7 @@ func (a *Attempt) Why() telemetry.Reason {
 	return a.Reason
 }
 
-// ByEngine reports whether an engine has failed at what it was asked: it was reached, is not
-// only busy, and does not say that the request is at fault.
+// ByEngine reports whether an engine that was reached failed: not if it is busy or blames the request.
 func (a *Attempt) ByEngine() bool {
 	return a.Reached && (a.Reason == telemetry.TimedOut || a.Reason == telemetry.Broken ||
 		a.Reason == telemetry.BadStatus && a.Status >= http.StatusInternalServerError)

@@ -25,8 +25,7 @@ type selector struct {
 	policy reverseproxy.Selector
 }
 
-// loadPolicy puts a selector around the pool's load balancing policy. The handler keeps a
-// policy that is set before it is provisioned.
+// loadPolicy puts a selector around the policy. Provisioning keeps one that is set.
 func (p *Pool) loadPolicy(ctx caddy.Context) error {
 	lb := cmp.Or(p.Handler.LoadBalancing, new(reverseproxy.LoadBalancing))
 	p.Handler.LoadBalancing = lb
@@ -258,8 +257,8 @@ const (
 
 var errSourceHangs = errors.New("the source of dynamic upstreams does not answer")
 
-// Instances returns the upstreams of a pool, for operators. Like its handler, a dynamic pool
-// falls back on those that are written down.
+// Instances returns the upstreams, for operators. Like its handler, a dynamic pool can fall back on
+// those that are written down.
 func (p *Pool) Instances(ctx context.Context) (reverseproxy.UpstreamPool, error) {
 	if !p.Dynamic {
 		return p.Handler.Upstreams, nil

@@ -9,8 +9,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// APIError is what an engine says in an answer that is an error, in the members that the OpenAI
-// API has. Those that the answer lacks are empty.
+// APIError is what an engine's error says, in the members of the OpenAI API. What it lacks is empty.
 type APIError struct {
 	Message, Type string
 	Param, Code   json.RawMessage

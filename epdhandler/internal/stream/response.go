@@ -259,11 +259,9 @@ func (c *committed) send(p []byte) {
 }
 
 func (c *committed) keepTail(p []byte) {
-	n := len(p)
-	if n < len(c.tail) {
-		copy(c.tail[:], c.tail[n:])
-	}
-	copy(c.tail[max(0, len(c.tail)-n):], p[max(0, n-len(c.tail)):])
+	n := min(len(p), len(c.tail))
+	copy(c.tail[:], c.tail[n:])
+	copy(c.tail[len(c.tail)-n:], p[len(p)-n:])
 }
 
 func (c *committed) FlushError() error { return c.conn.Flush() }

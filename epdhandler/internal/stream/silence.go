@@ -72,8 +72,7 @@ type Keepalive struct {
 	ended     bool
 }
 
-// StartKeepalive sends the first comment after the time every. Nothing else may be sent
-// before End is called.
+// StartKeepalive sends the first comment after every. Nothing else may be sent before End is called.
 func StartKeepalive(client http.ResponseWriter, requestID string, every time.Duration) *Keepalive {
 	k := &Keepalive{client: client, requestID: requestID, every: every}
 	k.mu.Lock()
