@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
+	"go.uber.org/zap"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
@@ -30,8 +31,7 @@ type Call struct {
 	IDHead       string         // what the ids of repetitions begin with
 	Body         *body.Segments // nil: none
 
-	// Renew makes the body for a repetition after an engine may have seen the one before. Nil: the
-	// same may be sent again.
+	// Renew makes the body of a repetition after an engine may have seen the one before. Nil: the same.
 	Renew func() *body.Segments
 
 	Encoding []string       // Accept-Encoding; nil: the transport asks for gzip itself, and undoes it
@@ -54,13 +54,10 @@ type Call struct {
 // Clock limits how long an engine takes. It stops while the call waits for a slot.
 type Clock interface {
 	dispatch.Clock
-
-	// Expired is the error of the limit that has passed.
-	Expired() error
+	Expired() error // of the limit that has passed
 }
 
-// Reservation is an instance that was chosen for a call before the call is made. It must be
-// released.
+// Reservation is an instance that was chosen before the call is made. It must be released.
 type Reservation struct {
 	Address string
 	Control string // the address that embeddings are pushed to
@@ -76,8 +73,7 @@ func (r *Reservation) Release() {
 	}
 }
 
-// RandomHex returns n random hexadecimal digits, 16 at most. They tell requests and attempts apart;
-// they are no secret.
+// RandomHex returns n random hexadecimal digits, 16 at most, that tell calls apart. They are no secret.
 func RandomHex(n int) string { return fmt.Sprintf("%016x", rand.Uint64())[:n] }
 
 // Attempt is a call and what came of it: who was asked, what came back, and why it failed. What
@@ -104,8 +100,7 @@ type Attempt struct {
 	client *Client
 	ask    dispatch.Ask
 	slot   *dispatch.Slot
-	span   trace.Span // nil: it was not sent
-
+	span   trace.Span          // nil: it was not sent
 	fault  error               // a [dispatch.BusyError], or of somebody else's code, which panicked or chose nonsense
 	writer http.ResponseWriter // of the policy
 	told   http.Header         // what the policy tells the client
@@ -169,7 +164,7 @@ func (a *Attempt) contain() {
 	case http.ErrAbortHandler: // by which reverse_proxy ends an answer that its writer did not take
 		a.Err = ErrBroke
 	default:
-		a.fault = a.pool.panicked(v, a.client.ID)
+		a.fault = a.pool.panicked(v, zap.String("request_id", a.client.ID))
 		a.Err = a.fault
 	}
 }
@@ -177,8 +172,7 @@ func (a *Attempt) contain() {
 // ErrBroke is that an answer ended in its middle.
 var ErrBroke = errors.New("the answer broke off")
 
-// HasBody reports whether the call has a body. Without one it is a question that any engine can
-// answer, and that costs it nothing.
+// HasBody reports whether the call has a body. To answer one without costs an engine nothing.
 func (a *Attempt) HasBody() bool { return a.Body != nil }
 
 // Upstream is the instance that answered, or was asked last; empty if none was.
@@ -203,8 +197,7 @@ func (a *Attempt) Why() telemetry.Reason {
 	return a.Reason
 }
 
-// ByEngine reports whether an engine has failed at what it was asked: it was reached, is not
-// only busy, and does not say that the request is at fault.
+// ByEngine reports whether an engine that was reached failed: not if it is busy or blames the request.
 func (a *Attempt) ByEngine() bool {
 	return a.Reached && (a.Reason == telemetry.TimedOut || a.Reason == telemetry.Broken ||
 		a.Reason == telemetry.BadStatus && a.Status >= http.StatusInternalServerError)
@@ -256,8 +249,7 @@ func (a *Attempt) Fail(why telemetry.Reason, status int, cause error) {
 	a.Reason, a.Status, a.Cause = why, status, cause
 }
 
-// StatusError is the cause of a failure that an engine put in a status. Its words
-// may quote the request, so they are not for the log.
+// StatusError is a failure that an engine put in a status. Its words may quote the request: not for logs.
 func StatusError(status int) error { return fmt.Errorf("status %d", status) }
 
 // End ends the span of the call, when it is known what came of it.

@@ -22,12 +22,10 @@ type Client struct {
 	ID      string // x-request-id, for logs
 
 	header http.Header // what engines get of the headers
-
-	mu sync.Mutex // guards the variables and placeholders of the request
+	mu     sync.Mutex  // guards the variables and placeholders of the request
 }
 
-// NewClient returns the client that has sent a request. Engines get more of the headers of one
-// that is trusted.
+// NewClient returns the client of a request. Engines get more of the headers of one that is trusted.
 func NewClient(r *http.Request, id string, trusted bool) *Client {
 	return &Client{Request: r, ID: id, header: forwarded(r.Header, trusted)}
 }

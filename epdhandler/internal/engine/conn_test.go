@@ -91,7 +91,7 @@ func (w *writes) ReadFrom(r io.Reader) (int64, error) {
 
 // bodyConn depends on how net/http writes a request: its header with one Write, and its body,
 // whose type it does not know, with one ReadFrom of what limits it. If this fails after an
-// update of Go, look at conn.go: requests still arrive, but with more and smaller writes.
+// update of Go, look at transport.go: requests still arrive, but with more and smaller writes.
 func TestNetHTTPWritesHeaderAndBodyApart(t *testing.T) {
 	t.Parallel()
 	address := fakeEngine(t, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })

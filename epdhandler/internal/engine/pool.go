@@ -5,6 +5,7 @@ package engine
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -68,13 +69,10 @@ func (p *Pool) Cleanup() error {
 	return p.Handler.Cleanup()
 }
 
-// setHealthDefaults turns active health checks on, unless they are switched off: that is an
-// empty object in JSON.
+// setHealthDefaults turns active health checks on, unless they are off: an empty object in JSON.
 func (p *Pool) setHealthDefaults() {
-	if p.Handler.HealthChecks == nil {
-		p.Handler.HealthChecks = new(reverseproxy.HealthChecks)
-	}
-	checks := p.Handler.HealthChecks
+	checks := cmp.Or(p.Handler.HealthChecks, new(reverseproxy.HealthChecks))
+	p.Handler.HealthChecks = checks
 	switch {
 	case checks.Active == nil:
 		checks.Active = new(reverseproxy.ActiveHealthChecks)
@@ -116,4 +114,73 @@ func (p *Pool) loadTransport(ctx caddy.Context) error {
 	t.Transport.MaxIdleConnsPerHost = cmp.Or(config.KeepAlive.MaxIdleConnsPerHost, 1024)
 	p.Handler.Transport = newReplayTransport(t)
 	return nil
+}
+
+// The health of a pool. What is unknown counts as healthy.
+const (
+	Healthy   = "healthy"   // every instance is up
+	Degraded  = "degraded"  // some are
+	Unhealthy = "unhealthy" // none is
+	Empty     = "empty"     // there is no such pool
+	Unknown   = "unknown"   // nobody checks
+)
+
+// Health is the health of a pool, as the last health checks found it. No engine is contacted.
+func (p *Pool) Health() string {
+	switch {
+	case p == nil:
+		return Empty
+	case !p.Checked():
+		return Unknown
+	}
+	up := 0
+	for _, u := range p.Handler.Upstreams {
+		if u.Healthy() {
+			up++
+		}
+	}
+	switch up {
+	case 0:
+		return Unhealthy
+	case len(p.Handler.Upstreams):
+		return Healthy
+	}
+	return Degraded
+}
+
+// Checked reports whether active health checks look at the instances.
+func (p *Pool) Checked() bool { return !p.Dynamic && p.Handler.HealthChecks.Active.IsEnabled() }
+
+// WatchHealth logs when an instance goes down and when it is up again, until ctx ends: Caddy logs
+// only each check that fails, and it is not safe to subscribe to its events while others' checks run.
+func WatchHealth(ctx context.Context, pools []*Pool) {
+	down := make(map[*reverseproxy.Upstream]bool)
+	ticker := time.Tick(time.Second)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker:
+		}
+		for _, p := range pools {
+			if p.Checked() {
+				p.logHealth(down)
+			}
+		}
+	}
+}
+
+// logHealth logs what has changed, and keeps who is down.
+func (p *Pool) logHealth(down map[*reverseproxy.Upstream]bool) {
+	for _, u := range p.Handler.Upstreams {
+		isDown, upstream := !u.Healthy(), zap.String("upstream", p.Name(u.Dial))
+		switch {
+		case isDown == down[u]:
+		case isDown:
+			p.Logger.Warn("instance is down", upstream)
+		default:
+			p.Logger.Info("instance is up", upstream)
+		}
+		down[u] = isDown
+	}
 }

@@ -19,8 +19,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
 )
 
-// Question is a request about instances, which is sent to each of them. The load balancing has no
-// part in it.
+// Question is a request that is sent to each of several instances, without load balancing.
 type Question struct {
 	Method, Path string
 	Header       http.Header
@@ -47,8 +46,7 @@ type Target struct {
 	err      error                  // why not
 }
 
-// Targets lists the instances of pools, each once for its stage, although several handlers may
-// have it.
+// Targets lists the instances of pools, each once for its stage, even if several handlers have it.
 func Targets(ctx context.Context, pools ...*Pool) []Target {
 	var all []Target
 	seen := make(map[*dispatch.Instance]bool)
@@ -122,8 +120,7 @@ const (
 	proxyProtocolVar = "reverse_proxy.proxy_protocol_info"
 )
 
-// request makes the request for the question. It has what the pool's transport and the
-// header_up of its block expect of one.
+// request makes the request, with what the pool's transport and the header_up of its block expect.
 func (t Target) request(ctx context.Context, q Question) (*http.Request, error) {
 	repl := caddy.NewReplacer()
 	to, err := dialInfo(t.Upstream, repl)

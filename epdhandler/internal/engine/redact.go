@@ -21,8 +21,7 @@ func (p *Pool) Name(address string) string {
 	return p.Place(address)
 }
 
-// Place names the instance at an address by its place in the pool, as in decode#2, or if
-// the pool is dynamic by a checksum.
+// Place names an instance by its place in the pool, as in decode#2, or in a dynamic one by a checksum.
 func (p *Pool) Place(address string) string {
 	if address == "" {
 		return ""

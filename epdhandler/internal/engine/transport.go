@@ -23,22 +23,19 @@ import (
 // of its own, that met a connection which the engine had closed in the meantime: unless it brings
 // what engines give only once, and the engine may have got it after all. net/http repeats a POST
 // only if it can tell that nothing was sent, and reverse_proxy hides from it that the body can be
-// read again. It also notes answers that end in their middle.
-//
-// Embedding keeps what reverse_proxy asks of its transport besides: TLS, health checks, the PROXY
-// protocol.
+// read again. It also notes answers that end in their middle. Embedding keeps what else reverse_proxy
+// asks of its transport: TLS, health checks, the PROXY protocol.
 type replayTransport struct {
 	*reverseproxy.HTTPTransport
 
-	// fresh keeps no connections. It is nil where all connections are HTTP/2 or 3: there net/http
-	// repeats what can be repeated.
+	// fresh keeps no connections. Nil: all are HTTP/2 or 3, where net/http repeats what it can.
 	fresh *http.Transport
 }
 
 func newReplayTransport(t *reverseproxy.HTTPTransport) replayTransport {
 	r := replayTransport{HTTPTransport: t}
 	if !slices.Contains(t.Versions, "h2c") && !slices.Contains(t.Versions, "3") {
-		t.Transport.DialContext = dialForBodies(t.Transport.DialContext)
+		dialForBodies(t.Transport)
 		r.fresh = t.Transport.Clone()
 		r.fresh.DisableKeepAlives = true
 	}
@@ -102,8 +99,8 @@ func (t replayTransport) send(r *http.Request, alone bool) (*http.Response, erro
 	return t.HTTPTransport.RoundTrip(r)
 }
 
-// answerBody is the body of an engine's answer. If it breaks off, the call knows it,
-// but not reverse_proxy, which would write a line of its own to the log, and panic.
+// answerBody is the body of an engine's answer. If it breaks off, the call knows it, but not
+// reverse_proxy, which would write a line of its own to the log, and panic.
 type answerBody struct {
 	io.ReadCloser
 	attempt *Attempt
@@ -119,8 +116,7 @@ func (b answerBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// roundTrip observes one round trip. Its fields are set by goroutines of the
-// transport, which can outlive the round trip.
+// roundTrip observes a round trip. Goroutines of the transport set its fields, and can outlive it.
 type roundTrip struct {
 	connected, reused, answered atomic.Bool
 
@@ -182,4 +178,63 @@ func (t *roundTrip) stale(err error) (stale, sure bool) {
 func isHTTP2(c net.Conn) bool {
 	t, ok := c.(*tls.Conn)
 	return ok && t.ConnectionState().NegotiatedProtocol == "h2"
+}
+
+// bodyConn is a connection that takes a body as it is, together with the header before it. net/http
+// would copy it through a buffer of 32 KiB; each write is a system call and wakes the engine.
+type bodyConn struct {
+	*net.TCPConn
+
+	next bool   // a request comes whose body is a [body.Reader]: its header to Write, its body to ReadFrom
+	head []byte // the header, which waits for the body
+}
+
+// Write implements io.Writer.
+func (c *bodyConn) Write(p []byte) (int, error) {
+	if c.next {
+		c.next = false
+		c.head = append(c.head, p...)
+		return len(p), nil
+	}
+	if err := c.sendHead(); err != nil { // it was not all of the header
+		return 0, err
+	}
+	return c.TCPConn.Write(p)
+}
+
+// ReadFrom implements io.ReaderFrom.
+func (c *bodyConn) ReadFrom(r io.Reader) (int64, error) {
+	if limited, ok := r.(*io.LimitedReader); ok {
+		if b, ok := limited.R.(*body.Reader); ok && b.Len() == limited.N {
+			n, err := b.WriteAfter(c.head, c.TCPConn)
+			limited.N -= n
+			c.head = c.head[:0]
+			return n, err
+		}
+	}
+	if err := c.sendHead(); err != nil {
+		return 0, err
+	}
+	return c.TCPConn.ReadFrom(r)
+}
+
+func (c *bodyConn) sendHead() error {
+	if len(c.head) == 0 {
+		return nil
+	}
+	_, err := c.TCPConn.Write(c.head)
+	c.head = c.head[:0]
+	return err
+}
+
+// dialForBodies makes a transport use a bodyConn where it would use a plain TCP connection.
+func dialForBodies(t *http.Transport) {
+	dial := t.DialContext
+	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if tcp, ok := conn.(*net.TCPConn); ok && err == nil {
+			return &bodyConn{TCPConn: tcp}, nil
+		}
+		return conn, err
+	}
 }

@@ -9,8 +9,7 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// APIError is what an engine says in an answer that is an error, in the members that the OpenAI
-// API has. Those that the answer lacks are empty.
+// APIError is what an engine's error says, in the members of the OpenAI API. What it lacks is empty.
 type APIError struct {
 	Message, Type string
 	Param, Code   json.RawMessage
@@ -26,38 +25,29 @@ func ErrorOf(status int, answer []byte) (e APIError) {
 	if status < http.StatusBadRequest {
 		return e
 	}
-	top := members(answer)
+	type object = map[string]json.RawMessage
+	top := as[object](answer)
 	detail := top
-	if inner := members(top["error"]); inner != nil {
+	if inner := as[object](top["error"]); inner != nil {
 		detail = inner
 	}
-	e.Message = clip(cmp.Or(stringIn(detail["message"]), stringIn(top["error"]), stringIn(top["detail"])))
+	e.Message = cmp.Or(as[string](detail["message"]), as[string](top["error"]), as[string](top["detail"]))
+	if len(e.Message) > maxMessage {
+		e.Message = strings.ToValidUTF8(e.Message[:maxMessage], "") + "…"
+	}
 	for name, to := range map[string]*json.RawMessage{"param": &e.Param, "code": &e.Code} {
 		if v := detail[name]; len(v) <= maxName && body.Given(v) && !body.IsObject(v) {
 			*to = v
 		}
 	}
-	if typ := stringIn(detail["type"]); len(typ) <= maxName {
+	if typ := as[string](detail["type"]); len(typ) <= maxName {
 		e.Type = typ
 	}
 	return e
 }
 
-// members returns the members of a JSON object, nil if it is none.
-func members(object []byte) (m map[string]json.RawMessage) {
-	_ = json.Unmarshal(object, &m)
-	return m
-}
-
-// stringIn returns the string that a JSON value is, empty if it is none.
-func stringIn(value []byte) (s string) {
-	_ = json.Unmarshal(value, &s)
-	return s
-}
-
-func clip(s string) string {
-	if len(s) <= maxMessage {
-		return s
-	}
-	return strings.ToValidUTF8(s[:maxMessage], "") + "…"
+// as returns a JSON value as a T, zero if it is none.
+func as[T any](value []byte) (v T) {
+	_ = json.Unmarshal(value, &v)
+	return v
 }

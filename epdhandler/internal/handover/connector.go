@@ -21,17 +21,15 @@ type Blocks struct {
 
 // A Connector is a way in which engines hand KV blocks over, as their --kv-transfer-config says.
 type Connector interface {
-	// Request returns the request that has a prompt prefilled, with what goes along of the
-	// embeddings, and what reads its answer. It makes a new one each time: what an engine may
-	// have seen must not be sent to another.
+	// Request returns the request that has a prompt prefilled, with what goes along of the embeddings,
+	// and what reads its answer. Each is new: what an engine may have seen must not be sent to another.
 	Request(prompt *body.Body, embeddings body.Edit) (*body.Segments, Reader)
 }
 
 // A Reader reads the answer of the instance at an address to what it was sent at this time.
 type Reader func(ctx context.Context, answer []byte, address string, sent time.Time) (Blocks, error)
 
-// NIXL is the connector whose prefill answers with kv_transfer_params for decode: NixlConnector,
-// and others that do so.
+// NIXL is NixlConnector, and others whose prefill answers with kv_transfer_params for decode.
 type NIXL struct{}
 
 // stub tells a prefill engine that another one will decode, and to keep the KV blocks for it.
@@ -58,8 +56,7 @@ func readNIXL(_ context.Context, answer []byte, _ string, _ time.Time) (Blocks, 
 	return blocks, nil
 }
 
-// Probe returns a request for a completion of a prompt that hands its blocks over. [Answers] tells
-// whether the answer does.
+// Probe returns a request for a completion that hands blocks over. [Answers] tells if its answer does.
 func Probe(model, prompt string) []byte {
 	text, _ := json.Marshal(map[string]any{ // strings and numbers
 		"model": model, "prompt": prompt, "max_tokens": 1, "ignore_eos": true, "stream": false,
@@ -74,15 +71,14 @@ func Answers(answer []byte) bool {
 	return blocks.Params != nil
 }
 
-// request is the client's body for a prefill engine: the whole prompt, one token, no stream,
-// and what the connectors want.
-func request(b *body.Body, connectors ...body.Edit) *body.Segments {
+// request is the client's body for prefill: the whole prompt, one token, no stream, and more edits.
+func request(b *body.Body, more ...body.Edit) *body.Segments {
 	edits := append([]body.Edit{
 		body.Set("stream", "false"),
 		body.Remove("stream_options"),
 		body.Remove("min_tokens"), // vLLM refuses a request that must have more tokens than it may have
 		body.Set("max_tokens", "1"),
-	}, connectors...)
+	}, more...)
 	for _, name := range []string{"max_completion_tokens", "n"} {
 		if b.Value(name) != nil {
 			edits = append(edits, body.Set(name, "1"))

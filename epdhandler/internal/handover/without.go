@@ -60,9 +60,6 @@ func Prevents(r *body.Body, chat bool) string {
 	return ""
 }
 
-// maxNumber is the longest form of a number or boolean that is read.
-const maxNumber = 100
-
 // one reports whether a number is 1, which it is by default.
 func one(value []byte) bool {
 	if !body.Given(value) {
@@ -77,9 +74,9 @@ func no(value []byte) bool {
 	return !body.Given(value) || slices.Contains([]string{"false", "0", "0.0", "no", "off", "f", "n"}, strings.ToLower(scalar(value)))
 }
 
-// scalar returns a value without its quotes, empty if it is too long.
+// scalar returns a value without its quotes, empty if it is too long for a number or boolean.
 func scalar(value []byte) string {
-	if len(value) > maxNumber {
+	if len(value) > 100 {
 		return ""
 	}
 	return strings.Trim(string(value), `"`)

@@ -19,11 +19,8 @@ var (
 	ErrCompressed = errors.New("the stream is compressed, which it must not be: the request has Accept-Encoding: identity")
 )
 
-// Memory counts what is kept of an answer.
-type Memory interface {
-	// Add waits until n bytes more may be taken, or fails.
-	Add(n int64) error
-}
+// Memory counts what is kept of an answer. Add waits until n bytes more may be taken, or fails.
+type Memory interface{ Add(n int64) error }
 
 // Answer is an http.ResponseWriter that keeps the answer in memory.
 type Answer struct {

@@ -11,9 +11,8 @@ import (
 // errorMark begins an event that is an error. In generated text the quotes would be escaped.
 var errorMark = []byte(`data: {"error"`)
 
-// errorStatus returns the status of an error event that begins in a piece of a stream, 0 if
-// there is none. The bytes before the piece end with before. The status of an error that is
-// not complete in the piece is 500.
+// errorStatus returns the status of an error event that begins in a piece of a stream, 0 if there is
+// none, 500 if it is not complete in the piece. The bytes before the piece end with before.
 func errorStatus(before, piece []byte) int {
 	part := len(errorMark) - 1
 	var seam [32]byte // end and begin of the two, without an allocation
@@ -61,8 +60,7 @@ func errorAnswer(data []byte) *Answer {
 	return a
 }
 
-// isEmpty reports whether an event is a chunk without anything that was generated. It may
-// have a role.
+// isEmpty reports whether an event is a chunk with nothing that was generated. It may have a role.
 func isEmpty(data []byte) bool {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return true
@@ -103,8 +101,6 @@ func allEmpty(members map[string]any) bool {
 
 // members returns the members of a JSON object, nil if it is none.
 func members(object []byte) (m map[string]json.RawMessage) {
-	if json.Unmarshal(object, &m) != nil {
-		return nil
-	}
+	_ = json.Unmarshal(object, &m)
 	return m
 }

@@ -3,6 +3,8 @@ package stream
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"sync"
 	"time"
 )
 
@@ -24,13 +26,9 @@ type Silence struct {
 // for first, or, after the first byte of its answer, for next.
 func Watch(ctx context.Context, first, next Limit) (context.Context, *Silence, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	s := &Silence{
-		// the only cause that reverse_proxy takes for a timeout
-		timer:   time.AfterFunc(first.Time, func() { cancel(context.DeadlineExceeded) }),
-		first:   first,
-		next:    next,
-		running: first,
-	}
+	s := &Silence{first: first, next: next, running: first}
+	// the only cause that reverse_proxy takes for a timeout
+	s.timer = time.AfterFunc(first.Time, func() { cancel(context.DeadlineExceeded) })
 	return ctx, s, func() {
 		s.timer.Stop()
 		cancel(nil)
@@ -60,4 +58,57 @@ func (s *Silence) run(l Limit) {
 		s.running = l
 		s.timer.Reset(l.Time)
 	}
+}
+
+// Keepalive sends comments to the client of a stream until the engine answers, so that no proxy
+// or firewall closes an idle connection. The first comment gives the client the status 200.
+type Keepalive struct {
+	mu        sync.Mutex // held while anything is sent
+	client    http.ResponseWriter
+	requestID string
+	every     time.Duration
+	timer     *time.Timer
+	begun     bool // the client has the status
+	ended     bool
+}
+
+// StartKeepalive sends the first comment after every. Nothing else may be sent before End is called.
+func StartKeepalive(client http.ResponseWriter, requestID string, every time.Duration) *Keepalive {
+	k := &Keepalive{client: client, requestID: requestID, every: every}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.timer = time.AfterFunc(every, k.comment)
+	return k
+}
+
+func (k *Keepalive) comment() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ended {
+		return
+	}
+	if !k.begun {
+		k.begun = true
+		h := k.client.Header()
+		h.Set("Content-Type", eventStream)
+		h.Set("Cache-Control", "no-cache")
+		h["X-Request-Id"] = []string{k.requestID}
+		k.client.WriteHeader(http.StatusOK)
+	}
+	_, err := k.client.Write([]byte(": keep-alive\n\n"))
+	if err == nil && http.NewResponseController(k.client).Flush() == nil {
+		k.timer.Reset(k.every)
+	}
+}
+
+// End ends the comments and reports whether there were any. A nil Keepalive has none.
+func (k *Keepalive) End() (begun bool) {
+	if k == nil {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ended = true
+	k.timer.Stop()
+	return k.begun
 }

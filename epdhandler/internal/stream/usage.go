@@ -70,8 +70,7 @@ func (e *usageEdit) write(p []byte, to func([]byte)) {
 	}
 }
 
-// skip returns how many bytes of a text come before one that may end it. The last one is never
-// skipped.
+// skip returns how many bytes of a text come before one that may end it. It never skips the last one.
 func (e *usageEdit) skip(p []byte) int {
 	for i, c := range p {
 		if c == '"' || c == '\\' || c == '\n' || i == len(p)-1 {

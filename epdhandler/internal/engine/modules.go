@@ -1,33 +1,34 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
+	"runtime/debug"
 	"sync/atomic"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/dispatch"
 )
 
-// selector is what reverse_proxy takes for the load balancing policy of a pool. It has the
-// dispatcher choose, which asks the policy.
+// selector is what reverse_proxy has for a policy. It has the dispatcher choose, which asks the policy.
 type selector struct {
 	pool   *Pool
 	policy reverseproxy.Selector
 }
 
-// loadPolicy puts a selector around the pool's load balancing policy. The handler keeps a
-// policy that is set before it is provisioned.
+// loadPolicy puts a selector around the policy. Provisioning keeps one that is set.
 func (p *Pool) loadPolicy(ctx caddy.Context) error {
-	if p.Handler.LoadBalancing == nil {
-		p.Handler.LoadBalancing = new(reverseproxy.LoadBalancing)
-	}
-	lb := p.Handler.LoadBalancing
+	lb := cmp.Or(p.Handler.LoadBalancing, new(reverseproxy.LoadBalancing))
+	p.Handler.LoadBalancing = lb
 	s := &selector{p, new(reverseproxy.RoundRobinSelection)}
 	if lb.SelectionPolicyRaw != nil {
 		lb.SelectionPolicyRaw = ownFallback(lb.SelectionPolicyRaw)
@@ -161,14 +162,11 @@ func ownFallback(raw json.RawMessage) json.RawMessage {
 	return raw
 }
 
-func init() {
-	caddy.RegisterModule(new(fallback))
-}
+func init() { caddy.RegisterModule(new(fallback)) }
 
 // fallback is a policy that another one falls back on. Caddy's header and query give theirs
 // nil to write to, which cookie does not survive. It is not for configurations.
 type fallback struct {
-	// The policy.
 	ToRaw json.RawMessage `json:"to,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
 
 	policy reverseproxy.Selector
@@ -185,11 +183,10 @@ func (*fallback) CaddyModule() caddy.ModuleInfo {
 // Provision loads the policy.
 func (f *fallback) Provision(ctx caddy.Context) error {
 	mod, err := ctx.LoadModule(f, "ToRaw")
-	if err != nil {
-		return err
+	if err == nil {
+		f.policy = dispatch.Fit(mod.(reverseproxy.Selector))
 	}
-	f.policy = dispatch.Fit(mod.(reverseproxy.Selector))
-	return nil
+	return err
 }
 
 // Select implements reverseproxy.Selector.
@@ -200,14 +197,119 @@ func (f *fallback) Select(fit reverseproxy.UpstreamPool, r *http.Request, _ http
 // discard is where policies write that nobody listens to.
 type discard http.Header
 
-func (d discard) Header() http.Header { return http.Header(d) }
-
-func (discard) WriteHeader(int) {}
-
+func (d discard) Header() http.Header       { return http.Header(d) }
+func (discard) WriteHeader(int)             {}
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+// discovery is the source of a pool's dynamic upstreams. It keeps from reverse_proxy what
+// that would not survive: for nil in a list it leaves a lock of the process locked.
+type discovery struct {
+	pool   *Pool
+	source reverseproxy.UpstreamSource
+}
+
+// loadSource puts a discovery around the pool's source of dynamic upstreams.
+func (p *Pool) loadSource(ctx caddy.Context) error {
+	if p.Handler.DynamicUpstreamsRaw == nil {
+		return nil
+	}
+	mod, err := ctx.LoadModule(p.Handler, "DynamicUpstreamsRaw")
+	if err == nil {
+		p.Handler.DynamicUpstreams = discovery{p, mod.(reverseproxy.UpstreamSource)}
+	}
+	return err
+}
+
+// GetUpstreams implements reverseproxy.UpstreamSource.
+func (d discovery) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
+	upstreams, err := d.find(r)
+	if err != nil { // reverse_proxy logs it
+		err = errors.New(d.pool.WithoutAddresses(err, nil))
+	}
+	return upstreams, err
+}
+
+// find asks the source. The upstreams are new: a source may give the same ones to several
+// requests, and reverse_proxy writes to them.
+func (d discovery) find(r *http.Request) (upstreams []*reverseproxy.Upstream, err error) {
+	found, err := d.source.GetUpstreams(r)
+	for _, u := range found {
+		if u != nil && u.Dial != "" && err == nil {
+			upstreams = append(upstreams, &reverseproxy.Upstream{Dial: u.Dial, MaxRequests: u.MaxRequests})
+		}
+	}
+	return upstreams, err
+}
+
+// ResetCache implements reverseproxy.CachingUpstreamSource.
+func (d discovery) ResetCache(r *http.Request) error {
+	if c, ok := d.source.(reverseproxy.CachingUpstreamSource); ok {
+		return c.ResetCache(r)
+	}
+	return nil
+}
+
+// These limit questions to a source on which no request depends: it may never answer.
+const (
+	lookUpTimeout = 2 * time.Second
+	maxLookUps    = 4
+)
+
+var errSourceHangs = errors.New("the source of dynamic upstreams does not answer")
+
+// Instances returns the upstreams, for operators. Like its handler, a dynamic pool can fall back on
+// those that are written down.
+func (p *Pool) Instances(ctx context.Context) (reverseproxy.UpstreamPool, error) {
+	if !p.Dynamic {
+		return p.Handler.Upstreams, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookUpTimeout)
+	defer cancel()
+	select {
+	case p.lookUps <- struct{}{}:
+	case <-ctx.Done():
+		return nil, errSourceHangs
+	}
+	var upstreams []*reverseproxy.Upstream
+	done := make(chan error, 1)
+	go func() {
+		defer func() { <-p.lookUps }()
+		defer func() {
+			if v := recover(); v != nil { // it would end the process
+				done <- p.panicked(v, zap.Skip())
+			}
+		}()
+		ctx := context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
+		r, _ := http.NewRequestWithContext(ctx, http.MethodGet, "/", http.NoBody)
+		found, err := p.Handler.DynamicUpstreams.(discovery).find(r)
+		upstreams = found
+		done <- err
+	}()
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		return nil, errSourceHangs
+	}
+	switch {
+	case err == nil && len(upstreams) == 0:
+		return nil, errors.New("there are no instances at the moment")
+	case err != nil && len(p.Handler.Upstreams) > 0:
+		return p.Handler.Upstreams, nil
+	}
+	return upstreams, err
+}
+
+// panicked logs the panic of a module, or of ours, and makes an error of it.
+func (p *Pool) panicked(v any, id zap.Field) error {
+	err := fmt.Errorf("panic: %v", v)
+	p.Logger.Error("panic", zap.String("stage", p.Stage), zap.String("error", p.WithoutAddresses(err, nil)), zap.ByteString("stack", debug.Stack()), id)
+	return err
+}
 
 // Interface guards
 var (
-	_ reverseproxy.Selector = (*fallback)(nil)
-	_ caddy.Provisioner     = (*fallback)(nil)
+	_ reverseproxy.Selector              = (*fallback)(nil)
+	_ caddy.Provisioner                  = (*fallback)(nil)
+	_ reverseproxy.CachingUpstreamSource = discovery{}
 )
