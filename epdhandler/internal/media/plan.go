@@ -3,7 +3,9 @@ package media
 import (
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
+	"io"
 	"runtime"
 
 	"golang.org/x/sync/errgroup"
@@ -124,4 +126,37 @@ func (s *Set) hash(i Item, salt string) string {
 	}
 	s.writeMedia(h, i)
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+// writeMedia writes all that vLLM reads of the media of an item, as fields: the kind, the
+// format of audio, and the URL or data, unescaped. Two items that write the same are the same media.
+func (s *Set) writeMedia(w io.Writer, i Item) {
+	writeString(w, []byte(i.Kind))
+	if i.Kind == inputAudio {
+		writeString(w, formatText(s.body.Slice(i.format)))
+	}
+	writeString(w, s.body.Slice(i.payload))
+}
+
+// writeField writes a field of what is hashed: its length comes first, so that no two
+// lists of fields look the same.
+func writeField(w io.Writer, field []byte) {
+	writeLength(w, len(field))
+	_, _ = w.Write(field)
+}
+
+// writeString writes the inside of a string, unescaped, as a field.
+func writeString(w io.Writer, raw []byte) {
+	length := 0
+	for piece := range body.Unescaped(raw) {
+		length += len(piece)
+	}
+	writeLength(w, length)
+	for piece := range body.Unescaped(raw) {
+		_, _ = w.Write(piece)
+	}
+}
+
+func writeLength(w io.Writer, n int) {
+	_, _ = w.Write(binary.BigEndian.AppendUint64(nil, uint64(n)))
 }

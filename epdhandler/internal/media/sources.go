@@ -42,6 +42,14 @@ func isName(host string) bool {
 // maxURL is the longest URL that is looked at. Data is longer, but begins with its scheme.
 const maxURL = 8 << 10
 
+// url returns the URL of an item that is not inline, unescaped. If it has more than
+// max bytes as written, it is cut, but in no escape, and whole is false.
+func (s *Set) url(i Item, max int) (url string, whole bool) {
+	raw := s.body.Slice(i.payload)
+	end := body.Cut(raw, max)
+	return string(body.Unescape(raw[:end])), end == len(raw)
+}
+
 // CheckSources refuses media that come from elsewhere than is allowed: an engine that fetches
 // what clients name would open the network that it is in. Without sources, all are allowed.
 func (s *Set) CheckSources(allowed []Source) *Error {

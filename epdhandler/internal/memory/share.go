@@ -2,8 +2,12 @@ package memory
 
 import (
 	"context"
+	"errors"
+	"io"
+	"math"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -144,4 +148,79 @@ func (s *Share) giveBack() {
 	}
 	s.hold(0)
 	s.ended = true
+}
+
+// ErrTooLarge is the error of a body that is larger than its limit.
+var ErrTooLarge = errors.New("body too large")
+
+// ReadBody reads a body of length bytes (-1: unknown), at most limit, and returns it with
+// the memory that it is in. It takes memory as the body arrives, not as it was announced. On
+// an error, or if the reader panics, the share gives everything back. It is called once.
+func (s *Share) ReadBody(r io.Reader, length, limit int64) (b []byte, m *Buffer, err error) {
+	defer func() {
+		if m == nil {
+			s.end(s.held).Release()
+		}
+	}()
+	if b, err = s.readAll(r, length, limit); err != nil {
+		return nil, nil, err
+	}
+	n := cap(b)
+	if s.region != nil {
+		n = len(b)
+	}
+	return b, s.end(int64(n)), nil
+}
+
+func (s *Share) readAll(r io.Reader, length, limit int64) ([]byte, error) {
+	if length < 0 {
+		length = limit
+	}
+	size := int(min(length, math.MaxInt-1)) + 1 // so that the end is met without growing
+	buf := s.alloc(size)
+	for {
+		end := min(cap(buf), len(buf)+min(max(len(buf), smallBody+1), 1<<20))
+		if err := s.reach(int64(end)); err != nil {
+			return nil, err
+		}
+		n, err := r.Read(buf[len(buf):end])
+		buf = buf[:len(buf)+n]
+		switch {
+		case int64(len(buf)) > limit:
+			return nil, ErrTooLarge
+		case err == io.EOF:
+			return buf, nil
+		case err != nil:
+			return nil, err
+		case len(buf) == cap(buf):
+			buf = append(make([]byte, 0, min(size, 2*cap(buf))), buf...)
+		}
+	}
+}
+
+// Buffer is the memory that a body is in.
+type Buffer struct {
+	free  func() // is called when nothing holds it any more, possibly by any goroutine
+	holds atomic.Int64
+}
+
+// Hold keeps the memory as it is until Release is called. It reports false if
+// nothing held it any more.
+func (b *Buffer) Hold() bool {
+	for {
+		n := b.holds.Load()
+		if n == 0 {
+			return false
+		}
+		if b.holds.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// Release ends a Hold. On a nil Buffer it does nothing.
+func (b *Buffer) Release() {
+	if b != nil && b.holds.Add(-1) == 0 {
+		b.free()
+	}
 }
