@@ -11,9 +11,8 @@ import (
 	"unicode/utf8"
 )
 
-// Unescape returns the text that the inside of a valid JSON string stands for, which is raw
-// itself if there is nothing to unescape. As in Python, different halves of surrogate pairs
-// stay different.
+// Unescape returns what the inside of a valid JSON string stands for: raw itself if there is nothing to
+// unescape. As in Python, different halves of surrogate pairs stay different.
 func Unescape(raw []byte) []byte {
 	i := bytes.IndexByte(raw, '\\')
 	if i < 0 {
@@ -39,7 +38,11 @@ func Unescape(raw []byte) []byte {
 					i += 6
 				}
 			}
-			out = appendRune(out, r)
+			if utf16.IsSurrogate(r) { // AppendRune would replace it
+				out = append(out, 0xe0|byte(r>>12), 0x80|byte(r>>6)&0x3f, 0x80|byte(r)&0x3f)
+			} else {
+				out = utf8.AppendRune(out, r)
+			}
 			continue
 		}
 		if n := strings.IndexByte("bfnrt", c); n >= 0 {
@@ -48,14 +51,6 @@ func Unescape(raw []byte) []byte {
 		out = append(out, c)
 	}
 	return out
-}
-
-// appendRune is utf8.AppendRune, but encodes surrogates instead of replacing them.
-func appendRune(b []byte, r rune) []byte {
-	if utf16.IsSurrogate(r) {
-		return append(b, 0xe0|byte(r>>12), 0x80|byte(r>>6)&0x3f, 0x80|byte(r)&0x3f)
-	}
-	return utf8.AppendRune(b, r)
 }
 
 // hex4 reads the four hexadecimal digits that b starts with.
@@ -80,8 +75,7 @@ func Unescaped(raw []byte) iter.Seq[[]byte] {
 	}
 }
 
-// Cut returns how many bytes the inside of a valid JSON string can be cut to: max, or a
-// little less if the cut would be in an escape.
+// Cut returns where the inside of a valid JSON string can be cut: at max, or before an escape there.
 func Cut(raw []byte, max int) int {
 	if len(raw) <= max || bytes.IndexByte(raw[:max], '\\') < 0 {
 		return min(len(raw), max)
@@ -101,11 +95,10 @@ func Cut(raw []byte, max int) int {
 	return end
 }
 
-// Nearly all bytes of a body are base64 inside strings, so what follows decides what
-// indexing costs.
+// Nearly all bytes of a body are base64 inside strings, so what follows decides what indexing costs.
 
-// plain returns the first position from i on of a quote, a backslash, a control character
-// or a byte beyond ASCII, or the end.
+// plain returns the first position from i on of a quote, a backslash, a control character or a byte
+// beyond ASCII, or the end.
 func plain(b []byte, i int) int {
 	for far := i + longRun; i+32 <= len(b); i += 32 {
 		w := special(load(b[i:])) | special(load(b[i+8:])) | special(load(b[i+16:])) | special(load(b[i+24:]))
@@ -134,9 +127,9 @@ const (
 	maxBlock = 16 << 10 // bytes that stay in a core's cache
 )
 
-// plainLong does the same for long runs: the standard library finds single bytes with
-// vector instructions, and what is left needs no position. It looks only as far ahead
-// as the run has been long, or else a run that ends soon would cost too much.
+// plainLong does the same for long runs: the standard library finds single bytes with vector
+// instructions, and what is left needs no position. It looks only as far ahead as the run has been
+// long, or a run that ends soon would cost too much.
 func plainLong(b []byte, i int) int {
 	for block := 2 * longRun; i < len(b); block = min(2*block, maxBlock) {
 		run := b[i:min(i+block, len(b))]
@@ -158,8 +151,8 @@ func plainLong(b []byte, i int) int {
 	return i
 }
 
-// textOnly returns how many bytes b begins with that are neither control characters nor
-// beyond ASCII, in steps of 64 unless it is all of b.
+// textOnly returns how many bytes b begins with that are neither control characters nor beyond ASCII,
+// in steps of 64 unless it is all of b.
 func textOnly(b []byte) int {
 	i := 0
 	for ; i+64 <= len(b); i += 64 {
@@ -188,8 +181,7 @@ func load(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 // odd sets a high bit if one of the bytes of w is a control character or beyond ASCII.
 func odd(w uint64) uint64 { return w | (w - lows*0x20) }
 
-// special sets the high bit of bytes of w that are not plain. Only the lowest one is sure to
-// be right: a borrow may set its neighbour's.
+// special sets the high bit of bytes of w that are not plain. Only the lowest is sure: a borrow may set others.
 func special(w uint64) uint64 {
 	quote := (w ^ lows*'"') - lows
 	backslash := (w ^ lows*'\\') - lows
