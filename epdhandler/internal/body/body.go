@@ -54,7 +54,7 @@ type Hook struct {
 	Read func(*Scanner) error
 }
 
-// Parse indexes a JSON object. Hooks read their members in the same pass. Errors are of type *[Error], or a hook's.
+// Parse indexes a JSON object, in one pass with the hooks. Errors are of type *[Error], or a hook's.
 func Parse(b []byte, hooks ...Hook) (*Body, error) {
 	s := &Scanner{b: b}
 	if err := s.encoding(); err != nil {

@@ -77,8 +77,6 @@ type Reader struct {
 	open, closed bool
 }
 
-var errReleased = errors.New("the body is not in memory any more")
-
 // use holds the memory until done is called.
 func (r *Reader) use() (done func(), err error) {
 	r.mu.Lock()
@@ -89,7 +87,7 @@ func (r *Reader) use() (done func(), err error) {
 	case r.memory == nil:
 		return func() {}, nil
 	case !r.memory.Hold():
-		return nil, errReleased
+		return nil, errors.New("the body is not in memory any more")
 	case !r.open:
 		r.open = true
 		r.memory.Hold() // until it is closed

@@ -19,7 +19,7 @@ func (m Members) Value(name string) []byte {
 	return nil
 }
 
-// MembersOf returns the members of a JSON object. Any other value is an error, and so is a member given twice.
+// MembersOf returns the members of a JSON object. Any other value is an error, as is a member given twice.
 func MembersOf(object []byte) (Members, error) {
 	s := &Scanner{b: object}
 	if s.Peek() != '{' {

@@ -60,8 +60,7 @@ func (l *Ledger) Held() int64 {
 	return l.sum - l.promised
 }
 
-// give counts n bytes less, and grants claims for which there is room now. Here and in grant, the
-// Ledger must be locked.
+// give counts n bytes less, and grants claims for which there is room. It and grant need the Ledger locked.
 func (l *Ledger) give(n int64) {
 	if n > 0 {
 		l.sum -= n

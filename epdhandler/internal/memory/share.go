@@ -11,12 +11,11 @@ import (
 	"time"
 )
 
-// smallBody is the size up to which a body is in ordinary memory, and not counted before it arrives.
-const smallBody = 64 << 10
-
-// The length that a client announces is counted before the body arrives, so that not more bodies
-// begin than can be received: up to maxPromise bytes for promiseTime, as clients may not send it.
 const (
+	smallBody = 64 << 10 // bytes up to which a body is in ordinary memory, and not counted before it arrives
+
+	// The length that a client announces is counted before the body arrives, so that not more bodies
+	// begin than can be received: up to maxPromise bytes for promiseTime, as clients may not send it.
 	maxPromise  = 16 << 20
 	promiseTime = 2 * time.Second
 )
@@ -54,8 +53,7 @@ func (l *Ledger) Reserve(ctx context.Context, announced, limit int64) (*Share, e
 	return s, nil
 }
 
-// Add takes n bytes more, which are given back with the body. It waits for room, and fails with
-// ErrExhausted if that takes too long.
+// Add takes n bytes more, given back with the body. It waits for room, then fails with ErrExhausted.
 func (s *Share) Add(n int64) error {
 	if s == nil || n <= 0 {
 		return nil
@@ -74,8 +72,7 @@ func (s *Share) endPromise() {
 	s.ledger.give(s.redeem(s.promised))
 }
 
-// redeem removes at most n bytes from the promise, and returns how many. Here and in hold, the Ledger
-// must be locked.
+// redeem removes at most n bytes from the promise, and returns how many. It and hold need the Ledger locked.
 func (s *Share) redeem(n int64) int64 {
 	n = min(n, s.promised)
 	s.promised -= n
