@@ -3,7 +3,6 @@ package body
 import (
 	"bytes"
 	"fmt"
-	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -313,13 +312,16 @@ func (n *names) add(s *Scanner, raw Range) ([]byte, error) {
 		return nil, &Error{Message: fmt.Sprintf("an object has more than %d members, at byte %d", maxMembers, raw.Start)}
 	}
 	name := Unescape(s.b[raw.Start+1 : raw.End-1])
-	few := n.few[:min(n.count, len(n.few))]
-	if n.more[string(name)] || slices.ContainsFunc(few, func(have []byte) bool { return bytes.Equal(have, name) }) {
-		return nil, duplicate(name, raw.Start)
+	for _, have := range n.few[:min(n.count, len(n.few))] {
+		if bytes.Equal(have, name) {
+			return nil, duplicate(name, raw.Start)
+		}
 	}
 	switch {
 	case n.count < len(n.few):
 		n.few[n.count] = name
+	case n.more[string(name)]:
+		return nil, duplicate(name, raw.Start)
 	case n.more == nil:
 		n.more = map[string]bool{string(name): true}
 	default:

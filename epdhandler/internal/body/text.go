@@ -125,6 +125,8 @@ func plain(b []byte, i int) int {
 const (
 	longRun  = 128      // bytes from which on plainLong is faster
 	maxBlock = 16 << 10 // bytes that stay in a core's cache
+	lows     = 0x0101010101010101
+	highs    = 0x8080808080808080
 )
 
 // plainLong does the same for long runs: the standard library finds single bytes with vector
@@ -170,11 +172,6 @@ func textOnly(b []byte) int {
 	}
 	return len(b)
 }
-
-const (
-	lows  = 0x0101010101010101
-	highs = 0x8080808080808080
-)
 
 func load(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 

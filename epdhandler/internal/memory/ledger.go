@@ -24,7 +24,7 @@ func DefaultLimit() int64 {
 // ErrExhausted is the error of a reservation that did not get memory in time.
 var ErrExhausted = errors.New("the bodies of other requests hold all the memory")
 
-// A new request is rejected early. One whose body has begun to arrive waits longer: that would be lost.
+// A new request is rejected early. One whose body has begun to arrive waits longer, not to lose that.
 const (
 	reserveTimeout = 200 * time.Millisecond
 	growTimeout    = 10 * time.Second
