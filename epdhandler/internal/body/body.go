@@ -1,7 +1,6 @@
-// Package body indexes a JSON object where it lies: it checks the bytes once and remembers where
-// the top-level members stand, so that every request to an engine can be assembled from slices of
-// the client's own bytes and a few small new pieces. It must not know what the values mean: who
-// looks into one gives [Parse] a [Hook].
+// Package body indexes a JSON object where it lies: it checks the bytes once and remembers where the
+// top-level members stand, so that requests to engines are slices of the client's own bytes and a few
+// small new pieces. It must not know what values mean: who looks into one gives [Parse] a [Hook].
 //
 // A body that the index accepts is valid JSON (RFC 8259) in valid UTF-8, nested at most [MaxDepth]
 // deep, with no member given twice in the objects that are looked into: two parsers must never
@@ -39,12 +38,9 @@ type field struct {
 	value  Range
 }
 
-// Body is the index of a JSON object. It refers to the bytes that it was made
-// from, which must not change while it is in use.
+// Body is the index of a JSON object. The bytes that it was made from must not change while it is in use.
 type Body struct {
-	// Memory is what the bytes are in; nil if they are in Go's heap.
-	Memory Memory
-
+	Memory  Memory // what the bytes are in; nil: Go's heap
 	bytes   []byte
 	patches []Patch // of everything made of the body, in order
 	fields  []field
@@ -52,22 +48,23 @@ type Body struct {
 	end     int // position of the last brace
 }
 
-// A Hook reads the value of a top-level member. The scanner stands before the value.
-// [Parse] fails with its errors.
+// A Hook reads the value of a top-level member, which the scanner stands before. Its errors are [Parse]'s.
 type Hook struct {
 	Name string
 	Read func(*Scanner) error
 }
 
-// Parse indexes a JSON object, such as a request or an engine's answer. Hooks read their
-// members in the same pass. Errors are of type *[Error], or a hook's.
+// Parse indexes a JSON object, in one pass with the hooks. Errors are of type *[Error], or a hook's.
 func Parse(b []byte, hooks ...Hook) (*Body, error) {
 	s := &Scanner{b: b}
 	if err := s.encoding(); err != nil {
 		return nil, err
 	}
 	if s.Peek() != '{' {
-		return nil, notAnObject(s)
+		if s.i == len(b) {
+			return nil, &Error{Message: "the body is empty; send a JSON object"}
+		}
+		return nil, cmp.Or[error](s.Value(), s.end(), &Error{Message: "the body must be a JSON object"})
 	}
 	body := &Body{bytes: b, fields: make([]field, 0, 12)}
 	err := s.Object(func(m Member) (err error) {
@@ -95,14 +92,6 @@ func Parse(b []byte, hooks ...Hook) (*Body, error) {
 	return body, s.end()
 }
 
-// notAnObject tells apart what is no JSON at all from what is another value.
-func notAnObject(s *Scanner) error {
-	if len(s.b) == s.i {
-		return &Error{Message: "the body is empty; send a JSON object"}
-	}
-	return cmp.Or[error](s.Value(), s.end(), &Error{Message: "the body must be a JSON object"})
-}
-
 // Value returns the value of a top-level member as written, nil if there is none.
 func (b *Body) Value(name string) []byte {
 	for _, f := range b.fields {
@@ -125,8 +114,8 @@ type Patch struct {
 	With []byte
 }
 
-// Patched returns the body with these patches, which must not overlap, in place of others.
-// Those that begin at the same byte must be in order.
+// Patched returns the body with these patches, in place of others. They must not overlap, and be in
+// order if they begin at the same byte.
 func (b *Body) Patched(patches []Patch) *Body {
 	with := *b
 	with.patches = slices.Clone(patches)
@@ -156,15 +145,13 @@ type Edit struct {
 	value []byte // nil removes
 }
 
-// Set gives a member another value, which must be valid JSON: in its place if
-// the body has it, else at the end. Nil removes it.
+// Set gives a member a value, valid JSON: in its place if the body has it, else at the end. Nil removes it.
 func Set[T string | []byte](name string, value T) Edit { return Edit{name, []byte(value)} }
 
 // Remove takes a member out, if the body has it.
 func Remove(name string) Edit { return Edit{name, nil} }
 
-// Rewrite returns the body with the edits applied, at most one for each member.
-// All else stays byte for byte as it is.
+// Rewrite applies edits, at most one for each member. All else stays byte for byte as it is.
 func (b *Body) Rewrite(edits ...Edit) *Segments {
 	parts := append(make([][]byte, 0, 4*len(edits)+2*len(b.patches)+3), []byte("{"))
 	left, pos := 0, 0 // how many members are left, and the end of what has been dealt with

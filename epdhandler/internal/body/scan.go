@@ -16,14 +16,13 @@ type Range struct{ Start, End int }
 // Empty reports whether there is nothing in the range.
 func (r Range) Empty() bool { return r.Start == r.End }
 
-// An Error says what is wrong with a body. Its message is fit for the client who sent
-// the body: it has positions and names of the protocol, but no content.
+// An Error is fit for the client who sent the body: it has positions and names of the protocol, but no content.
 type Error struct{ Message string }
 
 func (e *Error) Error() string { return e.Message }
 
-// A Scanner steps over JSON text strictly, one value at a time. Its methods expect to
-// stand before what they read, and leave the scanner behind it. Errors are of type *[Error].
+// A Scanner steps over JSON text strictly. Its methods expect to stand before what they read,
+// and leave the scanner behind it. Errors are of type *[Error].
 type Scanner struct {
 	b     []byte
 	i     int
@@ -36,9 +35,8 @@ func (s *Scanner) Pos() int { return s.i }
 // Slice returns the bytes of a range, as written.
 func (s *Scanner) Slice(r Range) []byte { return s.b[r.Start:r.End:r.End] }
 
-// Blank overwrites a member of an object, and one of the commas around it, with spaces.
-// around begins with the delimiter before the member ([Member.Before]) and ends before the
-// delimiter behind it. Of several members, the first must be blanked first.
+// Blank overwrites a member, and one of the commas around it, with spaces. around begins with the
+// delimiter before it ([Member.Before]) and ends before the one behind it. The first is blanked first.
 func (s *Scanner) Blank(around Range) {
 	start, end := around.Start, around.End
 	if s.b[start] != ',' {
@@ -58,8 +56,8 @@ func (s *Scanner) syntaxError(what string) error {
 	return &Error{Message: fmt.Sprintf("the body is not valid JSON: %s at byte %d", what, s.i)}
 }
 
-// encoding steps over the byte order mark of UTF-8, which some editors and clients write,
-// and refuses UTF-16 and UTF-32: Python, and so an engine, would read them.
+// encoding steps over the byte order mark of UTF-8, which some clients write, and refuses UTF-16
+// and UTF-32: Python, and so an engine, would read them.
 func (s *Scanner) encoding() error {
 	begin := string(s.b[:min(2, len(s.b))])
 	if begin == "\xff\xfe" || begin == "\xfe\xff" || strings.Contains(begin, "\x00") {
@@ -120,28 +118,22 @@ type Member struct {
 	Before int    // the position of the "{" or "," before the name
 }
 
-// Object steps over an object, in which no member may be given twice. visit must step
-// over the value of each member.
-func (s *Scanner) Object(visit func(Member) error) error {
-	var seen names
-	return s.object(&seen, visit)
-}
+// Object steps over an object that has no member twice. visit must step over the value of each.
+func (s *Scanner) Object(visit func(Member) error) error { return s.object(new(names), visit) }
 
-// object is Object if there is a set of names. Without one, names are neither
-// unescaped nor compared.
+// object is Object if there is a set of names. Without one, names are neither unescaped nor compared.
 func (s *Scanner) object(seen *names, visit func(Member) error) error {
 	m := Member{Before: s.i}
 	return s.sequence('}', func() error {
 		if s.Peek() != '"' {
 			return s.syntaxError("expected the name of a member")
 		}
-		m.Raw.Start = s.i
-		if _, err := s.Text(); err != nil {
+		text, err := s.Text()
+		if err != nil {
 			return err
 		}
-		m.Raw.End = s.i
+		m.Raw = Range{text.Start - 1, text.End + 1}
 		if seen != nil {
-			var err error
 			if m.Name, err = seen.add(s, m.Raw); err != nil {
 				return err
 			}
@@ -151,7 +143,7 @@ func (s *Scanner) object(seen *names, visit func(Member) error) error {
 		}
 		s.i++
 		s.Peek()
-		err := visit(m)
+		err = visit(m)
 		s.Peek()
 		m.Before = s.i
 		return err
@@ -200,8 +192,7 @@ func (s *Scanner) literal(l string) error {
 	return nil
 }
 
-// maxDigits is how many digits an integer may have: Python, and so an engine, converts no
-// longer one.
+// maxDigits is how many digits an integer may have: Python, and so an engine, converts no longer one.
 const maxDigits = 4300
 
 func (s *Scanner) number() error {
@@ -296,4 +287,55 @@ func (s *Scanner) escape() error {
 		}
 	}
 	return s.syntaxError("invalid escape in a string")
+}
+
+// Bounds of an object that is checked for duplicates: names cost far more memory than they have bytes.
+const (
+	maxMembers = 1000
+	maxNames   = 1 << 20 // bytes
+)
+
+// names is the set of names in an object: few, unless somebody means harm. Then the map keeps checks linear.
+type names struct {
+	few   [16][]byte
+	more  map[string]bool
+	count int
+	size  int // in bytes, as written
+}
+
+// add adds the name at a range, and returns it unescaped. It fails if the name is not new, or one too many.
+func (n *names) add(s *Scanner, raw Range) ([]byte, error) {
+	if n.size += raw.End - raw.Start; n.size > maxNames {
+		return nil, &Error{Message: fmt.Sprintf("the names of an object's members have more than %d bytes, at byte %d", maxNames, raw.Start)}
+	}
+	if n.count == maxMembers {
+		return nil, &Error{Message: fmt.Sprintf("an object has more than %d members, at byte %d", maxMembers, raw.Start)}
+	}
+	name := Unescape(s.b[raw.Start+1 : raw.End-1])
+	for _, have := range n.few[:min(n.count, len(n.few))] {
+		if bytes.Equal(have, name) {
+			return nil, duplicate(name, raw.Start)
+		}
+	}
+	switch {
+	case n.count < len(n.few):
+		n.few[n.count] = name
+	case n.more[string(name)]:
+		return nil, duplicate(name, raw.Start)
+	case n.more == nil:
+		n.more = map[string]bool{string(name): true}
+	default:
+		n.more[string(name)] = true
+	}
+	n.count++
+	return name, nil
+}
+
+// duplicate names a member whose name looks like one of a protocol: another may be content.
+func duplicate(name []byte, at int) error {
+	member := "member"
+	if len(name) <= 32 && strings.Trim(string(name), "abcdefghijklmnopqrstuvwxyz_") == "" {
+		member = "member '" + string(name) + "'"
+	}
+	return &Error{Message: fmt.Sprintf("the %s at byte %d is given twice in one object", member, at)}
 }

@@ -9,30 +9,26 @@ import (
 	"sync"
 )
 
-// smallBody is the size up to which a body is put together in one piece: copying
-// so little costs less than what many small writes to a connection do.
-const smallBody = 32 << 10
+const (
+	// up to this size a body is put together in one piece: copying costs less than many small writes
+	smallBody = 32 << 10
+	// up to this size net/http sends a body better: it sends readers that it knows together with the header
+	tinyBody = 2 << 10
+)
 
-// tinyBody is the size up to which a body is better sent by net/http, which knows
-// readers of the standard library and sends them together with the header.
-const tinyBody = 2 << 10
-
-// Memory is what the bytes of a body are in, if it is used for something else when nothing
-// holds it any more.
+// Memory is what the bytes of a body are in, if it is used again when nothing holds it.
 type Memory interface {
-	// Hold keeps the memory as it is until Release is called. It reports false if it is
-	// used for something else already.
+	// Hold keeps the memory as it is until Release. It reports false if it is used again already.
 	Hold() bool
 	Release()
 }
 
-// Segments is a body made of slices of memory: of the client's body, mostly. It
-// can be read any number of times, also at the same time. The memory must stay
-// as it is while anything reads it.
+// Segments is a body made of slices of memory, mostly of the client's body. It can be read any number
+// of times, also at the same time. The memory must stay as it is while anything reads it.
 type Segments struct {
 	parts  [][]byte
 	size   int64
-	memory Memory // that the parts are in; nil if it is Go's heap
+	memory Memory // that the parts are in; nil: Go's heap
 }
 
 // Join makes a body of parts.
@@ -74,16 +70,12 @@ func (s *Segments) Reader() io.ReadCloser {
 
 // Reader reads a body.
 type Reader struct {
-	memory Memory
-
-	mu           sync.Mutex // for open and closed: readers are closed while they are being read
+	memory       Memory
+	rest         net.Buffers
+	left         int64      // bytes
+	mu           sync.Mutex // for what follows: readers are closed while they are being read
 	open, closed bool
-
-	rest net.Buffers
-	left int64 // bytes
 }
-
-var errReleased = errors.New("the body is not in memory any more")
 
 // use holds the memory until done is called.
 func (r *Reader) use() (done func(), err error) {
@@ -95,7 +87,7 @@ func (r *Reader) use() (done func(), err error) {
 	case r.memory == nil:
 		return func() {}, nil
 	case !r.memory.Hold():
-		return nil, errReleased
+		return nil, errors.New("the body is not in memory any more")
 	case !r.open:
 		r.open = true
 		r.memory.Hold() // until it is closed

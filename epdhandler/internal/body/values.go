@@ -19,8 +19,7 @@ func (m Members) Value(name string) []byte {
 	return nil
 }
 
-// MembersOf returns the members of a JSON object. A value that is no object is an error,
-// and so is a member given twice.
+// MembersOf returns the members of a JSON object. Any other value is an error, as is a member given twice.
 func MembersOf(object []byte) (Members, error) {
 	s := &Scanner{b: object}
 	if s.Peek() != '{' {
@@ -60,8 +59,7 @@ func IsString(value []byte, s string) bool {
 	return len(value) >= 2 && len(value) <= 2+len(`\u0000`)*len(s) && value[0] == '"' && string(Unescape(value[1:len(value)-1])) == s
 }
 
-// IsSeveral reports whether a value is a list of several strings or lists. Numbers, however
-// many, are the tokens of one.
+// IsSeveral reports whether a value is a list of several strings or lists. Numbers are the tokens of one.
 func IsSeveral(value []byte) bool {
 	s := &Scanner{b: value}
 	if s.Peek() != '[' {

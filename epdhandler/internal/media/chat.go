@@ -2,15 +2,15 @@ package media
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// ParseChat indexes a chat completions request, whose messages must be a list
-// and hold at most maxItems media items. Unless the client is trusted, the uuid of content
-// parts is overwritten with spaces in b, and parts that only trusted clients may send are
-// errors. Members that are null are overwritten as well where they could be taken for media.
-// Errors are of type *[Error].
+// ParseChat indexes a chat completions request, whose messages must be a list and hold at most maxItems
+// media items. Unless the client is trusted, the uuid of content parts is overwritten with spaces in b,
+// and parts that only trusted clients may send are errors. Members that are null are overwritten as
+// well where they could be taken for media. Errors are of type *[Error].
 func ParseChat(b []byte, maxItems int, trusted bool) (*body.Body, *Set, error) {
 	p := &parser{set: &Set{trusted: trusted}, max: maxItems}
 	parsed, err := p.set.parse(b, body.Hook{Name: "messages", Read: p.messages})
@@ -45,24 +45,21 @@ func (p *parser) messages(s *body.Scanner) error {
 // member reads a member of a message.
 func (p *parser) member(s *body.Scanner, message int, m body.Member) error {
 	first := s.Peek()
-	if first != '[' && first != '{' {
-		return s.Value()
-	}
 	switch string(m.Name) {
 	case "content":
 		if first == '[' {
 			return s.List(func(part int) error { return p.part(s, message, part) })
 		}
 	case "reasoning", "reasoning_content":
-		if !p.set.trusted { // vLLM 0.33 takes prompt_embeds there (renderers/chat_utils/chat_message.py)
+		// vLLM 0.33 takes prompt_embeds there (renderers/chat_utils/chat_message.py)
+		if (first == '[' || first == '{') && !p.set.trusted {
 			return invalid(fmt.Sprintf("messages[%d].%s", message, m.Name), "the %s of message %d must be a string", m.Name, message)
 		}
 	}
 	return s.Value()
 }
 
-// part reads a content part. Its members come in any order, so what it is can be told only
-// at its end.
+// part reads a content part. Its members come in any order, so what it is can be told only at its end.
 func (p *parser) part(s *body.Scanner, message, index int) error {
 	if s.Peek() != '{' {
 		return s.Value() // plain strings are text
@@ -73,11 +70,8 @@ func (p *parser) part(s *body.Scanner, message, index int) error {
 		return err
 	}
 	if problem := it.problem(p.set.trusted); problem != nil {
-		problem.Message = fmt.Sprintf("part %d of message %d ", index, message) + problem.Message
-		if problem.Param != "" {
-			problem.Param = "." + problem.Param
-		}
-		problem.Param = partPath(message, index) + problem.Param
+		problem.Message = fmt.Sprintf("part %d of message %d %s", index, message, problem.Message)
+		problem.Param = strings.TrimSuffix(partPath(message, index)+"."+problem.Param, ".")
 		return problem
 	}
 	if it.named && p.set.trusted && it.kind == "" {
@@ -106,8 +100,8 @@ func (p *parser) part(s *body.Scanner, message, index int) error {
 // text is what a JSON string stands for.
 func text(quoted []byte) string { return string(body.Unescape(quoted[1 : len(quoted)-1])) }
 
-// members reads the members of a content part, and notes which of them are to be blanked: uuids,
-// unless the client is trusted, and media members that are null.
+// members reads the members of a content part, and notes which are to be blanked: uuids, unless the
+// client is trusted, and media members that are null.
 func (p *parser) members(s *body.Scanner, it *part) error {
 	p.blanks = p.blanks[:0]
 	return s.Object(func(m body.Member) error {

@@ -34,9 +34,8 @@ const (
 	inputAudio = "input_audio"
 	videoURL   = "video_url"
 	imagePIL   = "image_pil"
-	inputImage = "input_image" // a type, of the Responses API, of a part with image_url
-
-	maxType = len(`\u0000`) * len("prompt_embeds") // the longest way to write a type that counts
+	inputImage = "input_image"                        // a type, of the Responses API, of a part with image_url
+	maxType    = len(`\u0000`) * len("prompt_embeds") // the longest way to write a type that counts
 )
 
 // carrier returns the carrier of this name and its modality, empty if there is none.
@@ -63,11 +62,10 @@ func (s spans) isString() bool { return s.payload.End == s.value.End-1 }
 // part is what a content part says of itself.
 type part struct {
 	spans
-	kind   string // the media member that is not null; empty if there is none
-	second bool   // there is one more
-	nulls  bool   // there is a media member that is null
-	bad    bool   // the media member has no form that vLLM knows
-
+	kind   string     // the media member that is not null; empty if there is none
+	second bool       // there is one more
+	nulls  bool       // there is a media member that is null
+	bad    bool       // the media member has no form that vLLM knows
 	typ    body.Range // of its value; empty if it is missing
 	odd    bool       // it is no string
 	text   string     // the type, if it is a string and not too long
@@ -110,8 +108,8 @@ func (it *part) member(s *body.Scanner, m body.Member) error {
 	return err
 }
 
-// read steps over the value of a media member for encoders. vLLM knows {"url": "…"}, also
-// as a plain string, and for input_audio {"data": "…", "format": "…"}.
+// read steps over the value of a media member for encoders. vLLM knows {"url": "…"}, also as a plain
+// string, and for input_audio {"data": "…", "format": "…"}.
 func (it *part) read(s *body.Scanner) (err error) {
 	payload := "url"
 	if it.kind == inputAudio {
@@ -143,8 +141,8 @@ func (it *part) read(s *body.Scanner) (err error) {
 	})
 }
 
-// problem says why a part cannot be accepted, in words that follow "part 1 of message 2",
-// and which of its members is at fault.
+// problem says why a part is not accepted, in words that follow "part 1 of message 2", and which of its
+// members is at fault.
 func (it *part) problem(trusted bool) *Error {
 	named := it.texted && trusted // vLLM does not look at the type then
 	kind, modality := carrier(it.kind)
@@ -153,6 +151,7 @@ func (it *part) problem(trusted bool) *Error {
 		typeKind, typeModality = imageURL, Image
 	}
 	encoded, typeEncoded := modality != "", typeModality != ""
+	form, fits := it.form()
 	switch {
 	case it.odd: // vLLM answers 500, having loaded the media
 		return invalid("type", "has a type that is no string")
@@ -172,31 +171,22 @@ func (it *part) problem(trusted bool) *Error {
 		return nil
 	case !it.typ.Empty() && typeKind != kind && !named:
 		return invalid("type", "has %s, but its type is another", kind)
-	case it.bad, !named && it.misformed():
-		return invalid(kind, "has %s in no known form: it must be %s", kind, it.form())
+	case it.bad, !named && !fits:
+		return invalid(kind, "has %s in no known form: it must be %s", kind, form)
 	case it.payload.Empty() && !named:
 		return invalid(kind, "has no media in %s", kind)
 	}
 	return nil
 }
 
-// misformed reports whether vLLM refuses the form of the value for the type of the part.
-// Without a type it takes both.
-func (it *part) misformed() bool {
-	isString := it.isString()
-	if it.text == inputImage {
-		return !isString || !it.detail
-	}
-	return isString && !it.typ.Empty()
-}
-
-// form is what the value should be.
-func (it *part) form() string {
+// form is what the value should be. fits reports whether vLLM takes a value that is not bad for the type
+// of the part: without a type it takes both a string and an object.
+func (it *part) form() (want string, fits bool) {
 	switch {
 	case it.kind == inputAudio:
-		return `{"data": "…", "format": "…"}`
+		return `{"data": "…", "format": "…"}`, true
 	case it.text == inputImage:
-		return `a string, and there must be detail`
+		return `a string, and there must be detail`, it.isString() && it.detail
 	}
-	return `{"url": "…"}`
+	return `{"url": "…"}`, !it.isString() || it.typ.Empty()
 }

@@ -3,7 +3,9 @@ package media
 import (
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
+	"io"
 	"runtime"
 
 	"golang.org/x/sync/errgroup"
@@ -20,12 +22,10 @@ type Options struct {
 	Encoders   int    // how many instances the images are spread over; 0 if that is not known
 }
 
-// A Plan says which media items are encoded, and which of them together: with uuids, equal
-// ones once; images in batches, others alone.
+// A Plan says which media items are encoded, and which of them together: with uuids, equal ones once;
+// images in batches, others alone.
 type Plan struct {
-	// Batches are the items that go to an encoder in one request, by their positions.
-	Batches [][]int
-
+	Batches    [][]int // the items that go to an encoder in one request, by their positions
 	set        *Set
 	references bool
 	uuids      []string // of the items, nil if engines do not get to know them
@@ -92,10 +92,9 @@ func (s *Set) batchSize(options Options) int {
 	return max(1, min(options.BatchSize, (images+encoders-1)/encoders))
 }
 
-// identify returns the uuids by which engines know the media items: the client's own if it
-// is trusted, else a hash of the media, the options that decide how they are processed, and the
-// salt. Equal media have equal uuids. The hash must be a cryptographic one: whoever finds other
-// media with the same uuid gets, or replaces, the embedding of somebody else.
+// identify returns the uuids by which engines know the media items: the client's own if it is trusted,
+// else a hash of the media, the options that decide how they are processed, and the salt. The hash must be
+// cryptographic: who finds other media with the same uuid gets, or replaces, somebody else's embedding.
 func (s *Set) identify(salt string) []string {
 	uuids := make([]string, len(s.items))
 	var group errgroup.Group
@@ -113,6 +112,7 @@ func (s *Set) identify(salt string) []string {
 	return uuids
 }
 
+// hash hashes fields. The length of each comes first, so that no two lists of fields look the same.
 func (s *Set) hash(i Item, salt string) string {
 	h := hmac.New(sha256.New, []byte(salt))
 	for _, options := range []string{body.MMProcessorKwargs, body.MediaIOKwargs} {
@@ -120,8 +120,35 @@ func (s *Set) hash(i Item, salt string) string {
 		if !body.Given(v) || string(v) == "{}" {
 			v = nil // which is the same
 		}
-		writeField(h, v)
+		writeLength(h, len(v))
+		_, _ = h.Write(v)
 	}
 	s.writeMedia(h, i)
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+// writeMedia writes all that vLLM reads of the media of an item, as fields: the kind, the format of
+// audio, and the URL or data, unescaped. Two items that write the same are the same media.
+func (s *Set) writeMedia(w io.Writer, i Item) {
+	writeString(w, []byte(i.Kind))
+	if i.Kind == inputAudio {
+		writeString(w, formatText(s.body.Slice(i.format)))
+	}
+	writeString(w, s.body.Slice(i.payload))
+}
+
+// writeString writes the inside of a string, unescaped, as a field.
+func writeString(w io.Writer, raw []byte) {
+	length := 0
+	for piece := range body.Unescaped(raw) {
+		length += len(piece)
+	}
+	writeLength(w, length)
+	for piece := range body.Unescaped(raw) {
+		_, _ = w.Write(piece)
+	}
+}
+
+func writeLength(w io.Writer, n int) {
+	_, _ = w.Write(binary.BigEndian.AppendUint64(nil, uint64(n)))
 }

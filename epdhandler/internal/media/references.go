@@ -32,17 +32,15 @@ func (p *Plan) Read(batch int, answer []byte, ids []string) (Answer, error) {
 	return a, err
 }
 
-// embedding is what an encoder has told of a media item. Engines since vLLM 0.30.0 take, instead
-// of media that have been encoded, the shape that the encoder has told of them and the uuid under
-// which it has encoded them.
+// embedding is what an encoder has told of a media item. Engines since vLLM 0.30.0 take, instead of the
+// media, the shape that the encoder has told of them and the uuid under which it has encoded them.
 type embedding struct {
 	told      bool       // there is an entry about it, in a batch
 	reference []byte     // the members that replace the media; nil if nothing can
 	transfers []transfer // to the consumer
 }
 
-// embeddings returns what an encoder tells of the items of a batch. ids are those of the
-// transfers to the consumer, one for each position.
+// embeddings returns what an encoder tells of the items of a batch. Each position has a transfer in ids.
 func (p *Plan) embeddings(b []int, entries body.Members, ids []string) ([]embedding, error) {
 	all := make([]entry, 0, len(entries))
 	for _, raw := range entries {
@@ -139,8 +137,7 @@ func (e entry) transfers(ids []string, at int) []transfer {
 	return []transfer{{e.hash, ids[at]}}
 }
 
-// reference returns the member that replaces media of a modality, nil if the entry does not say
-// enough for that.
+// reference returns the member that replaces media of a modality, nil if the entry says too little.
 func (e entry) reference(modality string) []byte {
 	has := func(name string) bool { return e.shape.Value(name) != nil }
 	switch {
@@ -154,8 +151,8 @@ func (e entry) reference(modality string) []byte {
 	return fmt.Appendf(nil, `"%s":%s`, embeds(modality), object(e.shape))
 }
 
-// flatten returns an encoder's metadata as a reference has them: lists of lists become
-// lists. It returns nil if there are none, or anything in them is no number.
+// flatten returns an encoder's metadata as a reference has them: lists of lists become lists. It returns
+// nil if there are none, or anything in them is no number.
 func flatten(metadata []byte) body.Members {
 	members, _ := body.MembersOf(metadata) // an error: there are none
 	for n, m := range members {

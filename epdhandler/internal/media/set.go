@@ -1,7 +1,6 @@
-// Package media finds the media items of a request, and makes the requests that have them
-// encoded and the bodies that refer to the embeddings. It knows how vLLM reads content parts
-// and what its encoders answer, but it must not know instances, connections, or what is done
-// when a request fails.
+// Package media finds the media items of a request, and makes the requests that have them encoded and
+// the bodies that refer to the embeddings. It knows how vLLM reads content parts and what its encoders
+// answer, but it must not know instances, connections, or what is done when a request fails.
 //
 // A request takes these steps, each of which makes a value of the one before:
 //
@@ -21,16 +20,14 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// Set is the media of a request. A nil Set has no items. It refers to the bytes of
-// the request, which must not change while it is in use.
+// Set is the media of a request, whose bytes must not change while it is in use. A nil Set has no items.
 type Set struct {
 	body    *body.Body
 	items   []Item
 	trusted bool // the client is
 }
 
-// ParseText indexes a request that can have no media, such as one for a completion of text.
-// Errors are of type *[Error].
+// ParseText indexes a request that can have no media, such as for text. Errors are of type *[Error].
 func ParseText(b []byte) (*body.Body, *Set, error) {
 	set := new(Set)
 	parsed, err := set.parse(b)
@@ -54,14 +51,12 @@ func (s *Set) Items() []Item {
 	return s.items
 }
 
-// Item is a media item: one part of a message's content that an encoder turns
-// into embeddings.
+// Item is a media item: one part of a message's content that an encoder turns into embeddings.
 type Item struct {
 	Message, Part int        // position in messages, and in that message's content
 	Range         body.Range // of the whole part, with the braces
 	Kind          string     // the member that carries the media, such as "image_url"
 	UUID          string     // the client's, unescaped; empty if there is none, or the client is not trusted
-
 	spans
 	typ  body.Range // of the value of the type; empty if there is none
 	uuid body.Range // of the value of a trusted client's uuid, also if that is no string
@@ -83,8 +78,7 @@ func (i Item) Modality() string {
 // Size is how many bytes of the request the part takes.
 func (i Item) Size() int { return i.Range.End - i.Range.Start }
 
-// An Error says why the media of a request are not accepted, in words that are fit for the
-// client: they have no content.
+// An Error says why a request is not accepted, in words that are fit for the client: without content.
 type Error struct {
 	Code    string // "media_url" or "media_source" if it is about where media come from, else "invalid_body"
 	Message string

@@ -10,12 +10,10 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/body"
 )
 
-// A Source is where media may come from: a scheme and, unless it is empty, a host,
-// which may begin with "*." for all hosts below it.
+// A Source is where media may come from: a scheme and, unless it is empty, a host. "*." stands for all below.
 type Source struct{ scheme, host string }
 
-// ParseSource reads "data:", "file:", "https:", "https://media.example.com" or
-// "https://*.example.com".
+// ParseSource reads "data:", "file:", "https:", "https://media.example.com" or "https://*.example.com".
 func ParseSource(s string) (Source, error) {
 	scheme, rest, ok := strings.Cut(strings.ToLower(s), ":")
 	host, hasHost := strings.CutPrefix(rest, "//")
@@ -42,31 +40,33 @@ func isName(host string) bool {
 // maxURL is the longest URL that is looked at. Data is longer, but begins with its scheme.
 const maxURL = 8 << 10
 
-// CheckSources refuses media that come from elsewhere than is allowed: an engine that fetches
-// what clients name would open the network that it is in. Without sources, all are allowed.
+// url returns the URL of an item that is not inline, unescaped. If it has more than max bytes as
+// written, it is cut, but in no escape, and whole is false.
+func (s *Set) url(i Item, max int) (url string, whole bool) {
+	raw := s.body.Slice(i.payload)
+	end := body.Cut(raw, max)
+	return string(body.Unescape(raw[:end])), end == len(raw)
+}
+
+// CheckSources refuses media from elsewhere than is allowed: an engine that fetches what clients name
+// would open the network that it is in. Without sources, all are allowed.
 func (s *Set) CheckSources(allowed []Source) *Error {
 	if len(allowed) == 0 {
 		return nil
 	}
 	for _, item := range s.Items() {
-		if e := s.checkSource(item, allowed); e != nil {
-			e.Param = item.Path()
-			return e
+		from, problem := Source{scheme: "data"}, ""
+		if item.Kind != inputAudio {
+			from, problem = sourceOf(s.url(item, maxURL))
 		}
-	}
-	return nil
-}
-
-func (s *Set) checkSource(item Item, allowed []Source) *Error {
-	from := Source{scheme: "data"}
-	if item.Kind != inputAudio {
-		var problem string
-		if from, problem = sourceOf(s.url(item, maxURL)); problem != "" {
-			return &Error{Code: "media_url", Message: fmt.Sprintf("the URL in part %d of message %d %s", item.Part, item.Message, problem)}
+		switch {
+		case problem != "":
+			problem = fmt.Sprintf("the URL in part %d of message %d %s", item.Part, item.Message, problem)
+			return &Error{Code: "media_url", Message: problem, Param: item.Path()}
+		case !slices.ContainsFunc(allowed, from.within):
+			problem = fmt.Sprintf("the media of part %d of message %d come from a source that is not allowed", item.Part, item.Message)
+			return &Error{Code: "media_source", Message: problem, Param: item.Path()}
 		}
-	}
-	if !slices.ContainsFunc(allowed, from.within) {
-		return &Error{Code: "media_source", Message: fmt.Sprintf("the media of part %d of message %d come from a source that is not allowed", item.Part, item.Message)}
 	}
 	return nil
 }
@@ -77,9 +77,9 @@ func (from Source) within(allowed Source) bool {
 		(allowed.host == from.host || strings.HasPrefix(allowed.host, "*.") && strings.HasSuffix(from.host, allowed.host[1:])))
 }
 
-// sourceOf returns where a URL points to, or why that cannot be told. It accepts only URLs that
-// no two parsers can read differently, because vLLM has another one. Of those that are not whole it
-// accepts only data: what is cut off may change the host.
+// sourceOf returns where a URL points to, or why that cannot be told. It accepts only URLs that no two
+// parsers can read differently, because vLLM has another one, and of those that are not whole only data:
+// what is cut off may change the host.
 func sourceOf(raw string, whole bool) (from Source, problem string) {
 	scheme, _, ok := strings.Cut(raw, ":")
 	if scheme = strings.ToLower(scheme); ok && scheme == "data" {

@@ -7,18 +7,16 @@ import (
 	"time"
 )
 
-// region is memory for a large body, outside of Go's heap. It takes memory only where something
-// has been written, so a body need not be copied as it grows. It is free at once, not after the
-// next garbage collection.
+// region is memory for a large body, outside of Go's heap. It takes memory only where it has been written,
+// so a body need not be copied as it grows. It is free at once, not after the next garbage collection.
 type region struct {
 	bytes     []byte
 	touched   int64 // bytes that have been written, and take memory
 	idleSince time.Time
 }
 
-// regions are the idle ones, the one used last at the end. The kernel need not clear a region that
-// is used again, which takes about as long as reading the body from the network. The Ledger must
-// be locked.
+// regions are the idle ones, the one used last at the end. One that is used again need not be cleared,
+// which takes about as long as reading the body from the network. The Ledger must be locked.
 type regions struct {
 	list    []*region
 	touched int64
@@ -28,11 +26,9 @@ const (
 	maxRegion = 1 << (30 + 10*(bits.UintSize/64)) // bytes of addresses, not of memory: a quarter of what 32 bits have, or 1 TiB
 	maxIdle   = 64 << 20                          // bytes that idle regions may take
 	idleTime  = 10 * time.Second                  // after which an idle region is unmapped
-)
 
-// With huge pages a region takes up to hugePage more than what has been written, but new memory
-// costs a quarter of the CPU time. So only the part of a region beyond smallPart may have them.
-const (
+	// With huge pages a region takes up to hugePage more than what has been written, but new memory
+	// costs a quarter of the CPU time. So only the part of a region beyond smallPart may have them.
 	hugePage  = 2 << 20
 	smallPart = 16 << 20
 )
@@ -53,25 +49,22 @@ func (l *Ledger) takeRegion(n int) *region {
 	}
 	size := 1 << bits.Len(uint(n-1)) // few sizes, so that regions fit again
 	for i, r := range slices.Backward(l.idle.list) {
-		if len(r.bytes) != size {
-			continue
+		if len(r.bytes) == size {
+			l.idle.list = slices.Delete(l.idle.list, i, i+1)
+			l.idle.touched -= r.touched
+			if l.Guard != nil {
+				l.Guard(r.bytes, false)
+			}
+			return r
 		}
-		l.idle.list = slices.Delete(l.idle.list, i, i+1)
-		l.idle.touched -= r.touched
-		if l.Guard != nil {
-			l.Guard(r.bytes, false)
-		}
-		return r
 	}
-	bytes, err := mapMemory(size)
-	if err != nil {
-		return nil
+	if bytes, err := mapMemory(size); err == nil {
+		return &region{bytes: bytes}
 	}
-	return &region{bytes: bytes}
+	return nil
 }
 
-// putRegion keeps a region that is not used any more for the next body, and unmaps the oldest
-// ones if there are too many.
+// putRegion keeps a region for the next body, and unmaps the oldest ones if there are too many.
 func (l *Ledger) putRegion(r *region) {
 	if l.Guard != nil {
 		l.Guard(r.bytes, true)
