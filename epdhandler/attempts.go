@@ -56,7 +56,7 @@ var repeated = []int{
 
 // next returns the next attempt, for this call.
 func (a *attempts) next(client *engine.Client, c engine.Call) *engine.Attempt {
-	if a.made == 0 && c.Body != nil {
+	if a.begun.IsZero() && c.Body != nil {
 		a.pool.Budget.Earn(time.Now())
 	}
 	a.made++
@@ -83,10 +83,10 @@ func (a *attempts) id(of string) string {
 	return of + "-" + engine.RandomHex(6)
 }
 
-// avoid makes the next attempt use another instance than the last one, if there is one. For
+// avoid makes the next attempt use another instance than this one, if there is one. For
 // dynamic upstreams that is not known in advance.
-func (a *attempts) avoid() {
-	skip := append(slices.Clip(a.skip), a.upstream)
+func (a *attempts) avoid(upstream string) {
+	skip := append(slices.Clip(a.skip), upstream)
 	if !a.pool.Dynamic && a.pool.Others(skip) {
 		a.skip = skip
 	}

@@ -68,6 +68,7 @@ func (g *generation) stale(a *attempts) *failure {
 	a.made--
 	if errors.Is(a.attempt.Stale, dispatch.ErrElsewhere) {
 		g.seen.moves++
+		a.avoid(a.attempt.Reserved.Address)
 		a.pool.Logger.Info("the instance that embeddings were pushed to is busy or down; encoding again for another one",
 			zap.String("request_id", g.id), zap.String("upstream", a.pool.Name(a.attempt.Reserved.Address)))
 	}

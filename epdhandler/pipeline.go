@@ -75,7 +75,7 @@ func (g *generation) pass(m *made) (f *failure) {
 func (g *generation) restore(m *made, f *failure) {
 	again := m.blocks.spentBy(f)
 	if again && f.lacks() {
-		g.prefilling.avoid() // only that instance can have lost the blocks
+		g.prefilling.avoid(g.prefilling.upstream) // only that instance can have lost the blocks
 	}
 	if f.byReference() {
 		// an engine that lacks an embedding dies of a reference to it (vLLM 0.32)

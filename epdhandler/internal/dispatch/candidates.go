@@ -3,6 +3,7 @@ package dispatch
 import (
 	"math"
 	"slices"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
@@ -15,15 +16,17 @@ import (
 //   - it is not in [Ask.Skip]
 //   - its weight is not 0
 //   - it has a free slot, or keeps one for the call, or the call takes none
-//   - the policy has not just declined it, together with the same others
+//   - the policy has not declined it and all others that meet the conditions
 
-// wanted returns the candidates for a call, unless its policy has declined just these.
+// wanted returns the candidates for a call, unless its policy has declined all of them.
 func (d *Dispatcher) wanted(w *waiter) (fit reverseproxy.UpstreamPool, busy bool) {
-	if fit, busy = d.candidates(w.ask); sameInstances(fit, w.declined) {
-		fit = nil
-	}
+	fit, busy = d.candidates(w.ask)
 	if w.ask.Early && d.Limit > 0 {
 		fit = d.leastTaken(w.ask, fit)
+	}
+	isNew := func(u *reverseproxy.Upstream) bool { return !slices.Contains(w.declined, u.Dial) }
+	if len(w.declined) > 0 && !slices.ContainsFunc(fit, isNew) {
+		fit = nil
 	}
 	return fit, busy
 }
@@ -34,7 +37,7 @@ func (d *Dispatcher) leastTaken(a *Ask, fit reverseproxy.UpstreamPool) (best rev
 	least := math.MaxInt
 	for _, u := range fit {
 		at := a.view.of(u)
-		n := max(int(at.taken.Load()+at.offered.Load()+at.reserved.Load()), d.Limit-1)
+		n := max(at.load(), d.Limit-1)
 		if n < least {
 			least, best = n, nil
 		}
@@ -87,19 +90,23 @@ func (d *Dispatcher) mayGet(a *Ask, i int) bool {
 }
 
 // isElsewhere reports whether a call should leave the instance that was reserved for it to others:
-// another one has a free slot that nobody has reserved, or the instance is down and another one is up.
-func (d *Dispatcher) isElsewhere(a *Ask) bool {
-	other, isUp := *a, true
-	other.Only = ""
-	for i, at := range a.view.instances {
-		if at.Address == a.Only {
-			isUp = a.view.upstreams[i].Available()
-		}
+// that is down and another one is up, or another one has a free slot which nobody has reserved or,
+// if the call has waited for a quarter of queue_timeout, which has no more calls to come.
+func (d *Dispatcher) isElsewhere(w *waiter) bool {
+	a, hasWaited := w.ask, !w.since.IsZero() && time.Since(w.since) >= d.QueueTime/4
+	own := slices.IndexFunc(a.view.instances, func(at *Instance) bool { return at.Address == a.Only })
+	if own < 0 {
+		return false
 	}
+	other := *a
+	other.Only, other.Skip = "", append(slices.Clip(a.Skip), a.Only)
 	fit, busy := d.candidates(&other)
-	return !isUp && (len(fit) > 0 || busy) || slices.ContainsFunc(fit, func(u *reverseproxy.Upstream) bool {
+	if !a.view.upstreams[own].Available() && (len(fit) > 0 || busy) {
+		return true
+	}
+	return slices.ContainsFunc(fit, func(u *reverseproxy.Upstream) bool {
 		at := a.view.of(u)
-		return at.Address != a.Only && d.free(at) > int(at.reserved.Load())
+		return d.free(at) > int(at.reserved.Load()) || hasWaited && at.load() <= a.view.instances[own].load()
 	})
 }
 

@@ -112,7 +112,7 @@ func (a *Ask) Upstreams() (known reverseproxy.UpstreamPool) {
 // Choose returns one of the upstreams for a call, and a slot there if the call takes one. The error
 // is [ErrNobody], [ErrElsewhere], a [BusyError], that of ctx, or that the policy chose nonsense.
 func (d *Dispatcher) Choose(ctx context.Context, upstreams reverseproxy.UpstreamPool, a *Ask) (*reverseproxy.Upstream, *Slot, error) {
-	if a.Early && d.Limit > 0 && int(d.reserved.Load()) >= d.Slots()+d.QueueSize {
+	if a.Early && d.Limit > 0 && !a.Turn.Admitted && int(d.reserved.Load()) >= d.Slots()+d.QueueSize {
 		return nil, nil, d.fullError()
 	}
 	a.view, a.offered = d.see(upstreams), nil
@@ -123,10 +123,10 @@ func (d *Dispatcher) Choose(ctx context.Context, upstreams reverseproxy.Upstream
 		switch {
 		case len(fit) == 0 && !busy:
 			return nil, nil, ErrNobody
-		case len(fit) == 0 && a.Movable && d.isElsewhere(a):
+		case len(fit) == 0 && a.Movable && d.isElsewhere(w):
 			return nil, nil, ErrElsewhere
 		}
-		isTurn := a.Turn == nil || a.Early || a.Only != "" || a.offered != nil || d.queue.waiting.Load() == 0 || d.refuses(a.Turn)
+		isTurn := a.Turn == nil || a.Early || a.Only != "" || a.offered != nil || d.queue.waiting.Load() == 0 || d.isRefused(a.Turn)
 		if len(fit) == 0 || !isTurn {
 			if err := d.wait(ctx, w); err != nil {
 				return nil, nil, err
@@ -138,7 +138,9 @@ func (d *Dispatcher) Choose(ctx context.Context, upstreams reverseproxy.Upstream
 			return nil, nil, err
 		}
 		if u == nil {
-			w.declined = fit
+			for _, u := range fit {
+				w.declined = append(w.declined, u.Dial)
+			}
 		} else if slot := d.take(w, u); slot != nil {
 			return u, slot, nil
 		}

@@ -30,6 +30,11 @@ type Instance struct {
 // InFlight is how many calls are at the instance.
 func (i *Instance) InFlight() int { return int(i.taken.Load()) }
 
+// load is how many calls are at the instance, or will be.
+func (i *Instance) load() int {
+	return int(i.taken.Load() + i.offered.Load() + i.reserved.Load())
+}
+
 // Instances are all that the process knows. They live through reloads, because the requests of
 // a configuration that has been replaced go on.
 type Instances struct {

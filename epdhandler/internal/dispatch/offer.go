@@ -81,9 +81,10 @@ func (w *waiter) next() *waiter {
 	return nil
 }
 
-// takes reports whether a call can be made the offer of this number.
+// takes reports whether a call can be made the offer of this number. Dispatchers that have the
+// instance may have different limits.
 func (w *waiter) takes(at *Instance, number uint64) bool {
-	return w.offer == nil && w.number < number && !slices.Contains(w.ask.Skip, at.Address)
+	return w.offer == nil && w.number < number && !slices.Contains(w.ask.Skip, at.Address) && w.d.free(at) > 0
 }
 
 // nextPinned returns the first call that waits for this instance only and can take the offer.

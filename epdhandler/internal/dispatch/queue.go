@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
@@ -52,7 +51,7 @@ type Turn struct {
 type waiter struct {
 	d        *Dispatcher
 	ask      *Ask
-	declined reverseproxy.UpstreamPool // by its policy
+	declined []string // addresses, by its policy
 
 	place *list.Element  // in its turn, or at its instance; nil: it is not in the queue
 	at    *Instance      // that was reserved for it; nil: none
@@ -103,7 +102,17 @@ func (d *Dispatcher) Waiting() int {
 	return int(d.queue.waiting.Load() + d.reserved.Load())
 }
 
-// refuses reports whether a request may not join the queue because it is full.
+// isRefused reports whether a request could not join the queue.
+func (d *Dispatcher) isRefused(t *Turn) bool {
+	if int(d.queue.waiting.Load()) < d.QueueSize {
+		return false
+	}
+	d.shared.mu.Lock()
+	defer d.shared.mu.Unlock()
+	return d.refuses(t)
+}
+
+// refuses reports whether a request may not join the queue because it is full. The lock must be held.
 func (d *Dispatcher) refuses(t *Turn) bool {
 	return !t.Admitted && t.place == nil && int(d.queue.waiting.Load()) >= d.QueueSize
 }
@@ -147,7 +156,7 @@ func (d *Dispatcher) wait(ctx context.Context, w *waiter) error {
 			return nil
 		case <-look:
 			d.askSource(w)
-			if d.look(w) || w.ask.Movable && d.isElsewhere(w.ask) {
+			if d.look(w) || w.ask.Movable && d.isElsewhere(w) {
 				return nil
 			}
 			look = time.After(lookPeriod)

@@ -293,6 +293,94 @@ func TestMovable(t *testing.T) {
 	})
 }
 
+// A call does not wait for the end of queue_timeout behind a call that hangs, although there is always
+// somebody whose media are being encoded for the other instance.
+func TestMovableThatHasWaited(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, Settings{Limit: 1, QueueSize: 9, QueueTime: time.Minute}, "a:1", "b:1")
+		hangs := f.ask(t.Context(), newAsk("b:1"))
+		_, reserved, err := f.Choose(t.Context(), f.Upstreams(), &Ask{Turn: new(Turn), Early: true, Skip: []string{"a:1"}, Policy: f.roundRobin})
+		require.NoError(t, err)
+		begun := time.Now()
+		assert.ErrorIs(t, f.ask(t.Context(), &Ask{Turn: new(Turn), Only: "a:1", Movable: true}).err, ErrElsewhere)
+		assert.InDelta(t, 15, time.Since(begun).Seconds(), 1)
+		hangs.slot.Release()
+		reserved.Release()
+	})
+}
+
+// A request for which media have been encoded gets a new reservation, whoever has come meanwhile.
+func TestReservationOfAnAdmittedRequest(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Limit: 1}, "a:1")
+	early := func(admitted bool) (*Slot, error) {
+		_, s, err := f.Choose(t.Context(), f.Upstreams(), &Ask{Turn: &Turn{Admitted: admitted}, Early: true, Policy: f.roundRobin})
+		return s, err
+	}
+	first, err := early(false)
+	require.NoError(t, err)
+	_, err = early(false)
+	assert.Equal(t, BusyError{"the queue is full (queue_size 0)"}, err)
+	again, err := early(true)
+	require.NoError(t, err)
+	first.Release()
+	again.Release()
+}
+
+// A policy that declines is not asked again about instances that it has declined.
+func TestPolicyThatDeclinesAReservation(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, oneEach, "a:1", "b:1")
+	held, asked := f.ask(t.Context(), newAsk("b:1")), 0
+	_, _, err := f.Choose(t.Context(), f.Upstreams(), &Ask{Turn: new(Turn), Early: true, Policy: func(reverseproxy.UpstreamPool) *reverseproxy.Upstream {
+		asked++
+		return nil
+	}})
+	assert.ErrorIs(t, err, ErrNobody)
+	assert.Equal(t, 1, asked)
+	held.slot.Release()
+}
+
+// A request's calls share its place in the queue.
+func TestCallsOfOneRequest(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Settings{Limit: 1, QueueSize: 1, QueueTime: time.Minute}, "a:1", "b:1")
+	var wg sync.WaitGroup
+	turn := new(Turn)
+	for range 8 {
+		wg.Go(func() {
+			for range 50 {
+				c := f.ask(t.Context(), &Ask{Turn: turn})
+				assert.NoError(t, c.err)
+				c.slot.Release()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// A call that waits at its instance is bound to the limit of its own dispatcher.
+func TestPinnedCallsAndAnotherLimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		one := newFixture(t, oneEach, "a:1")
+		three := inProcess(t, one.shared, Settings{Limit: 3, QueueSize: 9, QueueTime: time.Minute}, "a:1")
+		first := one.ask(t.Context(), newAsk())
+		pinned := one.asks(t, &Ask{Turn: new(Turn), Only: "a:1"})
+		second, third := three.ask(t.Context(), newAsk()), three.ask(t.Context(), newAsk())
+		waits := three.asks(t, newAsk())
+		third.slot.Release()
+		c := <-waits
+		assert.NoError(t, c.err)
+		c.slot.Release()
+		second.slot.Release()
+		first.slot.Release()
+		c = <-pinned
+		c.slot.Release()
+	})
+}
+
 // Calls that wait for one instance hold up nobody who waits for others, and take turns with those
 // who wait for any.
 func TestPinnedCallsWaitApart(t *testing.T) {
