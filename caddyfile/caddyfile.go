@@ -69,9 +69,8 @@ func Parse(d *caddyfile.Dispenser, options Options) (at func(option string) *cad
 	return func(option string) *caddyfile.Dispenser { return cmp.Or(places[option], start) }, nil
 }
 
-// Pool is an option with the syntax of reverse_proxy: <name> <upstreams...> { … }. Its block
-// may have 'health_checks off' as well. FinalizeUnmarshalCaddyfile of the handler must be
-// called afterwards.
+// Pool is an option with the syntax of reverse_proxy: <name> <upstreams...> { … }. Its block may have
+// 'health_checks off' as well. FinalizeUnmarshalCaddyfile of the handler must be called afterwards.
 func Pool(to **reverseproxy.Handler) Option {
 	return func(s *Segment) error {
 		if err := s.checkUpstreams(); err != nil {

@@ -45,8 +45,7 @@ type Handler struct {
 	// `reverse_proxy` handler. Default: none, the decode pool does prefill as well.
 	Prefill *reverseproxy.Handler `json:"prefill,omitempty"`
 
-	// The instances that generate the answer: the configuration of a
-	// `reverse_proxy` handler. Required.
+	// The instances that generate the answer: the configuration of a `reverse_proxy` handler. Required.
 	Decode *reverseproxy.Handler `json:"decode,omitempty"`
 
 	// How often a stage of a request (encode: each media item) is tried again on another
@@ -96,10 +95,9 @@ type Handler struct {
 	// length. Default: 10m.
 	StreamIdleTimeout caddy.Duration `json:"stream_idle_timeout,omitempty"`
 
-	// How often the client of a stream gets an SSE comment during encode and prefill, so that
-	// no load balancer in between closes the connection as idle, which many do after 60s. The
-	// first comment commits status 200: a later failure is reported by an event with an error.
-	// Default: never.
+	// How often the client of a stream gets an SSE comment during encode and prefill, so that no load
+	// balancer in between closes the connection as idle, which many do after 60s. The first comment
+	// commits status 200: a later failure is reported by an event with an error. Default: never.
 	StreamKeepalive caddy.Duration `json:"stream_keepalive,omitempty"`
 
 	// How many media items each encoder gets at the same time. Further items wait for the
@@ -119,8 +117,7 @@ type Handler struct {
 	// with 503 and Retry-After before any work is done for them. Default: 1000. 0: no request waits.
 	QueueSize *int `json:"queue_size,omitempty"`
 
-	// How long a request may wait for an instance before it gets 503 with Retry-After.
-	// Default: 30s.
+	// How long a request may wait for an instance before it gets 503 with Retry-After. Default: 30s.
 	QueueTimeout caddy.Duration `json:"queue_timeout,omitempty"`
 
 	// Let prefill or decode encode the media items of a request themselves, instead of answering
@@ -189,11 +186,10 @@ type Handler struct {
 	// How many media items a request may have. Default: 128.
 	MaxMediaItems int `json:"max_media_items,omitempty"`
 
-	// Return errors that do not come from an engine, such as those of rejected requests,
-	// full queues and time limits, to Caddy's error routes (`handle_errors` in a Caddyfile),
-	// where `{http.error.status_code}` and `{http.error.message}` describe them. The headers
-	// `X-Request-Id` and `Retry-After` are set. Default: false, they are written in the form of
-	// OpenAI's API.
+	// Return errors that do not come from an engine, such as those of rejected requests, full queues
+	// and time limits, to Caddy's error routes (`handle_errors` in a Caddyfile), where
+	// `{http.error.status_code}` and `{http.error.message}` describe them. The headers `X-Request-Id`
+	// and `Retry-After` are set. Default: false, they are written in the form of OpenAI's API.
 	HandleErrors bool `json:"handle_errors,omitempty"`
 
 	process *process.Process // what all handlers share

@@ -138,8 +138,7 @@ func tooLargeError(limit int64) *apiError {
 	return badRequest(http.StatusRequestEntityTooLarge, "body_too_large", "the body is larger than %d bytes", limit)
 }
 
-// check rejects what clients must not send, and what engines might read differently than this
-// package.
+// check rejects what clients must not send, and what engines might read differently than this package.
 func (h *Handler) check(in *input) *apiError {
 	if e := in.media.CheckSources(h.sources); e != nil {
 		return mediaError(e)

@@ -14,9 +14,8 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/media"
 )
 
-// validate returns the first error of the configuration, and the option that it is about. The
-// defaults must be set. Options of a disabled pool are not errors, because the pool may be
-// enabled again.
+// validate returns the first error of the configuration, and the option that it is about. The defaults
+// must be set. Options of a disabled pool are not errors, because the pool may be enabled again.
 func (h *Handler) validate() (option string, err error) {
 	if option, err := h.checkNumbers(); err != nil {
 		return option, err

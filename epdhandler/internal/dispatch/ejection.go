@@ -34,8 +34,7 @@ type Suspect struct {
 	Weight float64   // of the strike
 }
 
-// Succeeds notes that a call that was chosen then succeeded. It reports whether that ends an
-// ejection.
+// Succeeds notes that a call that was chosen then succeeded. It reports whether that ends an ejection.
 func (i *Instance) Succeeds(chosen, now time.Time) (back bool) {
 	i.lock.Lock()
 	defer i.lock.Unlock()

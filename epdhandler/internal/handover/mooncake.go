@@ -127,7 +127,10 @@ var bootstrapClient = &http.Client{
 func (b *Bootstrap) Ask(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootstrapTimeout)
 	defer cancel()
-	r, _ := http.NewRequestWithContext(ctx, http.MethodGet, b.Address+"/query", nil) // the address was checked
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, b.Address+"/query", nil)
+	if err != nil {
+		return "", err
+	}
 	res, err := bootstrapClient.Do(r)
 	if failed, ok := errors.AsType[*url.Error](err); ok {
 		return "", failed.Err // without the address

@@ -46,9 +46,8 @@ func Prevents(r *body.Body, chat bool) string {
 	case given("prompt_logprobs"):
 		return "prompt_logprobs"
 
-	// In a chat it means prompt_logprobs = top_logprobs, which is 0 if it is not there and
-	// still given; in a completion prompt_logprobs = logprobs. Without these an echo of a
-	// completion is text only.
+	// In a chat it means prompt_logprobs = top_logprobs, which is 0 if it is not there and still given;
+	// in a completion prompt_logprobs = logprobs. Without these an echo of a completion is text only.
 	case !no(r.Value("echo")) && (chat || given("logprobs")):
 		return "echo"
 

@@ -266,8 +266,7 @@ func explain(err error) error {
 }
 
 // mismatches lists differences that break requests: a request names one model for all stages,
-// embeddings and KV blocks may be read only by the version that made them, and an engine has one
-// role.
+// embeddings and KV blocks may be read only by the version that made them, and an engine has one role.
 func mismatches(findings []finding) (lines []string) {
 	for _, aspect := range []struct {
 		differ string

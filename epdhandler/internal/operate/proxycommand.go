@@ -170,8 +170,7 @@ func takePath(upstreams []string) (path string, err error) {
 	return path, nil
 }
 
-// proxyServer returns a server for the handler at the address of the flags, and that as a site
-// address.
+// proxyServer returns a server for the handler at the address of the flags, and that as a site address.
 func proxyServer(fs caddycmd.Flags, handler json.RawMessage) (*caddyhttp.Server, string, error) {
 	site := httpcaddyfile.Address{Scheme: "http", Host: fs.String("host"), Port: fs.String("port")}
 	on := site.Host // the interface
