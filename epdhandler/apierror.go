@@ -31,7 +31,6 @@ func serverError(status int, code, format string, args ...any) apiError {
 	return apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "server_error", Code: code}
 }
 
-// noMemoryError is for requests for which there is not enough memory.
 func noMemoryError() apiError {
 	return retryLater("overloaded", "%s; try again later", memory.ErrExhausted)
 }
@@ -50,19 +49,16 @@ func retryLater(code, format string, args ...any) apiError {
 	return e
 }
 
-// badRequest is an error that the client can correct.
 func badRequest(status int, code, format string, args ...any) *apiError {
 	return &apiError{status: status, Message: fmt.Sprintf(format, args...), Type: "invalid_request_error", Code: code}
 }
 
-// invalidBody is an error in a member of the body.
 func invalidBody(param, format string, args ...any) *apiError {
 	e := badRequest(http.StatusBadRequest, "invalid_body", format, args...)
 	e.Param = param
 	return e
 }
 
-// mediaError converts an error of package media for the client.
 func mediaError(invalid *media.Error) *apiError {
 	e := badRequest(http.StatusBadRequest, invalid.Code, "%s", invalid.Message)
 	if invalid.Param != "" {
@@ -71,12 +67,10 @@ func mediaError(invalid *media.Error) *apiError {
 	return e
 }
 
-// setHeader adds the headers of the error to the response.
 func (e apiError) setHeader(w http.ResponseWriter) {
 	maps.Copy(w.Header(), e.header)
 }
 
-// write sends the error as the response.
 func (e apiError) write(w http.ResponseWriter) {
 	e.setHeader(w)
 	h := w.Header()
@@ -90,7 +84,6 @@ func (e apiError) write(w http.ResponseWriter) {
 	_, _ = w.Write(line)
 }
 
-// encode returns the error as a line of JSON.
 func (e apiError) encode() []byte {
 	var line bytes.Buffer
 	enc := json.NewEncoder(&line)

@@ -54,7 +54,6 @@ var repeated = []int{
 	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
 }
 
-// next returns the next attempt, for this call.
 func (a *attempts) next(client *engine.Client, c engine.Call) *engine.Attempt {
 	if a.begun.IsZero() && c.Body != nil {
 		a.pool.Budget.Earn(time.Now())
@@ -128,7 +127,6 @@ func (x *exchange) settle(a *attempts, f *failure) {
 	}
 }
 
-// fails counts a failed attempt.
 func (x *exchange) fails(a *attempts, f *failure) {
 	f.count(x.h.process.Metrics)
 	now := time.Now()
@@ -180,7 +178,6 @@ func (x *exchange) spend(a *attempts, f *failure) {
 	a.left--
 }
 
-// may reports whether there may be another attempt after a failure.
 func (a *attempts) may(f *failure) bool {
 	switch f.Reason {
 	case telemetry.Refused:

@@ -87,7 +87,6 @@ func (h *Handler) UnmarshalCaddyfile(d *caddytokens.Dispenser) error {
 	return nil
 }
 
-// parseCaddyfile sets up the handler for the directive.
 func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	h := new(Handler)
 	if err := h.UnmarshalCaddyfile(helper.Dispenser); err != nil {

@@ -15,7 +15,6 @@ type ranks struct {
 	next      atomic.Uint32
 }
 
-// loadConsumers makes the ranks of ec_consumers, which match the pool.
 func (h *Handler) loadConsumers() {
 	if len(h.ECConsumers) == 0 {
 		return

@@ -72,7 +72,6 @@ func (g *generation) judgeHeld(ctx context.Context, a *engine.Attempt, result st
 	return newFailure(a, result.Held)
 }
 
-// endingOf returns how the answer ended.
 func endingOf(a *engine.Attempt) stream.Ending {
 	switch {
 	case a.Err != nil:
@@ -100,7 +99,6 @@ func (g *generation) noteAnswer(a *engine.Attempt, result stream.Result) *failur
 	return nil
 }
 
-// noteError counts and logs an error that the client has.
 func (g *generation) noteError(a *engine.Attempt, status int, cause error) *failure {
 	a.Fail(telemetry.BadStatus, status, cause)
 	f := &failure{Attempt: a, final: true, verdict: apiError{status: status}}
@@ -126,7 +124,6 @@ func (g *generation) abort(ctx context.Context, a *engine.Attempt, w *stream.Res
 	return f
 }
 
-// bringsToDecode returns what a call brings of the stages before.
 func (g *generation) bringsToDecode(e *embeddings, b *blocks) brought {
 	return brought{
 		references: e.Refers && g.decodeHasEmbeddings(b),

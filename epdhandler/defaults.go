@@ -16,7 +16,6 @@ const (
 	defaultQueueTimeout = caddy.Duration(30 * time.Second)
 )
 
-// setDefaults sets the options that are not configured.
 func (h *Handler) setDefaults() {
 	h.Retries = cmp.Or(h.Retries, new(1))
 	h.RetryBudget = cmp.Or(h.RetryBudget, new(20))

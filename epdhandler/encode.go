@@ -70,7 +70,6 @@ func (g *generation) encode() (made *embeddings, f *failure) {
 	return e, nil
 }
 
-// planEncoding decides which items are encoded, and which of them in one request.
 func (g *generation) planEncoding() *encoding {
 	options := media.Options{
 		References: g.h.References,

@@ -49,7 +49,6 @@ func newFailure(a *engine.Attempt, answer *stream.Answer) *failure {
 	return f
 }
 
-// nonsense returns the failure of an attempt whose answer makes no sense.
 func nonsense(a *engine.Attempt, cause error) *failure {
 	a.Fail(telemetry.Broken, 0, cause)
 	return newFailure(a, nil)
@@ -75,7 +74,6 @@ func (g *generation) stale(a *attempts) *failure {
 	return expired(a.attempt, a.attempt.Stale)
 }
 
-// isAnswered reports whether an engine has answered with an error.
 func (f *failure) isAnswered() bool {
 	return f.answer != nil && f.Status >= http.StatusBadRequest
 }
@@ -100,7 +98,6 @@ func (f *failure) explain() apiError {
 	return serverError(http.StatusBadGateway, f.Stage+"_failed", "the %s stage gave no valid answer", f.Stage)
 }
 
-// count counts a failed attempt.
 func (f *failure) count(m *telemetry.Metrics) {
 	if f.Reason == telemetry.Canceled {
 		return

@@ -26,7 +26,6 @@ type embeddings struct {
 	consumed bool                // by a prefill that has succeeded
 }
 
-// release lets go of the instance that the embeddings were pushed to.
 func (e *embeddings) release() {
 	if e != nil {
 		e.pushedTo.Release()
@@ -68,7 +67,6 @@ func (g *generation) carry(name string, params []byte) body.Edit {
 // blocks is what prefill has handed over to decode: KV blocks, or nothing if Params is nil.
 type blocks struct{ handover.Blocks }
 
-// spentBy reports whether a failure has spent the blocks.
 func (b *blocks) spentBy(f *failure) bool {
 	return b != nil && b.Params != nil && f.Stage == telemetry.Decode && (f.Reached || f.Stale != nil)
 }

@@ -37,7 +37,6 @@ func (x *exchange) models() {
 	}
 }
 
-// listModels asks one instance, and returns its answer and the models in that.
 func (g *generation) listModels() (list *stream.Answer, entries []json.RawMessage, f *failure) {
 	ctx, leave := g.report.enter(g.r.Context(), &g.report.decode, g.decoding)
 	defer func() { leave(f) }()

@@ -31,7 +31,6 @@ type seen struct {
 	moves        int  // how often it left the instance that its embeddings were pushed to
 }
 
-// newGeneration returns a request that has not been in any stage yet.
 func (x *exchange) newGeneration(in *input) *generation {
 	g := &generation{
 		exchange: x, in: in, engineID: engineID(x.id), client: engine.NewClient(x.r, x.id, x.h.TrustClients),
@@ -122,7 +121,6 @@ func (g *generation) restore(m *made, f *failure) {
 	}
 }
 
-// fail answers a request that has failed for good.
 func (g *generation) fail(f *failure) {
 	g.report.outcome = telemetry.OutcomeOf(f.verdict.status)
 	begun := g.keepalive.End()

@@ -67,7 +67,6 @@ func (g *generation) lost(a *engine.Attempt, brings brought) *failure {
 	return f
 }
 
-// takeOver reads what prefill hands over to decode.
 func (g *generation) takeOver(ctx context.Context, a *engine.Attempt, answer []byte, read handover.Reader) (*blocks, *failure) {
 	b, err := read(ctx, answer, a.Upstream(), a.Asked)
 	switch {
@@ -132,7 +131,6 @@ func (g *generation) passGate() (f *failure) {
 	return nil
 }
 
-// leaveGate lets the next request pass.
 func (g *generation) leaveGate() {
 	if g.seen.gate {
 		g.h.site.Gate.Leave()

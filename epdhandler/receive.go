@@ -113,7 +113,6 @@ func isJSON(h http.Header) bool {
 	return strings.EqualFold(strings.Trim(typ, " \t"), "application/json")
 }
 
-// readError returns the error for a body that could not be read.
 func (x *exchange) readError(err error) *apiError {
 	tooLarge, isTooLarge := errors.AsType[*http.MaxBytesError](err)
 	switch {
@@ -163,7 +162,6 @@ func (h *Handler) check(in *input) *apiError {
 	return nil
 }
 
-// findRoom returns an error if the queue of a pool is full.
 func (h *Handler) findRoom(pools ...*engine.Pool) *apiError {
 	for _, p := range pools {
 		if p != nil && (p.Full() || p == h.site.Decode && h.site.Gate.Full()) {

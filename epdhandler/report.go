@@ -30,19 +30,16 @@ type report struct {
 	encode, prefill, decode stageReport
 }
 
-// newReport begins the report of a request.
 func newReport(m *telemetry.Metrics, id, api string) *report {
 	m.RequestsInFlight.WithLabelValues(api).Inc()
 	return &report{metrics: m, id: id, api: api, start: time.Now(), outcome: telemetry.Failed}
 }
 
-// stageReport is one stage of a report.
 type stageReport struct {
 	duration time.Duration
 	attempts []*attempts
 }
 
-// received records the client's input.
 func (r *report) received(in *input) {
 	items := in.media.Items()
 	r.parsed, r.items = true, len(items)
@@ -72,7 +69,6 @@ func (r *report) enter(ctx context.Context, s *stageReport, attempts ...*attempt
 	}
 }
 
-// begins records the first byte of a stream.
 func (r *report) begins() {
 	if r.begun.IsZero() {
 		r.begun = time.Now()
@@ -101,7 +97,6 @@ func (r *report) finish(ctx context.Context) {
 	}
 }
 
-// stages are the stages of the request, in order.
 func (r *report) stages() iter.Seq2[string, *stageReport] {
 	return func(yield func(string, *stageReport) bool) {
 		for i, s := range []*stageReport{&r.encode, &r.prefill, &r.decode} {

@@ -32,7 +32,6 @@ var routes = map[string]route{
 	"/stop_profile":   {telemetry.Profile, []string{http.MethodPost}, (*exchange).profile},
 }
 
-// routeOf returns the route of a path.
 func (h *Handler) routeOf(path string) route {
 	if id, below := strings.CutPrefix(path, modelsPath+"/"); below && id != "" {
 		path = modelsPath
@@ -78,7 +77,6 @@ func (x *exchange) route(route route) {
 	x.reject(e)
 }
 
-// generate serves a request whose answer is generated.
 func (x *exchange) generate(parse bodyParser) {
 	// reject early, before any stage has done work
 	if e := x.h.findRoom(x.h.site.Prefill, x.h.site.Decode); e != nil {

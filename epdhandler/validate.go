@@ -49,7 +49,6 @@ func (h *Handler) validate() (option string, err error) {
 	return "", nil
 }
 
-// unless returns a check that fails with this text unless a condition holds.
 func unless(holds bool, text string) func() error {
 	return func() error {
 		if holds {
@@ -117,7 +116,6 @@ func (h *Handler) checkMediaSources() error {
 	return nil
 }
 
-// checkMemory checks that max_memory is large enough for the limits of one request.
 func (h *Handler) checkMemory() error {
 	if least := 2 * itemSize * int64(h.MaxMediaItems); h.MaxMemory < least {
 		return fmt.Errorf("max_memory (%d bytes) must be %d bytes at least for max_media_items %d: an item counts as %d bytes", h.MaxMemory, least, h.MaxMediaItems, itemSize)
@@ -128,7 +126,6 @@ func (h *Handler) checkMemory() error {
 	return nil
 }
 
-// checkConsumers checks that ec_consumers matches the pool that consumes embeddings.
 func (h *Handler) checkConsumers() error {
 	if len(h.ECConsumers) == 0 {
 		return nil
@@ -173,7 +170,6 @@ func covers[V any](values map[string]V, option, stage string, pool *reverseproxy
 	return nil
 }
 
-// checkBootstraps checks that kv_bootstrap matches the prefill pool.
 func (h *Handler) checkBootstraps() error {
 	if len(h.KVBootstrap) == 0 || h.Prefill == nil {
 		return nil

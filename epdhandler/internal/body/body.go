@@ -31,7 +31,6 @@ var indexed = [...]string{KVTransferParams, ECTransferParams, MMProcessorKwargs,
 // maxName is the longest name that anyone asks for.
 const maxName = 64
 
-// field is a top-level member.
 type field struct {
 	name   []byte // unescaped; nil if it is longer than maxName, which would take memory
 	before int    // position of the "{" or "," before the name

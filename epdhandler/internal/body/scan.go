@@ -82,7 +82,6 @@ func (s *Scanner) Peek() byte {
 	return 0
 }
 
-// end expects nothing but white space.
 func (s *Scanner) end() error {
 	s.Peek()
 	if s.i < len(s.b) {
@@ -160,7 +159,6 @@ func (s *Scanner) List(visit func(index int) error) error {
 	})
 }
 
-// sequence steps over an object or a list, which ends with this byte.
 func (s *Scanner) sequence(end byte, element func() error) error {
 	if s.depth++; s.depth > MaxDepth {
 		return &Error{Message: fmt.Sprintf("the body is nested deeper than %d levels, at byte %d", MaxDepth, s.i)}
@@ -220,7 +218,6 @@ func (s *Scanner) number() error {
 	return nil
 }
 
-// accept steps over the next byte if it is this one.
 func (s *Scanner) accept(c byte) bool {
 	ok := s.i < len(s.b) && s.b[s.i] == c
 	if ok {
@@ -229,7 +226,6 @@ func (s *Scanner) accept(c byte) bool {
 	return ok
 }
 
-// digits steps over digits, and reports whether there are any.
 func (s *Scanner) digits() bool {
 	start, end := s.i, s.i
 	for end < len(s.b) && '0' <= s.b[end] && s.b[end] <= '9' {

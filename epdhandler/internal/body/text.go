@@ -53,7 +53,6 @@ func Unescape(raw []byte) []byte {
 	return out
 }
 
-// hex4 reads the four hexadecimal digits that b starts with.
 func hex4(b []byte) (r rune, ok bool) {
 	var v [2]byte
 	_, err := hex.Decode(v[:], b[:4])

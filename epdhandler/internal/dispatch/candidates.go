@@ -63,7 +63,6 @@ func (d *Dispatcher) candidates(a *Ask) (fit reverseproxy.UpstreamPool, busy boo
 	return fit, busy
 }
 
-// candidatesWithout returns the candidates that are not in out.
 func (d *Dispatcher) candidatesWithout(a *Ask, out []*Instance) (fit reverseproxy.UpstreamPool, busy bool) {
 	fit = make(reverseproxy.UpstreamPool, 0, len(a.view.upstreams))
 	for i, u := range a.view.upstreams {

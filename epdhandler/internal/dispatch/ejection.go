@@ -58,7 +58,6 @@ func (i *Instance) Fails(chosen, now time.Time) {
 	}
 }
 
-// length is how long the ejection takes.
 func (e *ejection) length() time.Duration {
 	return min(ejectionTime*time.Duration(e.count), maxEjectionTime)
 }
@@ -79,7 +78,6 @@ func (i *Instance) convict(s Suspect) bool {
 	return e.strikes >= strikesOut
 }
 
-// eject ejects the instance and returns for how long.
 func (i *Instance) eject(now time.Time) time.Duration {
 	i.ejectionCount.Inc()
 	i.lock.Lock()
@@ -162,7 +160,6 @@ func (d *Dispatcher) maxOut(v *view) int {
 	return min(max(1, up*d.MaxEjected/100), up/2)
 }
 
-// mayEject reports whether one more instance may be ejected.
 func (d *Dispatcher) mayEject() bool {
 	ejected, v := 0, d.newest.Load()
 	for i, u := range v.upstreams {

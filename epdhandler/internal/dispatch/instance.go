@@ -169,7 +169,6 @@ func (s *Slot) Release() {
 	at.shared.freed(at)
 }
 
-// reserve counts reservations at an instance.
 func (d *Dispatcher) reserve(at *Instance, n int32) {
 	d.shared.mu.Lock()
 	defer d.shared.mu.Unlock()
@@ -218,7 +217,6 @@ func (d *Dispatcher) viewOf(upstreams reverseproxy.UpstreamPool, before *view) *
 // Instance returns the instance of the pool's stage at an address.
 func (d *Dispatcher) Instance(address string) *Instance { return d.shared.Get(d.Stage, address) }
 
-// of returns the instance that an upstream of the view is.
 func (v *view) of(u *reverseproxy.Upstream) *Instance {
 	return v.instances[slices.Index(v.upstreams, u)]
 }
@@ -264,7 +262,6 @@ func (d *Dispatcher) knows(at *Instance) bool {
 // source told last.
 func (d *Dispatcher) Upstreams() reverseproxy.UpstreamPool { return d.newest.Load().upstreams }
 
-// up is how many of the upstreams are available.
 func (v *view) up() (up int) {
 	for _, u := range v.upstreams {
 		if u.Available() {

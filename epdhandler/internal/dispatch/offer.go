@@ -141,7 +141,6 @@ func (d *Dispatcher) pass(w *waiter) {
 	}
 }
 
-// endOffer takes an offer back.
 func (d *Dispatcher) endOffer(w *waiter) {
 	w.slow.Stop()
 	w.offer.offered.Add(-1)

@@ -47,7 +47,6 @@ type Turn struct {
 	served   time.Time     // when it had its last slot
 }
 
-// waiter is a call that wants a slot.
 type waiter struct {
 	d        *Dispatcher
 	ask      *Ask
@@ -102,7 +101,6 @@ func (d *Dispatcher) Waiting() int {
 	return int(d.queue.waiting.Load() + d.reserved.Load())
 }
 
-// isRefused reports whether a request could not join the queue.
 func (d *Dispatcher) isRefused(t *Turn) bool {
 	if int(d.queue.waiting.Load()) < d.QueueSize {
 		return false
@@ -284,7 +282,6 @@ func (d *Dispatcher) count() {
 	}
 }
 
-// leave takes a call out of the queue.
 func (d *Dispatcher) leave(w *waiter) {
 	if w.place == nil {
 		return

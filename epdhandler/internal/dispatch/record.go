@@ -10,7 +10,6 @@ import (
 	"github.com/caddy-epd/caddy-epd/epdhandler/internal/telemetry"
 )
 
-// record is what an instance did lately.
 type record struct {
 	firstByte     prometheus.Observer
 	failureCount  prometheus.Counter
@@ -70,14 +69,12 @@ func (r *record) HandedOver(blocks, says bool) (changed bool) {
 	return changed
 }
 
-// touch notes that the instance is still there.
 func (r *record) touch() {
 	r.lock.Lock()
 	defer r.lock.Unlock()
 	r.used = time.Now()
 }
 
-// idleSince reports whether nothing has happened since then.
 func (r *record) idleSince(then time.Time) bool {
 	r.lock.Lock()
 	defer r.lock.Unlock()

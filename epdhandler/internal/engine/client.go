@@ -71,7 +71,6 @@ func (cl *Client) request(ctx context.Context, a *Attempt, w http.ResponseWriter
 
 type attemptKey struct{}
 
-// attemptOf returns the attempt that a request to an engine belongs to, nil if none.
 func attemptOf(r *http.Request) *Attempt {
 	a, _ := r.Context().Value(attemptKey{}).(*Attempt)
 	return a

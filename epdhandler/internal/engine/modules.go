@@ -49,7 +49,6 @@ type breaker struct {
 	open atomic.Bool
 }
 
-// loadBreaker puts a breaker around the pool's circuit breaker, if it has one.
 func (p *Pool) loadBreaker(ctx caddy.Context) error {
 	if p.Handler.CBRaw == nil {
 		return nil

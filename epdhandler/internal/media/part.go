@@ -59,7 +59,6 @@ type spans struct {
 // isString reports whether the URL is a plain string, not in an object.
 func (s spans) isString() bool { return s.payload.End == s.value.End-1 }
 
-// part is what a content part says of itself.
 type part struct {
 	spans
 	kind   string     // the media member that is not null; empty if there is none
@@ -75,7 +74,6 @@ type part struct {
 	detail bool       // there is one, which input_image must have
 }
 
-// carries reads a media member that is not null.
 func (it *part) carries(s *body.Scanner, m body.Member, kind, modality string) (err error) {
 	start := s.Pos()
 	it.second = it.second || it.kind != ""
@@ -89,7 +87,6 @@ func (it *part) carries(s *body.Scanner, m body.Member, kind, modality string) (
 	return err
 }
 
-// member reads any other member.
 func (it *part) member(s *body.Scanner, m body.Member) error {
 	start, first := s.Pos(), s.Peek()
 	err := s.Value()

@@ -60,7 +60,6 @@ func (p *Plan) findEqual(pushed bool) {
 	}
 }
 
-// divide divides the items that are encoded into batches.
 func (p *Plan) divide(size int) {
 	var images []int
 	for i, item := range p.set.items {

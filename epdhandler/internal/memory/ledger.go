@@ -68,7 +68,6 @@ func (l *Ledger) give(n int64) {
 	}
 }
 
-// grant takes the bytes of a claim if there is room for them.
 func (l *Ledger) grant(c *claim) bool {
 	reserved := min(c.share.promised, c.n) // counted already, by the same share
 	missing := l.sum - reserved + c.n - c.share.limit

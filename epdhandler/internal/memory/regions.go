@@ -33,7 +33,6 @@ const (
 	smallPart = 16 << 20
 )
 
-// inPages returns how much memory n bytes of a region take.
 func inPages(n int64) int64 {
 	page := int64(os.Getpagesize())
 	if n > smallPart {

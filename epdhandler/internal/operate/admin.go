@@ -67,7 +67,6 @@ func only(method string, serve caddy.AdminHandlerFunc) caddy.AdminHandlerFunc {
 	}
 }
 
-// profileAll sends a request to profile to all engines.
 func profileAll(path string) caddy.AdminHandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		pools := process.Current().Pools()
@@ -92,7 +91,6 @@ const profileTimeout = 30 * time.Minute
 // Profiles are the answers of instances to a request to profile.
 type Profiles []profiled
 
-// profiled is the answer of one instance.
 type profiled struct {
 	Upstream string `json:"upstream,omitempty"`
 	Status   int    `json:"status,omitempty"`
@@ -128,7 +126,6 @@ func Profile(ctx context.Context, q engine.Question, public bool, pools ...*engi
 	return p
 }
 
-// result describes what an instance has done.
 func result(stage string, r engine.Reply) string {
 	switch {
 	case r.Err != nil:

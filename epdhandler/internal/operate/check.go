@@ -105,7 +105,6 @@ func provisionFile(file, adapter string) ([]*process.Site, error) {
 	return sites, nil
 }
 
-// textOf is a text that sites can be sorted by.
 func textOf(s *process.Site) string {
 	var text []byte
 	for _, p := range s.Pools() {
@@ -120,7 +119,6 @@ const (
 	promptTimeout = 60 * time.Second
 )
 
-// finding is the result of checking an instance.
 type finding struct {
 	engine.Target
 	version string // of vLLM, empty if it does not say
@@ -201,7 +199,6 @@ func (f *finding) prefill(ctx context.Context, key, model string) error {
 	return err
 }
 
-// ask returns the body of an answer with the status 200.
 func (f *finding) ask(ctx context.Context, key string, q engine.Question) ([]byte, error) {
 	q.Header = http.Header{"X-Request-Id": {"epd-check-" + engine.RandomHex(6)}}
 	if key != "" {
@@ -221,7 +218,6 @@ func (f *finding) ask(ctx context.Context, key string, q engine.Question) ([]byt
 	return said.Body, nil
 }
 
-// modelNames returns the first name in an answer to GET /v1/models, and all of them, sorted.
 func modelNames(answer []byte) (first, all string) {
 	var list struct{ Data []struct{ ID string } }
 	if json.Unmarshal(answer, &list) != nil || len(list.Data) == 0 {

@@ -108,7 +108,6 @@ func (p *Process) Delist(s *Site) {
 	p.renew()
 }
 
-// renew puts the limits of the sites that serve in force.
 func (p *Process) renew() {
 	var serving []*dispatch.Dispatcher
 	for _, s := range p.sites {

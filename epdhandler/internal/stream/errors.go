@@ -99,7 +99,6 @@ func allEmpty(members map[string]any) bool {
 	return true
 }
 
-// members returns the members of a JSON object, nil if it is none.
 func members(object []byte) (m map[string]json.RawMessage) {
 	_ = json.Unmarshal(object, &m)
 	return m

@@ -49,7 +49,6 @@ func (f *firstEvents) end() {
 	f.bytes = f.bytes[:n]
 }
 
-// next returns the data of the next complete event.
 func (f *firstEvents) next() (data []byte, ok bool) {
 	for {
 		line, ok := f.nextLine()

@@ -92,7 +92,6 @@ func (r *Response) Abort(object []byte) {
 	}
 }
 
-// commit gives the client the status and the header.
 func (r *Response) commit(status int, header http.Header) *committed {
 	config := &r.config
 	conn := http.NewResponseController(config.Client)
@@ -112,18 +111,15 @@ func (r *Response) commit(status int, header http.Header) *committed {
 
 const eventStream = "text/event-stream"
 
-// isEvents reports whether an answer is a stream of events.
 func isEvents(header http.Header) bool {
 	typ, _, _ := mime.ParseMediaType(header.Get("Content-Type"))
 	return typ == eventStream
 }
 
-// isStream reports whether an answer is a stream of events that is not compressed.
 func isStream(header http.Header) bool {
 	return isEvents(header) && isIdentity(header.Get("Content-Encoding"))
 }
 
-// isIdentity reports whether a Content-Encoding is none.
 func isIdentity(encoding string) bool {
 	return encoding == "" || strings.EqualFold(encoding, "identity")
 }
@@ -244,7 +240,6 @@ func (c *committed) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// send gives the client a piece of the answer.
 func (c *committed) send(p []byte) {
 	if c.clientGone {
 		return

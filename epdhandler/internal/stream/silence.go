@@ -50,7 +50,6 @@ func (s *Silence) Expired() error {
 	return fmt.Errorf("nothing came for %s (%s)", s.running.Time, s.running.Option)
 }
 
-// heard notes that the engine is not silent.
 func (s *Silence) heard() { s.run(s.next) }
 
 func (s *Silence) run(l Limit) {

@@ -35,7 +35,6 @@ const maxHeld = 1 << 10
 // usageName is what last is before the value of usage.
 var usageName = binary.BigEndian.Uint64([]byte(`"usage":`))
 
-// write passes a piece of the answer on.
 func (e *usageEdit) write(p []byte, to func([]byte)) {
 	// nearly all pieces are events without details of the prompt, and need not be looked at byte by byte
 	if e.events && e.depth == 0 && !e.inText && bytes.HasSuffix(p, []byte("\n")) && !bytes.Contains(p, []byte("prompt_tokens_details")) {
@@ -81,7 +80,6 @@ func (e *usageEdit) skip(p []byte) int {
 	return 0
 }
 
-// flush passes on what is held back.
 func (e *usageEdit) flush(to func([]byte)) {
 	if e != nil && len(e.held) > 0 {
 		to(e.held)
