@@ -85,3 +85,21 @@ func TestRewriteInAPool(t *testing.T) {
 		assert.Equal(t, want, strings.Fields(answer)[1], rewrite)
 	}
 }
+
+// All that have a weight are busy: that is a reason to wait, and none to go elsewhere.
+func TestWeightsAndLimits(t *testing.T) {
+	for weights, drained := range map[string]int{"1,0": 1, "0,1": 0} {
+		instances := []*holder{newHolder(t), newHolder(t)}
+		port := hostileDecode(t, `,"retries":1,"decode_limit":1`, fmt.Sprintf(`{%s,"load_balancing":{"selection_policy":{"policy":"weighted_round_robin","weights":[%s]}}}`,
+			upstreamsOf([]string{instances[0].address, instances[1].address}), weights))
+		one := instances[1-drained]
+		held := inBackground(t, port, "held")
+		<-one.arrived
+		second := inBackground(t, port, "x")
+		waitFor(t, 1)
+		close(one.release)
+		assert.Equal(t, http.StatusOK, (<-held).status)
+		assert.Equal(t, http.StatusOK, (<-second).status)
+		assert.Zero(t, instances[drained].peak.Load(), weights)
+	}
+}

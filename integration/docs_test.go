@@ -111,3 +111,30 @@ func TestLinks(t *testing.T) {
 		}
 	}
 }
+
+// The tests that the documents name exist; an ellipsis stands for the rest of several names.
+func TestNamedTests(t *testing.T) {
+	t.Parallel()
+	var code strings.Builder
+	require.NoError(t, filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		code.Write(text)
+		return err
+	}))
+	named := regexp.MustCompile("`((?:Test|Fuzz|Benchmark)[A-Z]\\w*)(…?)[/`]")
+	found := 0
+	for path, text := range documents(t) {
+		for _, name := range named.FindAllStringSubmatch(text, -1) {
+			end := "("
+			if name[2] != "" {
+				end = ""
+			}
+			found++
+			assert.True(t, strings.Contains(code.String(), "func "+name[1]+end), "%s names %s", path, name[1])
+		}
+	}
+	assert.NotZero(t, found)
+}

@@ -37,7 +37,9 @@ func TestJudge(t *testing.T) {
 		"handle_response": {a: Attempt{Chosen: asked, Reached: true, Err: caddyhttp.Error(http.StatusNotFound, assert.AnError)}, want: telemetry.BadStatus, code: 404, cause: assert.AnError},
 		"not taken":       {a: Attempt{Chosen: asked, Reached: true, Err: ErrBroke}, status: 200, untaken: untaken, want: telemetry.Broken, cause: untaken},
 		"no memory":       {a: Attempt{Chosen: asked, Reached: true, Err: ErrBroke}, status: 200, untaken: exhausted, want: telemetry.Overloaded, cause: exhausted},
-		"broke off":       {a: Attempt{Chosen: asked, Reached: true, Err: ErrBroke}, want: telemetry.Broken, cause: ErrBroke},
+		"no HTTP": {a: Attempt{Chosen: asked, Reached: true, Err: caddyhttp.Error(http.StatusBadGateway, errors.New(`malformed HTTP status code "SECRET"`))},
+			want: telemetry.Broken, cause: errors.New("malformed HTTP")},
+		"broke off": {a: Attempt{Chosen: asked, Reached: true, Err: ErrBroke}, want: telemetry.Broken, cause: ErrBroke},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
